@@ -1,1 +1,354 @@
-"""stub, being written"""
+"""What the VL encoder said about one reference picture, where it came from, and its file."""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from .regions import Region
+
+
+REFERENCE_SCHEMA = "zimage_vl.reference_embeds"
+REFERENCE_SCHEMA_VERSION = "1"
+_STATES_KEY = "hidden_states."
+_REGIONS_KEY = "regions"
+# The fields of a file's metadata that are not plain text; lists are of integers.
+_JSON_FIELDS: dict[str, Any] = {
+    "layers": list,
+    "num_hidden_layers": int,
+    "image_grid": list,
+    "image_size": list,
+    "encoded_size": list,
+    "max_pixels": int,
+    "versions": dict,
+}
+# What a file begins with when it is a pickle: torch.save's zip archive, and a bare pickle of protocol 2 to 5.
+_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+
+
+@dataclass(frozen=True)
+class ReferenceProvenance:
+    """Where the states of a reference come from. Whatever is not known is None.
+
+    Attributes:
+        model_id: Hub id or folder of the VL encoder.
+        revision: Its revision.
+        num_hidden_layers: Layers of its language model; hidden states 0 .. num_hidden_layers exist.
+        image_grid: Rows and columns of image tokens, before a mask removed any.
+        image_sha256: Of the pixels given (their mode, size and bytes), whatever file they came from.
+        image_size: Width and height of the picture given, in pixels.
+        encoded_size: Width and height that the encoder saw, in pixels.
+        mask_sha256: Of the mask's pixels, None without a mask.
+        text: The text beside the picture, `""` for none.
+        text_position: `"after"` or `"before"` the picture.
+        max_pixels: The bound on pixels that was asked for.
+        dtype: Of the encoder's language model, such as `"bfloat16"`.
+        versions: Library to version, zimage_vl among them.
+    """
+
+    model_id: str | None = None
+    revision: str | None = None
+    num_hidden_layers: int | None = None
+    image_grid: tuple[int, int] | None = None
+    image_sha256: str | None = None
+    image_size: tuple[int, int] | None = None
+    encoded_size: tuple[int, int] | None = None
+    mask_sha256: str | None = None
+    text: str | None = None
+    text_position: str | None = None
+    max_pixels: int | None = None
+    dtype: str | None = None
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+
+    def to_metadata(self) -> dict[str, str]:
+        """The fields that are known, as the string to string pairs a safetensors file can hold."""
+        known = {key: value for key, value in asdict(self).items() if value is not None}
+        return {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in known.items()}
+
+    @classmethod
+    def from_metadata(cls, metadata: Mapping[str, str]) -> ReferenceProvenance:
+        """Reads what `to_metadata` wrote; other keys are left alone.
+
+        Raises:
+            ValueError: A field cannot be read.
+        """
+        values: dict[str, Any] = {}
+        for spec in fields(cls):
+            if spec.name in metadata:
+                text = metadata[spec.name]
+                values[spec.name] = _parse_field(spec.name, text) if spec.name in _JSON_FIELDS else text
+        return cls(**values)
+
+
+def _parse_field(name: str, text: str) -> Any:
+    try:
+        value = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"its field {name!r} cannot be read: {text!r}.") from error
+    wanted = _JSON_FIELDS[name]
+    fits = isinstance(value, wanted) and (wanted is not list or all(isinstance(item, int) for item in value))
+    if not fits:
+        raise ValueError(f"its field {name!r} should be of type {wanted.__name__}, got {text!r}.")
+    return tuple(value) if wanted is list else value
+
+
+@dataclass(frozen=True, eq=False)
+class ReferenceEmbeds:
+    """Hidden states of Qwen3-VL's language model over one reference's turn.
+
+    Attributes:
+        hidden_states: Layer, as it was asked for (negative counts from the end), to a `(tokens, dims)` tensor.
+        regions: `(tokens,)` int8 tensor of `Region` values, one for each token.
+        provenance: Where the states come from.
+
+    Raises:
+        ValueError: No layer, states that are not 2-D and floating, that differ in shape between layers, hold NaN or
+            infinity, or do not fit the regions; regions that are not `Region` values.
+
+    Example:
+        >>> states = torch.randn(4, 8)
+        >>> regions = torch.tensor([Region.PREFIX, Region.IMAGE, Region.WORDS, Region.SUFFIX])
+        >>> embeds = ReferenceEmbeds({-6: states}, regions)
+        >>> embeds.num_tokens, embeds.num_image_tokens, embeds.width, embeds.layers
+        (4, 1, 8, (-6,))
+    """
+
+    hidden_states: Mapping[int, Tensor]
+    regions: Tensor
+    provenance: ReferenceProvenance = field(default_factory=ReferenceProvenance)
+
+    def __post_init__(self) -> None:
+        _check_states(self.hidden_states)
+        _check_regions(self.regions, self.num_tokens)
+        # A copy of the mapping: what the caller does with its own dict later does not reach in here.
+        object.__setattr__(self, "hidden_states", dict(self.hidden_states))
+        object.__setattr__(self, "regions", self.regions.to(torch.int8))
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The layers it holds, in the order they were asked for."""
+        return tuple(self.hidden_states)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the turn (those that a mask removed are not among them)."""
+        return next(iter(self.hidden_states.values())).shape[0]
+
+    @property
+    def num_image_tokens(self) -> int:
+        """Image tokens, vision markers not counted."""
+        return int((self.regions == Region.IMAGE).sum())
+
+    @property
+    def width(self) -> int:
+        """Dimensions of a token's state."""
+        return next(iter(self.hidden_states.values())).shape[1]
+
+    def get_layer(self, layer: int) -> Tensor:
+        """The `(tokens, dims)` states of a layer, under either of its names (-6 of 36 layers is also 31).
+
+        Raises:
+            ValueError: The layer is not in here.
+        """
+        if layer in self.hidden_states:
+            return self.hidden_states[layer]
+        depth = self.provenance.num_hidden_layers
+        if depth is not None:
+            for other, states in self.hidden_states.items():
+                if other % (depth + 1) == layer % (depth + 1) and -depth - 1 <= layer <= depth:
+                    return states
+        raise ValueError(
+            f"This reference holds the hidden states of layers {list(self.layers)}, not of layer {layer}. Use one of "
+            "these, or encode the reference again with that layer among `layers`."
+        )
+
+    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceEmbeds:
+        """The same on another device, with the states in another floating dtype. The original stays as it is."""
+        states = {layer: x.to(device=device, dtype=dtype) for layer, x in self.hidden_states.items()}
+        return ReferenceEmbeds(states, self.regions.to(device=device), self.provenance)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a safetensors file: all of it or nothing. Equal contents give equal bytes.
+
+        Args:
+            path: The file. Its folder must exist; a file of that name is replaced.
+
+        Raises:
+            FileNotFoundError: The folder does not exist.
+        """
+        path = Path(path)
+        if not path.parent.is_dir():
+            raise FileNotFoundError(
+                f"The folder {path.parent} does not exist; make it, then save {path.name} into it."
+            )
+        tensors = {f"{_STATES_KEY}{layer}": _detached(x) for layer, x in self.hidden_states.items()}
+        tensors[_REGIONS_KEY] = _detached(self.regions)
+        content = save_safetensors(tensors, metadata=self._metadata())
+        _write_atomically(path, _with_sorted_header(content))
+
+    def _metadata(self) -> dict[str, str]:
+        return self.provenance.to_metadata() | {
+            "schema": REFERENCE_SCHEMA,
+            "schema_version": REFERENCE_SCHEMA_VERSION,
+            "layers": json.dumps(list(self.layers)),
+            "width": str(self.width),
+            "num_tokens": str(self.num_tokens),
+            "num_image_tokens": str(self.num_image_tokens),
+        }
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ReferenceEmbeds:
+        """Reads a file that `save` wrote, onto the CPU.
+
+        Args:
+            path: The safetensors file.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is a folder, a pickle, truncated, not a safetensors file, of another kind or schema
+                version, or holds NaN, infinity or shapes that do not fit each other.
+        """
+        path = Path(path)
+        content = _read_reference_file(path)
+        try:
+            metadata = _read_metadata(content)
+            tensors = load_safetensors(content)
+        except (SafetensorError, ValueError, KeyError) as error:
+            raise ValueError(
+                f"{path} is not a complete safetensors file ({error}). It may be truncated or of another kind; make "
+                "it again from the reference picture."
+            ) from error
+        try:
+            return cls._from_file(metadata, tensors)
+        except ValueError as error:
+            raise ValueError(f"{path} is refused: {error}") from error
+
+    @classmethod
+    def _from_file(cls, metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> ReferenceEmbeds:
+        if metadata.get("schema") != REFERENCE_SCHEMA:
+            raise ValueError(
+                f"it holds no reference embeddings (expected the schema {REFERENCE_SCHEMA!r} in its metadata, got "
+                f"{metadata.get('schema')!r})."
+            )
+        if metadata.get("schema_version") != REFERENCE_SCHEMA_VERSION:
+            raise ValueError(
+                f"it is of schema version {metadata.get('schema_version')!r}, this release reads version "
+                f"{REFERENCE_SCHEMA_VERSION!r}; encode the reference again, or use the release that wrote the file."
+            )
+        layers = _parse_field("layers", metadata.get("layers", ""))
+        wanted = {f"{_STATES_KEY}{layer}" for layer in layers} | {_REGIONS_KEY}
+        if wanted != set(tensors):
+            raise ValueError(f"it should hold the tensors {sorted(wanted)}, got {sorted(tensors)}.")
+        states = {int(layer): tensors[f"{_STATES_KEY}{layer}"] for layer in layers}
+        embeds = cls(states, tensors[_REGIONS_KEY], ReferenceProvenance.from_metadata(metadata))
+        _check_counts(embeds, metadata)
+        return embeds
+
+
+def _check_states(hidden_states: Mapping[int, Tensor]) -> None:
+    if not hidden_states:
+        raise ValueError("`hidden_states` must hold at least one layer, got none.")
+    shapes = {layer: tuple(states.shape) for layer, states in hidden_states.items()}
+    for layer, states in hidden_states.items():
+        if states.dim() != 2 or 0 in states.shape or not states.is_floating_point():
+            raise ValueError(
+                f"the hidden states of layer {layer} must be a floating (tokens, dims) tensor with at least one "
+                f"token, got {states.dtype} of shape {tuple(states.shape)}."
+            )
+        if not bool(torch.isfinite(states).all()):
+            raise ValueError(
+                f"the hidden states of layer {layer} contain NaN or infinity. Encode the reference again; in "
+                "float16 the encoder may overflow, bfloat16 and float32 do not."
+            )
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"all layers must have the same number of tokens and dimensions, got {shapes}.")
+
+
+def _check_regions(regions: Tensor, num_tokens: int) -> None:
+    if tuple(regions.shape) != (num_tokens,) or regions.is_floating_point() or regions.dtype == torch.bool:
+        raise ValueError(
+            f"`regions` must be an integer tensor of shape ({num_tokens},), one value a token, got {regions.dtype} of "
+            f"shape {tuple(regions.shape)}."
+        )
+    least, most = int(regions.min()), int(regions.max())
+    if least < min(Region) or most > max(Region):
+        raise ValueError(f"`regions` must hold values of Region (0..{max(Region).value}), got {least} .. {most}.")
+
+
+def _check_counts(embeds: ReferenceEmbeds, metadata: Mapping[str, str]) -> None:
+    for name in ("width", "num_tokens", "num_image_tokens"):
+        if metadata.get(name) != str(getattr(embeds, name)):
+            raise ValueError(f"its metadata say {name} {metadata.get(name)!r}, its tensors {getattr(embeds, name)}.")
+
+
+def _detached(tensor: Tensor) -> Tensor:
+    # Cloned: safetensors refuses tensors that share memory, as two names of one layer may.
+    return tensor.detach().to("cpu").contiguous().clone()
+
+
+def _read_reference_file(path: Path) -> bytes:
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder; expected a file that ReferenceEmbeds.save wrote.")
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no file {path}.")
+    content = path.read_bytes()
+    # A safetensors header 640 bytes long begins like a pickle, hence the second question.
+    if content.startswith(_PICKLE_STARTS) and _header_length(content) > len(content) - 8:
+        raise ValueError(
+            f"{path} is a pickle (as torch.save writes), whatever its name says. Reading one can run code, so it is "
+            "refused; encode the reference again and save it with ReferenceEmbeds.save."
+        )
+    return content
+
+
+def _header_length(content: bytes) -> int:
+    # The format: 8 bytes of little-endian length, a JSON header of that length, then the tensors' bytes.
+    return int.from_bytes(content[:8], "little")
+
+
+def _split_header(content: bytes) -> tuple[dict[str, Any], bytes]:
+    length = _header_length(content)
+    header = json.loads(content[8 : 8 + length].decode("utf-8"))
+    if not isinstance(header, dict):
+        raise ValueError("its header is not a JSON object")
+    return cast("dict[str, Any]", header), content[8 + length :]
+
+
+def _read_metadata(content: bytes) -> dict[str, str]:
+    if len(content) < 8 or _header_length(content) > len(content) - 8:
+        raise ValueError("its header is longer than the file")
+    header, _ = _split_header(content)
+    return header.get("__metadata__", {})
+
+
+def _with_sorted_header(content: bytes) -> bytes:
+    # safetensors writes the metadata in the random order of a hash map; sorted, equal contents are equal bytes.
+    header, data = _split_header(content)
+    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode("utf-8")
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    # Beside its final name, so that the replacement is one step of the file system; the name is nobody else's.
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

@@ -1,0 +1,107 @@
+"""Z-Image that follows a reference picture as well as a prompt, with no training.
+
+The public names are imported when they are first asked for, so that `import zimage_vl` costs nothing:
+
+    from zimage_vl import load_toy_pipeline
+
+    pipe = load_toy_pipeline()
+    image = pipe("a red circle on a white background", reference_image="reference.png").images[0]
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from ._version import __version__
+
+
+if TYPE_CHECKING:
+    from . import recipes
+    from .blending import (
+        align_sequence,
+        blend_adain,
+        blend_adain_per_dim,
+        blend_embeddings,
+        blend_slerp,
+        blend_with_style_delta,
+        compute_style_delta,
+    )
+    from .conditioning import condition_prompt_embeds
+    from .embeddings import ReferenceEmbeds
+    from .encoding import encode_reference
+    from .knobs import VLConditioning
+    from .normalization import match_token_rms, normalize_hybrid, normalize_per_dimension, scale_embeddings
+    from .outliers import get_outlier_dimensions, mask_outlier_dimensions
+    from .pipeline_z_image_vl import PromptConditioning, ZImageVLPipeline, ZImageVLPipelineOutput
+    from .report import ConditioningReport
+    from .statistics import EmbeddingStatistics, find_sink_tokens, per_dimension_correlation
+    from .toy import load_toy_pipeline
+
+__all__ = [
+    "ConditioningReport",
+    "EmbeddingStatistics",
+    "PromptConditioning",
+    "ReferenceEmbeds",
+    "VLConditioning",
+    "ZImageVLPipeline",
+    "ZImageVLPipelineOutput",
+    "__version__",
+    "align_sequence",
+    "blend_adain",
+    "blend_adain_per_dim",
+    "blend_embeddings",
+    "blend_slerp",
+    "blend_with_style_delta",
+    "compute_style_delta",
+    "condition_prompt_embeds",
+    "encode_reference",
+    "find_sink_tokens",
+    "get_outlier_dimensions",
+    "load_toy_pipeline",
+    "mask_outlier_dimensions",
+    "match_token_rms",
+    "normalize_hybrid",
+    "normalize_per_dimension",
+    "per_dimension_correlation",
+    "recipes",
+    "scale_embeddings",
+]
+
+_MODULE_NAMES: dict[str, tuple[str, ...]] = {
+    "blending": (
+        "align_sequence",
+        "blend_adain",
+        "blend_adain_per_dim",
+        "blend_embeddings",
+        "blend_slerp",
+        "blend_with_style_delta",
+        "compute_style_delta",
+    ),
+    "conditioning": ("condition_prompt_embeds",),
+    "embeddings": ("ReferenceEmbeds",),
+    "encoding": ("encode_reference",),
+    "knobs": ("VLConditioning",),
+    "normalization": ("match_token_rms", "normalize_hybrid", "normalize_per_dimension", "scale_embeddings"),
+    "outliers": ("get_outlier_dimensions", "mask_outlier_dimensions"),
+    "pipeline_z_image_vl": ("PromptConditioning", "ZImageVLPipeline", "ZImageVLPipelineOutput"),
+    "report": ("ConditioningReport",),
+    "statistics": ("EmbeddingStatistics", "find_sink_tokens", "per_dimension_correlation"),
+    "toy": ("load_toy_pipeline",),
+}
+_HOME_OF = {name: module for module, names in _MODULE_NAMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name when it is first asked for (PEP 562)."""
+    if name == "recipes":
+        return import_module(".recipes", __name__)
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,113 @@
+"""`zimage-vl env`: what runs here, for a bug report."""
+
+from __future__ import annotations
+
+import os
+import platform
+from importlib import import_module
+from typing import Annotated, Any
+
+import typer
+
+from zimage_vl._version import __version__
+
+from ._shared import FormatOption, OutputFormat, get_package_versions, print_json
+
+
+_PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "huggingface-hub",
+    "pillow",
+    "numpy",
+    "typer",
+)
+_OPTIONAL_PACKAGES = ("torchvision", "peft", "torchao", "bitsandbytes")
+
+
+def env(
+    output_format: FormatOption = OutputFormat.TEXT,
+    devices: Annotated[
+        bool, typer.Option(help="Import torch and list the accelerators; without, versions only.")
+    ] = True,
+) -> None:
+    """Print the versions and devices that a bug report needs."""
+    facts = collect_environment(devices)
+    if output_format is OutputFormat.JSON:
+        print_json(facts)
+        return
+    rows = [(name, facts[name]) for name in ("zimage-vl", "python", "platform")]
+    rows += [(name, version or "not installed") for name, version in facts["packages"].items()]
+    rows += [(name.replace("_", " "), value) for name, value in facts["torch"].items()]
+    rows += [(f"device {device['device']}", _describe_device(device)) for device in facts["devices"]]
+    for name, value in rows:
+        typer.echo(f"{name:<18} {value}")
+
+
+def collect_environment(with_devices: bool = True) -> dict[str, Any]:
+    """Versions and devices as plain values.
+
+    Args:
+        with_devices: Import torch and ask it for its devices.
+
+    Returns:
+        "zimage-vl", "python", "platform", "packages" {name: version, None where an expected one is missing; optional
+        ones only where present}, "torch" {build facts} and "devices", a list of dicts with "device", "name" and
+        "memory_bytes" (None where unknown).
+
+    Example:
+        >>> sorted(collect_environment(with_devices=False))
+        ['devices', 'packages', 'platform', 'python', 'torch', 'zimage-vl']
+    """
+    optional = {name: version for name, version in get_package_versions(_OPTIONAL_PACKAGES).items() if version}
+    torch_facts, devices = _ask_torch() if with_devices else ({}, [])
+    return {
+        "zimage-vl": __version__,
+        "python": f"{platform.python_version()} ({platform.python_implementation()})",
+        "platform": platform.platform(),
+        "packages": {**get_package_versions(_PACKAGES), **optional},
+        "torch": torch_facts,
+        "devices": devices,
+    }
+
+
+def _ask_torch() -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """What torch was built for and what it finds; a torch that does not import is a finding too."""
+    try:
+        torch: Any = import_module("torch")
+    except Exception as error:  # the report must come out whatever is broken
+        return {"torch_error": f"{type(error).__name__}: {error}"}, []
+    mps_available = bool(torch.backends.mps.is_available())
+    facts = {
+        "torch_cuda": torch.version.cuda or getattr(torch.version, "hip", None) or "not in this build",
+        "torch_mps": "available" if mps_available else "not available",
+        "torch_threads": torch.get_num_threads(),
+    }
+    devices: list[dict[str, Any]] = []
+    if torch.cuda.is_available():
+        for index in range(torch.cuda.device_count()):
+            properties = torch.cuda.get_device_properties(index)
+            devices.append(_device(f"cuda:{index}", properties.name, properties.total_memory))
+    if mps_available:
+        devices.append(_device("mps", platform.processor(), torch.mps.recommended_max_memory()))
+    devices.append(_device("cpu", f"{platform.machine()}, {os.cpu_count()} cores", _cpu_memory()))
+    return facts, devices
+
+
+def _device(device: str, name: str, memory: int | None) -> dict[str, Any]:
+    return {"device": device, "name": name, "memory_bytes": memory}
+
+
+def _cpu_memory() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
+        return None
+
+
+def _describe_device(device: dict[str, Any]) -> str:
+    memory = device["memory_bytes"]
+    return device["name"] if memory is None else f"{device['name']}, {memory / 2**30:.1f} GiB"

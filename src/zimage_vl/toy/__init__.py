@@ -1,0 +1,2 @@
+from .judging import Verdict, judge
+from .world import BACKGROUNDS, COLOURS, SHAPES, SIZE, Scene, draw_scene

@@ -1,0 +1,106 @@
+"""`zimage-vl generate`: what it refuses before any model is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import PIL.Image
+import pytest
+
+from zimage_vl.cli.app import app
+
+
+Refusal = Callable[..., str]
+
+
+@pytest.fixture
+def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
+    """Runs `zimage-vl ARGUMENTS` in this process and gives what it says on stderr when it refuses them."""
+
+    def run(*arguments: object) -> str:
+        with pytest.raises(SystemExit) as stop:
+            app([str(argument) for argument in arguments], prog_name="zimage-vl")
+        printed = capsys.readouterr()
+        assert stop.value.code == 2, printed.err
+        assert printed.out == ""
+        return printed.err
+
+    return run
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> Path:
+    path = tmp_path / "reference.png"
+    PIL.Image.new("RGB", (32, 32), "red").save(path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [("picture.jpg", "must end in .png"), ("missing/picture.png", "does not exist. Create it first")],
+)
+def test_an_output_that_cannot_be_written(output: str, reason: str, refusal: Refusal, tmp_path: Path) -> None:
+    assert reason in refusal("generate", "-p", "a red circle", "-o", tmp_path / output)
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--alpha", "1.5"], "`vl_alpha`"),
+        (["--alpha", "nan"], "`vl_alpha`"),
+        (["--layer", "last"], "--layer takes a whole number"),
+        (["--target-std", "0"], "`vl_target_std`"),
+        (["--outlier-threshold", "1"], "`vl_outlier_threshold`"),
+        (["--start", "0.5", "--end", "0.5"], "`vl_start` must be below `vl_end`"),
+        (["--tokens", "text", "--outlier-masking", "zero"], "would do nothing"),
+        (["--blend-mode", "style_delta"], "`neutral_image`"),
+        (["--reference-weights", "1,2"], "2 numbers for 1 references"),
+        (["--embeds", "states.safetensors"], "exclude each other"),
+        (["--size", "100x64"], "multiples of 16"),
+        (["--device", "gpu"], "--device 'gpu' cannot be used here"),
+        (["--negative-prompt", "blue"], "--negative-prompt does nothing without guidance"),
+        (["--vl-model", "./qwen"], "--vl-model does nothing with --model toy"),
+        (["--offload", "model", "--device", "cpu"], "--offload model needs an accelerator"),
+        (["--model", "./nowhere"], "--model './nowhere' is neither a folder"),
+    ],
+)
+def test_settings_that_cannot_be(
+    options: list[str], reason: str, refusal: Refusal, reference: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "picture.png"
+    said = refusal("generate", "-p", "a red circle", "-r", reference, "-o", output, *options)
+    assert reason in said
+    assert len(said.splitlines()) == 1
+    assert not output.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (["--alpha", "0.5"], "`vl_alpha` without --reference or --embeds would do nothing"),
+        (["--tokens", "text", "--vl-text", ""], "`vl_text` and `vl_token_selection` without"),
+        (["--reference-mask", "mask.png"], "--reference-mask without --reference would do nothing"),
+        (["--reference", "nowhere.png"], "nowhere.png' does not exist"),
+        (["--embeds", "nowhere.safetensors"], "nowhere.safetensors"),
+    ],
+)
+def test_references_that_are_not_there(options: list[str], reason: str, refusal: Refusal, tmp_path: Path) -> None:
+    assert reason in refusal("generate", "-p", "a red circle", "-o", tmp_path / "picture.png", *options)
+
+
+def test_a_broken_reference_is_named(refusal: Refusal, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_text("<!DOCTYPE html><html></html>")
+    line = refusal("generate", "-p", "a red circle", "-r", broken, "-o", tmp_path / "picture.png")
+    assert "broken.png" in line
+    assert "HTML page" in line
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--steps", "0"], ["--num-images", "0"], ["--guidance", "-1"], ["--tokens", "picture"], ["--start", "2"]],
+)
+def test_values_out_of_range_name_their_option(options: list[str], refusal: Refusal, tmp_path: Path) -> None:
+    said = refusal("generate", "-p", "a red circle", "-o", tmp_path / "picture.png", *options)
+    assert f"'{options[0]}'" in said
