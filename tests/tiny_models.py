@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen3Config, Qwen3Model, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
@@ -34,8 +35,8 @@ _CORPUS = [
 
 
 def tiny_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Vocabulary and merges of a byte-level BPE trained on a handful of sentences; `"\\n\\n"` is one token, as in "
-    "Qwen's."""
+    """Vocabulary and merges of a byte-level BPE trained on a handful of sentences; a blank line is one token, as in
+    Qwen's."""
     backend = Tokenizer(models.BPE())
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -124,8 +125,8 @@ def tiny_vl_encoder(
     attn_implementation: str = "sdpa",
     tokenizer: Any = None,
 ) -> Qwen3VLForConditionalGeneration:
-    """Qwen3-VL in float32: a 3-layer vision tower with DeepStack on its first two layers, patches of 8 merged 2 by "
-    "2."""
+    """Qwen3-VL in float32: a 3-layer vision tower with DeepStack on its first two layers, patches of 8 merged 2 by
+    2."""
     tokenizer = tokenizer or tiny_tokenizer()
     ids = {
         name: tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end", "image_pad")
@@ -187,3 +188,72 @@ def tiny_text_encoder(
         model = Qwen3Model(config)
     _randomize(model, seed)
     return model.eval()
+
+
+def tiny_vae(*, seed: int = 2) -> AutoencoderKL:
+    """A VAE with 4 latent channels that halves the sides once: pictures have sides in multiples of 4."""
+    with torch.random.fork_rng():
+        vae = AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            latent_channels=4,
+            norm_num_groups=4,
+            scaling_factor=0.5,
+            shift_factor=0.1,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+            force_upcast=False,
+        )
+    _randomize(vae, seed)
+    return vae.eval()
+
+
+def tiny_transformer(text_width: int = 32, *, seed: int = 3) -> ZImageTransformer2DModel:
+    """Z-Image's transformer with the real one's caption limit (1504 tokens)."""
+    with torch.random.fork_rng():
+        transformer = ZImageTransformer2DModel(
+            in_channels=4,
+            dim=64,
+            n_layers=2,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=text_width,
+            axes_dims=[8, 12, 12],
+            axes_lens=[1536, 512, 512],
+        )
+    _randomize(transformer, seed)
+    return transformer.eval()
+
+
+def tiny_components(text_width: int = 32) -> dict[str, Any]:
+    """What a plain `ZImagePipeline` is made of. Call it with `height=32, width=32, num_inference_steps=2`."""
+    tokenizer = tiny_tokenizer()
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0),
+        "vae": tiny_vae(),
+        "text_encoder": tiny_text_encoder(text_width, tokenizer=tokenizer),
+        "tokenizer": tokenizer,
+        "transformer": tiny_transformer(text_width),
+    }
+
+
+def tiny_pipeline(*, with_vl: bool = True, text_width: int = 32, **kwargs: Any) -> Any:
+    """A `ZImageVLPipeline` of tiny random models: an image in a fraction of a second, the same in every process.
+
+    Args:
+        with_vl: Whether it holds its VL encoder and image processor; without them it has none to load either.
+        text_width: Dimensions of the text states, a multiple of 8.
+        **kwargs: Components or settings in place of these.
+    """
+    from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+
+    parts = {**tiny_components(text_width), "vl_model_id": None}
+    if with_vl:
+        parts["vl_encoder"] = tiny_vl_encoder(text_width, tokenizer=parts["tokenizer"])
+        parts["vl_processor"] = tiny_image_processor()
+    pipe = ZImageVLPipeline(**{**parts, **kwargs})
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

@@ -43,9 +43,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)")
     parser.add_argument("--scale", type=float, default=1.0, help="factor on every number of steps (default: 1)")
+    parser.add_argument("--compile", action="store_true", help="compile the transformer's training step")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    run = Run(arguments.out, arguments.seed, arguments.device, arguments.scale)
+    run = Run(arguments.out, arguments.seed, arguments.device, arguments.scale, arguments.compile)
     for stage in STAGES if arguments.stage == "all" else [arguments.stage]:
         if run.is_done(stage) and stage != "pack":
             print(f"[{stage}] already done", flush=True)

@@ -169,6 +169,7 @@ def train_transformer(run: Run) -> None:
     latents, scenes = encode_latents(run)
     captions = Captions(toy_tokenizer.load(run), load_language(run), run.device)
     steps = run.steps(STEPS)
+    forward = torch.compile(batched_forward, dynamic=False) if run.compile else batched_forward
 
     def loss_at(step: int) -> dict[str, Tensor]:
         rng, generator = random.Random(hash((run.seed, 4, step))), run.generator(4, step)
@@ -185,7 +186,7 @@ def train_transformer(run: Run) -> None:
         u = torch.rand(BATCH, generator=generator).to(x0.device)
         sigma = 2 * u / (1 + u)
         mixed = torch.lerp(x0, noise, sigma[:, None, None, None])
-        out = batched_forward(model, mixed, 1 - sigma, cap, real.to(cap.device))
+        out = forward(model, mixed, 1 - sigma, cap, real.to(cap.device))
         return {"flow": (out - (x0 - noise)).square().mean()}
 
     log = train(

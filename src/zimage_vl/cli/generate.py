@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
+from zimage_vl._version import __version__
+
 from ._options import (
     AlignmentOption,
     AlphaOption,
@@ -70,7 +72,7 @@ if TYPE_CHECKING:
     from zimage_vl.knobs import VLConditioning
 
 _REAL_SIDE, _REAL_STEPS = 1024, 9  # Z-Image-Turbo's own card
-_RECORDED_PACKAGES = ("zimage-vl", "torch", "diffusers", "transformers")
+_RECORDED_PACKAGES = ("torch", "diffusers", "transformers")
 
 
 def generate(
@@ -324,7 +326,8 @@ def _parameters(
         "vl_model": given["vl_model"],
         **{field.name: getattr(request, field.name) for field in fields(request)},
         "references": references.sources,
+        "reference_acts": references.count > 0 and not conditioning.is_inert,
         "knobs": make_jsonable({**used, **knobs}) if references.count else None,
         "report": reports and [report.to_dict() for report in reports],
-        "versions": get_package_versions(_RECORDED_PACKAGES),
+        "versions": {"zimage-vl": __version__, **get_package_versions(_RECORDED_PACKAGES)},
     }

@@ -1,0 +1,61 @@
+"""A process that loads pipelines the way a user without the package does, told what to load line by line.
+
+Each line of its input is a JSON object:
+
+    {"source": "folder or repo", "kwargs": {...}, "call": {...}, "embeds": "file" or null, "out": "images.npy"}
+
+and each line of its output one that says what was loaded, or the error. `import zimage_vl` fails in this process.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import snapshot_download
+
+
+def paint(pipe: Any, call: dict[str, Any], embeds: str | None) -> np.ndarray:
+    """The images of a call, from the same noise every time."""
+    if embeds is not None:
+        call = {**call, "reference_embeds": sys.modules[type(pipe).__module__].ReferenceEmbeds.load(embeds)}
+    pipe.set_progress_bar_config(disable=True)
+    return pipe(**call, generator=torch.Generator().manual_seed(0), output_type="np").images
+
+
+def answer(order: dict[str, Any]) -> dict[str, Any]:
+    """Loads, paints and writes the images; returns what was loaded."""
+    kwargs = order["kwargs"]
+    if "custom_snapshot" in kwargs:  # what the model card says to do where there is no network
+        kwargs["custom_pipeline"] = snapshot_download(kwargs.pop("custom_snapshot"), allow_patterns=["*.py"])
+    pipe = DiffusionPipeline.from_pretrained(order["source"], **kwargs)
+    if "save" in order:
+        pipe.save_pretrained(order["save"])
+    if "out" in order:
+        np.save(order["out"], paint(pipe, order["call"], order.get("embeds")))
+    return {
+        "class": type(pipe).__name__,
+        "module": type(pipe).__module__,
+        "version": sys.modules[type(pipe).__module__].__version__,
+        "missing": sorted(name for name, part in pipe.components.items() if part is None),
+        "vl_model_id": pipe.config.get("vl_model_id"),
+    }
+
+
+def main() -> None:
+    sys.modules["zimage_vl"] = None  # type: ignore[assignment]  # whoever imports it now gets an ImportError
+    torch.set_num_threads(1)  # results depend on their number, bit for bit
+    for line in sys.stdin:
+        try:
+            result = answer(json.loads(line))
+        except Exception as error:
+            result = {"error": f"{type(error).__name__}: {error}"}
+        print("ANSWER " + json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Joining the modules of the package into one file."""
