@@ -22,7 +22,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from toy_training.loop import Run  # noqa: E402
+from toy_training.loop import Run
 
 
 STAGES = {
@@ -41,7 +41,9 @@ def main() -> None:
     parser.add_argument("--stage", choices=[*STAGES, "all"], default="all", help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)")
+    parser.add_argument(
+        "--threads", type=int, default=torch.get_num_threads(), help="CPU threads (default: %(default)s)"
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="factor on every number of steps (default: 1)")
     parser.add_argument("--compile", action="store_true", help="compile the transformer's training step")
     arguments = parser.parse_args()

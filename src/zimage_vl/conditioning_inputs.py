@@ -110,12 +110,7 @@ def mix_layers(name: str, reference: ReferenceEmbeds, text: TextSide, conditioni
     """The weighted mean of the layers asked for, `(tokens, dims)` float32 on the text's device."""
     layers: list[Tensor] = []
     for layer, weight in conditioning.layer_weights.items():
-        if layer not in reference.hidden_states:
-            raise ValueError(
-                f"vl_hidden_layer asks for layer {layer}, but {name} holds {sorted(reference.hidden_states)}: encode "
-                "it again with that layer."
-            )
-        states = check_embeddings(f"{name}, layer {layer}", reference.hidden_states[layer], text.embeds.shape[1])
+        states = check_embeddings(f"{name}, layer {layer}", reference.get_layer(layer), text.embeds.shape[1])
         if reference.regions.shape != states.shape[:1]:
             raise ValueError(
                 f"The regions of {name} must be one for each of {len(states)} tokens, got "

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -172,6 +172,21 @@ class ReferenceEmbeds:
             f"This reference holds the hidden states of layers {list(self.layers)}, not of layer {layer}. Use one of "
             "these, or encode the reference again with that layer among `layers`."
         )
+
+    def check_fits(self, width: int, layers: Sequence[int]) -> None:
+        """Refuse states that cannot be blended into embeddings `width` wide, or lack one of the layers.
+
+        Raises:
+            ValueError: Naming what was expected and what is here.
+        """
+        if self.width != width:
+            source = f" They are from {self.provenance.model_id}." if self.provenance.model_id else ""
+            raise ValueError(
+                f"The reference's states are {self.width} wide, the text embeddings {width}.{source} Qwen3-VL-2B is "
+                "2048 wide, 4B 2560, 8B 4096; Z-Image's text encoder goes with 2560."
+            )
+        for layer in layers:
+            self.get_layer(layer)
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceEmbeds:
         """The same on another device, with the states in another floating dtype. The original stays as it is."""

@@ -19,8 +19,8 @@ from torch import Tensor
 from ._version import __version__
 from .embeddings import ReferenceEmbeds, ReferenceProvenance
 from .patch_grid import fill_hidden, grid_size, resize_to_grid, visible_tokens
-from .regions import Region
-from .turn import TurnPosition, reference_turn
+from .regions import Region, TextPosition
+from .turn import reference_turn
 from .vl_forward import VLInputs, check_vl_encoder, resolve_layers, vl_hidden_states
 
 
@@ -38,7 +38,7 @@ def encode_reference(
     text: str,
     layers: Sequence[int] = (-6,),
     *,
-    text_position: TurnPosition = "after",
+    text_position: TextPosition = "after",
     max_pixels: int = 1024 * 1024,
     mask: Image.Image | None = None,
     max_sequence_length: int | None = None,

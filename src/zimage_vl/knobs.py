@@ -8,11 +8,10 @@ from typing import Any, Literal, cast, get_args
 
 from .outliers import OutlierMasking
 from .places import VLAlpha, check_vl_alpha
-from .regions import TokenSelection
+from .regions import TextPosition, TokenSelection
 from .tensor_checks import check_choice, check_number
 
 
-TextPosition = Literal["after", "before"]
 Normalization = Literal["global", "per_dim", "hybrid", "token_rms", "none"]
 Alignment = Literal["anchored", "pool", "interpolate", "truncate", "concat"]
 BlendMode = Literal["linear", "slerp", "adain", "adain_per_dim", "style_delta"]

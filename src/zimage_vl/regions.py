@@ -16,6 +16,7 @@ from torch import Tensor
 
 
 TokenSelection = Literal["all", "text", "image", "image_no_markers"]
+TextPosition = Literal["after", "before"]
 
 
 class Region(IntEnum):

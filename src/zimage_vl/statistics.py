@@ -131,6 +131,10 @@ class EmbeddingStatistics:
         if self.count < 2:
             raise ValueError(f"Statistics need at least two tokens to have a spread, got {self.count}.")
 
+    def to(self, device: torch.device | str) -> EmbeddingStatistics:
+        """The same on another device."""
+        return EmbeddingStatistics(self.mean.to(device), self.std.to(device), self.count, self.exclude_sinks)
+
     @classmethod
     def from_embeddings(
         cls, embeddings: Tensor | Sequence[Tensor], exclude_sinks: bool = False

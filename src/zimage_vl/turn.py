@@ -11,17 +11,15 @@ from __future__ import annotations
 import threading
 import weakref
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import convert_slow_tokenizer  # pyright: ignore[reportUnknownVariableType]
 
-from .regions import PromptToken, Region
+from .regions import PromptToken, Region, TextPosition
 
-
-TurnPosition = Literal["after", "before"]
 
 VISION_START, VISION_END, IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
 # Tokens that only the picture may bring: in a user's text they would be taken for a picture.
@@ -81,7 +79,7 @@ def reference_turn(
     tokenizer: Any,
     text: str,
     num_image_tokens: int,
-    text_position: TurnPosition = "after",
+    text_position: TextPosition = "after",
     max_sequence_length: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """The VL encoder's sequence for one picture and a text.
@@ -112,8 +110,8 @@ def reference_turn(
         >>> int((regions == Region.IMAGE).sum())  # doctest: +SKIP
         16
     """
-    if text_position not in get_args(TurnPosition):
-        raise ValueError(f"`text_position` must be one of {list(get_args(TurnPosition))}, got {text_position!r}.")
+    if text_position not in get_args(TextPosition):
+        raise ValueError(f"`text_position` must be one of {list(get_args(TextPosition))}, got {text_position!r}.")
     if num_image_tokens < 1:
         raise ValueError(f"A picture has at least one image token, got {num_image_tokens}.")
     turn = _text_turn(tokenizer, text, None)
@@ -129,7 +127,38 @@ def reference_turn(
     return torch.tensor(ids, dtype=torch.long), torch.tensor([int(r) for r in regions], dtype=torch.int8)
 
 
-def _image_place(turn: _Turn, text_position: TurnPosition) -> int:
+def embeds_regions(tokenizer: Any, length: int, tokens: tuple[PromptToken, ...] | None) -> Tensor:
+    """The regions of a prompt's embeddings.
+
+    Args:
+        tokenizer: The pipeline's tokenizer.
+        length: Tokens of the embeddings.
+        tokens: The prompt's tokens; None where only its embeddings are known. Then the template's own tokens are taken
+            to surround them, as `encode_prompt` leaves them.
+
+    Returns:
+        `(length,)` int8 `Region` values.
+
+    Raises:
+        ValueError: Embeddings of another length than the tokens, or shorter than the template.
+    """
+    if tokens is not None:
+        if len(tokens) != length:
+            raise ValueError(f"The prompt has {len(tokens)} tokens, but its embeddings have {length}.")
+        return torch.tensor([int(token.region) for token in tokens], dtype=torch.int8)
+    template = _text_turn(tokenizer, "", None).regions
+    prefix = sum(region is Region.PREFIX for region in template)
+    words = length - len(template)
+    if words < 0:
+        raise ValueError(
+            f"`prompt_embeds` of {length} tokens are shorter than the chat template alone ({len(template)} tokens): "
+            "pass embeddings from `encode_prompt`, or the prompt itself."
+        )
+    regions = [Region.PREFIX] * prefix + [Region.WORDS] * words + [Region.SUFFIX] * (len(template) - prefix)
+    return torch.tensor([int(region) for region in regions], dtype=torch.int8)
+
+
+def _image_place(turn: _Turn, text_position: TextPosition) -> int:
     ends_before = (Region.PREFIX,) if text_position == "after" else (Region.PREFIX, Region.WORDS)
     return sum(region in ends_before for region in turn.regions)
 
@@ -154,7 +183,7 @@ def _image_ids(tokenizer: Any, num_image_tokens: int) -> list[int]:
     return [ids[0], *[ids[1]] * num_image_tokens, ids[2]]
 
 
-def _check_one_string(tokenizer: Any, text: str, position: TurnPosition, turn: _Turn, image_ids: list[int]) -> None:
+def _check_one_string(tokenizer: Any, text: str, position: TextPosition, turn: _Turn, image_ids: list[int]) -> None:
     """What is put together must be what the template and the tokenizer make of the one string."""
     num_image_tokens = len(image_ids) - 2
     picture = VISION_START + IMAGE_PAD * num_image_tokens + VISION_END

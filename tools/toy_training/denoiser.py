@@ -56,7 +56,9 @@ def _rope(model: ZImageTransformer2DModel, ids: Tensor) -> Tensor:
     return model.rope_embedder(ids)[None]
 
 
-def batched_forward(model: ZImageTransformer2DModel, latents: Tensor, t: Tensor, captions: Tensor, real: Tensor) -> Tensor:
+def batched_forward(
+    model: ZImageTransformer2DModel, latents: Tensor, t: Tensor, captions: Tensor, real: Tensor
+) -> Tensor:
     """The transformer's own forward for pictures of one size and captions padded to one length, without its lists.
 
     latents (n, 16, 8, 8), t (n,), captions (n, length, 96) with `real` (n, length) true on tokens that are no padding.
@@ -123,7 +125,9 @@ class Captions:
 
     @torch.no_grad()
     def _encode(self, texts: list[str]) -> list[Tensor]:
-        batch = self.tokenizer([turn(self.tokenizer, t) for t in texts], padding=True, return_tensors="pt").to(self.device)
+        batch = self.tokenizer([turn(self.tokenizer, t) for t in texts], padding=True, return_tensors="pt").to(
+            self.device
+        )
         states = self.encoder.model(**batch, output_hidden_states=True).hidden_states[-2]
         return [state[mask.bool()] for state, mask in zip(states, batch.attention_mask)]
 
@@ -190,7 +194,16 @@ def train_transformer(run: Run) -> None:
         return {"flow": (out - (x0 - noise)).square().mean()}
 
     log = train(
-        run, "transformer", model, loss_at, steps=steps, lr=1.5e-3, rate=rate, decay=0.998, log_every=100, save_every=200
+        run,
+        "transformer",
+        model,
+        loss_at,
+        steps=steps,
+        lr=1.5e-3,
+        rate=rate,
+        decay=0.998,
+        log_every=100,
+        save_every=200,
     )
     model.save_pretrained(run.path("transformer"))
     run.finish("transformer", {"steps": steps, "log": log[-1]})

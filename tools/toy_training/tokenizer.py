@@ -106,7 +106,9 @@ def train_tokenizer(run: Run) -> None:
     build(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [scene.caption(form) for scene in ALL_SCENES for form in (*FULL_CAPTIONS, *PARTIAL_CAPTIONS)]
-    broken = [text for text in [*texts, "Ein Leuchtturm – 灯台 🏮"] if tokenizer.decode(tokenizer(text).input_ids) != text]
+    broken = [
+        text for text in [*texts, "Ein Leuchtturm – 灯台 🏮"] if tokenizer.decode(tokenizer(text).input_ids) != text
+    ]
     if broken:
         raise RuntimeError(f"{len(broken)} texts do not survive the round trip, the first is {broken[0]!r}.")
     run.finish("tokenizer", {"tokens": len(tokenizer), "round_trips": len(texts) + 1})

@@ -75,7 +75,9 @@ def train_vae(run: Run) -> None:
     train(run, "vae", vae, rough, steps=run.steps(STEPS), lr=2e-3, betas=(0.9, 0.99), decay=0.995)
     # A second, gentler cycle with hardly any pull to the prior: the first leaves some colours apart.
     steps = run.steps(FINE_STEPS)
-    log = train(run, "vae_fine", vae, lambda n: losses(n, 5, 1e-4), steps=steps, lr=1.2e-3, betas=(0.9, 0.99), decay=0.995)
+    log = train(
+        run, "vae_fine", vae, lambda n: losses(n, 5, 1e-4), steps=steps, lr=1.2e-3, betas=(0.9, 0.99), decay=0.995
+    )
     fresh, which = pictures(200, seed=2)
     with torch.no_grad():
         x = to_model(fresh).to(run.device)
@@ -86,7 +88,10 @@ def train_vae(run: Run) -> None:
     psnr = (10 * torch.log10(4 / (restored - x).square().mean())).item()
     right = np.mean([all(judge(to_image(r)).matches(ALL_SCENES[i]).values()) for r, i in zip(restored, which)])
     vae.save_pretrained(run.path("vae"))
-    run.finish("vae", {"steps": run.steps(STEPS) + steps, "psnr_db": round(psnr, 2), "judged_right": float(right), "log": log[-1]})
+    run.finish(
+        "vae",
+        {"steps": run.steps(STEPS) + steps, "psnr_db": round(psnr, 2), "judged_right": float(right), "log": log[-1]},
+    )
 
 
 def load(run: Run) -> AutoencoderKL:

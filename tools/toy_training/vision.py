@@ -196,7 +196,9 @@ def train_vl_encoder(run: Run) -> None:
     model.model.language_model.requires_grad_(False)
     train(run, "vl_encoder", model, loss_at, steps=steps, lr=2e-3)
     model.requires_grad_(True)
-    log = train(run, "vl_drift", model, lambda step: loss_at(steps + step), steps=drift_steps, lr=2e-4, weight_decay=0.0)
+    log = train(
+        run, "vl_drift", model, lambda step: loss_at(steps + step), steps=drift_steps, lr=2e-4, weight_decay=0.0
+    )
     fresh, fresh_which = pictures(60, seed=4)
     text = tokenizer([scene.caption() for scene in ALL_SCENES], return_tensors="pt").input_ids.to(run.device)
     model.save_pretrained(run.path("vl_encoder"))

@@ -53,7 +53,9 @@ def _normalise(mask: np.ndarray) -> np.ndarray:
     if len(rows) == 0 or len(columns) == 0:
         return np.zeros((NORMALISED, NORMALISED), dtype=bool)
     crop = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    stretched = Image.fromarray(crop.astype(np.uint8) * 255).resize((NORMALISED, NORMALISED), Image.Resampling.BILINEAR)
+    stretched = Image.fromarray(crop.astype(np.uint8) * 255).resize(
+        (NORMALISED, NORMALISED), Image.Resampling.BILINEAR
+    )
     return np.asarray(stretched) >= 128
 
 

@@ -1,0 +1,602 @@
+"""`ZImageVLPipeline`: Z-Image that follows a reference picture as well as a prompt, with no training.
+
+Qwen3-VL reads the picture, its hidden states are blended into the text embeddings that Z-Image is conditioned on, and
+diffusers' own `ZImagePipeline` does the rest. No tensor arithmetic here: see `conditioning`.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from diffusers.utils import BaseOutput, logging
+from transformers import AutoTokenizer, PreTrainedModel, Qwen3VLForConditionalGeneration
+
+from .calibration import measure_text_statistics
+from .call_checks import check_call_inputs, check_finite_embeds, get_max_text_tokens, warn_about_call
+from .conditioning import condition_prompt_embeds
+from .embeddings import ReferenceEmbeds
+from .encoding import encode_reference
+from .images import load_reference_image, load_reference_mask
+from .knobs import VLConditioning
+from .places import VLAlpha, resolve_alpha
+from .regions import PromptToken
+from .report import ConditioningReport
+from .request import KNOB_NAMES, ReferenceRequest, build_requests
+from .residency import forget_model, freed_after_error, heal_model_hooks, offload_models, place_new_model
+from .saving import make_self_describing, plain_class_name
+from .statistics import EmbeddingStatistics
+from .step_window import make_window_callback
+from .turn import embeds_regions, prompt_turn
+from .vl_forward import check_vl_encoder, resolve_layers
+from .vl_loading import load_vl_parts
+
+
+logger = logging.get_logger(__name__)
+
+# The parent keeps the state of a call on itself and on the scheduler: one call at a time.
+_call_locks: "weakref.WeakKeyDictionary[Any, threading.RLock]" = weakref.WeakKeyDictionary()
+_call_locks_lock = threading.Lock()
+
+
+@dataclass
+class ZImageVLPipelineOutput(BaseOutput):
+    """What a call gives.
+
+    Attributes:
+        images: PIL images, or an array or tensor as `output_type` asks for.
+        conditioning: What the references did, one report a prompt; None where no reference was given.
+    """
+
+    images: Any
+    conditioning: list[ConditioningReport] | None = None
+
+
+@dataclass
+class PromptConditioning(BaseOutput):
+    """Embeddings for any Z-Image pipeline, as `encode_prompt_with_reference` gives them.
+
+    Attributes:
+        prompt_embeds: A `(tokens, dims)` tensor for each prompt.
+        negative_prompt_embeds: The same for the negative prompts; empty without classifier-free guidance.
+        reports: What the references did, one a prompt; empty where none was given.
+    """
+
+    prompt_embeds: list[torch.Tensor]
+    negative_prompt_embeds: list[torch.Tensor]
+    reports: list[ConditioningReport]
+
+
+class ZImageVLPipeline(ZImagePipeline):
+    """Text-to-image with Z-Image, conditioned by a prompt and, if wanted, by reference pictures.
+
+    Experimental: the method shows visible artifacts, and trained adapters are better where there are any.
+
+    Args:
+        scheduler: As in `ZImagePipeline`.
+        vae: As in `ZImagePipeline`.
+        text_encoder: As in `ZImagePipeline`.
+        tokenizer: As in `ZImagePipeline`; it holds Qwen's vision tokens too.
+        transformer: As in `ZImagePipeline`.
+        vl_encoder: A Qwen3-VL as wide as the text encoder (Qwen3-VL-4B beside Qwen3-4B). None: it is loaded from
+            `vl_model_id` by the first call that needs it.
+        vl_processor: Its image processor, or a full `Qwen3VLProcessor`.
+        vl_model_id: Hub id or folder of the VL encoder; None never loads one.
+
+    Example:
+        >>> from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
+        >>> pipe = load_toy_pipeline()
+        >>> photo = draw_scene(Scene("circle", "red", "white"))
+        >>> output = pipe("a blue square on a black background", reference_image=photo, vl_alpha=0.3,
+        ...               height=64, width=64, num_inference_steps=8, guidance_scale=0.0)
+        >>> output.images[0].size, len(output.conditioning)
+        ((64, 64), 1)
+    """
+
+    model_cpu_offload_seq = "text_encoder->vl_encoder->transformer->vae"
+    _optional_components = ["vl_encoder", "vl_processor"]  # noqa: RUF012 - as every diffusers pipeline declares it
+
+    def __init__(
+        self,
+        scheduler: FlowMatchEulerDiscreteScheduler,
+        vae: AutoencoderKL,
+        text_encoder: PreTrainedModel,
+        tokenizer: AutoTokenizer,
+        transformer: ZImageTransformer2DModel,
+        vl_encoder: Qwen3VLForConditionalGeneration | None = None,
+        vl_processor: Any | None = None,
+        vl_model_id: str | None = "Qwen/Qwen3-VL-4B-Instruct",
+    ):
+        super().__init__(scheduler, vae, text_encoder, tokenizer, transformer)
+        if vl_encoder is not None:
+            check_vl_encoder(vl_encoder, text_encoder.config.hidden_size)
+        self.register_modules(vl_encoder=vl_encoder, vl_processor=vl_processor)
+        self.register_to_config(vl_model_id=vl_model_id)
+        self._vl_revision: str | None = None
+        self._statistics: dict[bool, tuple[Any, EmbeddingStatistics]] = {}
+
+    # ---- The VL parts ----
+
+    @property
+    def z_image_components(self) -> dict[str, Any]:
+        """The components without the VL parts, for a plain Z-Image pipeline: `ZImagePipeline(**these)`."""
+        return {name: part for name, part in self.components.items() if not name.startswith("vl_")}
+
+    def load_vl_encoder(
+        self,
+        model_id: str | None = None,
+        revision: str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        """Load the VL encoder and its image processor, and bring them to where the pipeline keeps its models.
+
+        Args:
+            model_id: Hub id or folder; None is `vl_model_id` of the pipeline.
+            revision: Branch, tag or commit on the Hub.
+            dtype: None is the text encoder's.
+
+        Raises:
+            ValueError: No `model_id` and `vl_model_id=None`; a model that is not as wide as the text encoder.
+            OSError: It cannot be found or downloaded.
+        """
+        model_id = model_id or self.config.vl_model_id
+        if model_id is None:
+            raise ValueError(
+                "This pipeline has no VL encoder and `vl_model_id` is None, so none is loaded. Pass `vl_encoder` and "
+                "`vl_processor`, call load_vl_encoder with a `model_id`, or use `reference_embeds`."
+            )
+        encoder, processor = load_vl_parts(model_id, revision, dtype or self.text_encoder.dtype)
+        check_vl_encoder(encoder, self.text_encoder.config.hidden_size)
+        self.register_modules(vl_encoder=encoder, vl_processor=processor)
+        self.register_to_config(vl_model_id=str(model_id))
+        self._vl_revision = revision
+        place_new_model(self, encoder)
+
+    def unload_vl_encoder(self) -> None:
+        """Forget the VL encoder and its processor and give their memory back; a later call may load them again."""
+        encoder = self.vl_encoder
+        self.register_modules(vl_encoder=None, vl_processor=None)
+        if encoder is not None:
+            forget_model(self, encoder)
+
+    def _require_vl_encoder(self) -> None:
+        if self.vl_encoder is None:
+            self.load_vl_encoder()
+        if self.vl_processor is None:
+            raise ValueError(
+                "`vl_encoder` was given without `vl_processor`. Pass its image processor too: "
+                "transformers.AutoImageProcessor.from_pretrained(<the VL encoder's id or folder>)."
+            )
+        check_vl_encoder(self.vl_encoder, self.text_encoder.config.hidden_size)
+
+    # ---- Encoding ----
+
+    def encode_reference(
+        self,
+        image: Any,
+        text: str = "",
+        layers: Sequence[int] = (-6,),
+        *,
+        text_position: str = "after",
+        max_pixels: int = 1024 * 1024,
+        mask: Any = None,
+        max_sequence_length: int = 512,
+    ) -> ReferenceEmbeds:
+        """What the VL encoder says about a picture, to be used again as `reference_embeds` or saved.
+
+        Args:
+            image: One picture of any kind that `reference_image` takes.
+            text: The text beside it; for the same result as `pipe(prompt, reference_image=image)`, the prompt.
+            layers: Those that `vl_hidden_layer` will ask for; all come from one pass.
+            text_position: "after" or "before" the picture.
+            max_pixels: Bound on the pixels that are read.
+            mask: Greyscale picture, white counts.
+            max_sequence_length: As in the call: cuts the text as the prompt is cut.
+
+        Returns:
+            Hidden states `(tokens, dims)` a layer, with regions and provenance. Under model offload nothing stays on
+            the accelerator but these.
+
+        Example:
+            >>> from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
+            >>> embeds = load_toy_pipeline().encode_reference(draw_scene(Scene("cross", "cyan", "gray")), "a circle")
+            >>> embeds.num_image_tokens, embeds.width
+            (16, 96)
+        """
+        picture = load_reference_image(image, "image")
+        cover = None if mask is None else load_reference_mask(mask, picture.size)
+        heal_model_hooks(self)
+        self._require_vl_encoder()
+        with freed_after_error(self):
+            offload_models(self, self.text_encoder, self.vl_encoder)
+            embeds = encode_reference(
+                self.vl_encoder,
+                self.vl_processor,
+                self.tokenizer,
+                picture,
+                text,
+                layers,
+                text_position=text_position,  # pyright: ignore[reportArgumentType] - it is checked there
+                max_pixels=max_pixels,
+                mask=cover,
+                max_sequence_length=max_sequence_length,
+                model_id=self.vl_encoder.name_or_path or self.config.vl_model_id,
+                revision=self._vl_revision,
+            )
+            offload_models(self, self.vl_encoder)
+        return embeds
+
+    def tokenize_prompt(self, prompt: str, max_sequence_length: int = 512) -> tuple[PromptToken, ...]:
+        """The prompt's tokens with their places, for an alpha a token: row i of its `prompt_embeds` is token i.
+
+        Example:
+            >>> from zimage_vl.toy import load_toy_pipeline
+            >>> tokens = load_toy_pipeline().tokenize_prompt("a red circle")
+            >>> [token.text for token in tokens if token.start >= 0]
+            ['a', ' red', ' circle']
+        """
+        return prompt_turn(self.tokenizer, prompt, max_sequence_length)[1]
+
+    def text_statistics(self, exclude_sinks: bool = False) -> EmbeddingStatistics:
+        """Statistics of the text encoder's embeddings over the calibration prompts, measured once an encoder."""
+        known = self._statistics.get(exclude_sinks)
+        if known is None or known[0]() is not self.text_encoder:
+            with freed_after_error(self):
+                heal_model_hooks(self)
+                measured = measure_text_statistics(
+                    lambda prompts: self.encode_prompt(list(prompts), do_classifier_free_guidance=False)[0],
+                    exclude_sinks,
+                )
+                offload_models(self, self.text_encoder)
+            known = self._statistics[exclude_sinks] = (weakref.ref(self.text_encoder), measured)
+        return known[1]
+
+    def encode_prompt_with_reference(
+        self,
+        prompt: str | list[str],
+        reference_image: Any = None,
+        *,
+        reference_embeds: Any = None,
+        negative_prompt: str | list[str] | None = None,
+        do_classifier_free_guidance: bool = True,
+        max_sequence_length: int = 512,
+        reference_weights: Sequence[float] | None = None,
+        reference_mask: Any = None,
+        neutral_image: Any = None,
+        vl_text: str | list[str] | None = None,
+        **knobs: Any,
+    ) -> PromptConditioning:
+        """Embeddings for any Z-Image pipeline: image-to-image, inpainting, ControlNet, or a script of your own.
+
+        Args:
+            prompt: One prompt or a list of them.
+            reference_image: As in the call.
+            reference_embeds: As in the call.
+            negative_prompt: One negative prompt a prompt, `""` by default.
+            do_classifier_free_guidance: Whether negative embeddings are wanted.
+            max_sequence_length: Tokens after which a prompt is cut.
+            reference_weights: As in the call.
+            reference_mask: As in the call.
+            neutral_image: As in the call.
+            vl_text: As in the call.
+            knobs: The call's `vl_*` knobs, but for `vl_start` and `vl_end`: the other pipeline decides its steps.
+
+        Returns:
+            `prompt_embeds`, `negative_prompt_embeds` and `reports`. Under offload no encoder stays resident.
+
+        Raises:
+            TypeError: An unknown knob, or a value of the wrong type.
+            ValueError: As in the call; `vl_start` or `vl_end` is given.
+
+        Example:
+            >>> from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
+            >>> photo = draw_scene(Scene("circle", "red", "white"))
+            >>> ready = load_toy_pipeline().encode_prompt_with_reference("a square", photo, vl_alpha=0.5)
+            >>> ready.prompt_embeds[0].shape
+            torch.Size([10, 96])
+        """
+        values = _complete_knobs(knobs)
+        for name in ("vl_start", "vl_end"):
+            if name in knobs:
+                raise ValueError(
+                    f"`{name}` is refused here: the pipeline that takes the embeddings decides its steps."
+                )
+        check_call_inputs(self, prompt, None, negative_prompt, do_classifier_free_guidance)
+        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+        requests = build_requests(
+            prompts,
+            len(prompts),
+            values,
+            reference_image=reference_image,
+            reference_embeds=reference_embeds,
+            reference_weights=reference_weights,
+            reference_mask=reference_mask,
+            neutral_image=neutral_image,
+            vl_text=vl_text,
+        )
+        with _lock_of_pipeline(self), freed_after_error(self), torch.no_grad():
+            heal_model_hooks(self)
+            encode = {
+                "prompt": prompts,
+                "negative_prompt": negative_prompt,
+                "do_classifier_free_guidance": do_classifier_free_guidance,
+                "max_sequence_length": max_sequence_length,
+            }
+            text, ready = self._condition(requests, encode)
+            del text
+            offload_models(self, self.text_encoder, self.vl_encoder)
+        return ready
+
+    def encode_prompt(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
+        """As the parent's, on copies: the parent writes the chat template into the caller's lists."""
+        heal_model_hooks(self)
+        negative = kwargs.get("negative_prompt")
+        if isinstance(negative, list):
+            kwargs["negative_prompt"] = list(negative)
+        args = tuple(list(value) if isinstance(value, list) and i == 2 else value for i, value in enumerate(args))
+        return super().encode_prompt(list(prompt) if isinstance(prompt, list) else prompt, *args, **kwargs)
+
+    def _condition(
+        self, requests: list[ReferenceRequest] | None, encode: dict[str, Any]
+    ) -> tuple[list[torch.Tensor], PromptConditioning]:
+        """The text's own embeddings, and what the references make of them; `encode` goes to `encode_prompt`."""
+        length = encode["max_sequence_length"]
+        plans = [self._plan(request, length) for request in requests or ()]
+        if encode.get("prompt_embeds") is not None and encode["prompt"] is None:
+            text, negative = list(encode["prompt_embeds"]), list(encode.get("negative_prompt_embeds") or [])
+        else:
+            text, negative = self.encode_prompt(**encode)
+        offload_models(self, self.text_encoder)
+        check_finite_embeds("the text encoder", [*text, *(negative or [])])
+        if requests is None:
+            return text, PromptConditioning(text, negative, [])
+        results = [
+            self._condition_one(embeds, request, plan, length)
+            for embeds, request, plan in zip(text, requests, plans, strict=True)
+        ]
+        return text, PromptConditioning([out for out, _ in results], negative, [report for _, report in results])
+
+    def _plan(self, request: ReferenceRequest, max_sequence_length: int) -> tuple[PromptToken, ...] | None:
+        """What can be found wrong before any model runs; the prompt's tokens where its words are known."""
+        tokens = None
+        if request.prompt is not None:
+            tokens = self.tokenize_prompt(request.prompt, max_sequence_length)
+            resolve_alpha(request.knobs.vl_alpha, tokens, request.prompt)
+        if request.needs_vl_encoder:
+            self._require_vl_encoder()
+            resolve_layers(request.knobs.layers, self.vl_encoder.config.text_config.num_hidden_layers)
+        width = self.text_encoder.config.hidden_size
+        for reference in request.references:
+            if isinstance(reference, ReferenceEmbeds):
+                reference.check_fits(width, request.knobs.layers)
+        return tokens
+
+    def _condition_one(
+        self,
+        text: torch.Tensor,
+        request: ReferenceRequest,
+        tokens: tuple[PromptToken, ...] | None,
+        max_sequence_length: int,
+    ) -> tuple[torch.Tensor, ConditioningReport]:
+        knobs = request.knobs
+        references = [] if knobs.is_inert else self._read_references(request, max_sequence_length)
+        neutral = references.pop() if request.neutral is not None and references else None
+        alpha = None if tokens is None else resolve_alpha(knobs.vl_alpha, tokens, request.prompt)
+        wanted = knobs.needs_text_statistics and not knobs.is_inert
+        return condition_prompt_embeds(
+            text,
+            embeds_regions(self.tokenizer, len(text), tokens),
+            references,
+            knobs,
+            alpha=alpha,
+            text_statistics=self.text_statistics(knobs.vl_exclude_sinks).to(text.device) if wanted else None,
+            neutral=neutral,
+            max_tokens=get_max_text_tokens(self.transformer),
+        )
+
+    def _read_references(self, request: ReferenceRequest, max_sequence_length: int) -> list[ReferenceEmbeds]:
+        """The references as the VL encoder saw them, and last, where there is one, the neutral picture."""
+        pictures = list(zip(request.references, request.masks, strict=True))
+        if request.neutral is not None:
+            neutral: Any = request.neutral
+            first: Any = request.references[0]
+            if not isinstance(neutral, ReferenceEmbeds) and neutral.size != first.size:
+                neutral = neutral.resize(first.size)
+            pictures.append((neutral, request.masks[0]))
+        return [
+            picture
+            if isinstance(picture, ReferenceEmbeds)
+            else self.encode_reference(
+                picture,
+                request.text or "",
+                request.knobs.layers,
+                text_position=request.knobs.vl_text_position,
+                max_pixels=request.knobs.vl_max_pixels,
+                mask=mask,
+                max_sequence_length=max_sequence_length,
+            )
+            for picture, mask in pictures
+        ]
+
+    # ---- The call ----
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_inference_steps: int = 50,
+        sigmas: list[float] | None = None,
+        guidance_scale: float = 5.0,
+        cfg_normalization: bool = False,
+        cfg_truncation: float = 1.0,
+        negative_prompt: str | list[str] | None = None,
+        num_images_per_prompt: int | None = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        prompt_embeds: list[torch.Tensor] | None = None,
+        negative_prompt_embeds: list[torch.Tensor] | None = None,
+        output_type: str | None = "pil",
+        return_dict: bool = True,
+        joint_attention_kwargs: dict[str, Any] | None = None,
+        callback_on_step_end: Callable[..., dict[str, Any]] | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 - the parent's own default
+        max_sequence_length: int = 512,
+        *,
+        reference_image: Any = None,
+        reference_embeds: Any = None,
+        reference_weights: Sequence[float] | None = None,
+        reference_mask: Any = None,
+        vl_alpha: VLAlpha | list[Any] = 0.3,
+        vl_hidden_layer: int | dict[int, float] = -6,
+        vl_text: str | list[str] | None = None,
+        vl_text_position: str = "after",
+        vl_token_selection: str = "all",
+        vl_normalization: str = "global",
+        vl_target_std: float | None = None,
+        vl_outlier_masking: str = "none",
+        vl_outlier_threshold: float = 10.0,
+        vl_exclude_sinks: bool = False,
+        vl_alignment: str = "anchored",
+        vl_blend_mode: str = "linear",
+        neutral_image: Any = None,
+        vl_start: float = 0.0,
+        vl_end: float = 1.0,
+        vl_max_pixels: int = 1024 * 1024,
+    ) -> ZImageVLPipelineOutput | tuple[Any]:
+        """Generate pictures from prompts, each steered by one or several reference pictures.
+
+        The parameters up to `max_sequence_length` are those of `ZImagePipeline`, with its meanings and defaults;
+        `prompt` together with `prompt_embeds` is refused. Without a reference, or at alpha 0, the result is the
+        parent's bit for bit and the VL encoder is neither loaded nor run.
+
+        Args:
+            reference_image: A picture (PIL, array HWC, tensor CHW; uint8 or float 0..1), path or URL; a list is one a
+                prompt (one alone serves all), a list inside it is several for one prompt.
+            reference_embeds: `ReferenceEmbeds` in place of pictures, nested alike.
+            reference_weights: Numbers >= 0, as many as one prompt has references; they are made to sum to 1.
+            reference_mask: Greyscale pictures, white counts: what is hidden leaves no trace at all.
+            vl_alpha: 0 the text alone .. 1 the reference alone; one a text token; or `{place: alpha}` with the places
+                "prefix", "prompt", "suffix", any phrase of the prompt, and "default" for the rest. In a batch also a
+                list of such, one a prompt.
+            vl_hidden_layer: Index into the VL encoder's hidden states, or `{layer: weight}`.
+            vl_text: The text beside the picture; None is the prompt, `""` none.
+            vl_text_position: "after" or "before" the picture.
+            vl_token_selection: "all", "text", "image" (with the vision markers) or "image_no_markers".
+            vl_normalization: "global", "per_dim", "hybrid", "token_rms" or "none".
+            vl_target_std: > 0, for "global" and "hybrid"; None is the std of this prompt's embeddings.
+            vl_outlier_masking: "none", "zero", "clamp" or "scale", on image tokens.
+            vl_outlier_threshold: > 1, the ratio of standard deviations from which a dimension is an outlier.
+            vl_exclude_sinks: Leave attention sinks out of statistics, alignment and blend.
+            vl_alignment: "anchored", "pool", "interpolate", "truncate" or "concat".
+            vl_blend_mode: "linear", "slerp", "adain", "adain_per_dim" or "style_delta".
+            neutral_image: The picture without the style, for "style_delta".
+            vl_start: Fraction of the steps from which on the reference counts.
+            vl_end: Fraction of the steps up to which it counts.
+            vl_max_pixels: Bound on the pixels of a reference that are read.
+
+        Returns:
+            `ZImageVLPipelineOutput` with the pictures and, in `conditioning`, what each prompt's references did; or
+            `(images,)` where `return_dict` is False.
+
+        Raises:
+            TypeError: A value of the wrong type.
+            ValueError: A value out of range, numbers that do not match, arguments that exclude each other or would do
+                nothing; NaN from an encoder.
+        """
+        knobs = {name: value for name, value in locals().items() if name in KNOB_NAMES}
+        call = {
+            "height": height,
+            "width": width,
+            "num_inference_steps": num_inference_steps,
+            "sigmas": sigmas,
+            "guidance_scale": guidance_scale,
+            "cfg_normalization": cfg_normalization,
+            "cfg_truncation": cfg_truncation,
+            "num_images_per_prompt": num_images_per_prompt,
+            "generator": generator,
+            "latents": latents,
+            "output_type": output_type,
+            "joint_attention_kwargs": joint_attention_kwargs,
+            "callback_on_step_end": callback_on_step_end,
+            "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
+            "max_sequence_length": max_sequence_length,
+        }
+        with _lock_of_pipeline(self), freed_after_error(self):
+            heal_model_hooks(self)
+            self._guidance_scale = guidance_scale
+            guided = self.do_classifier_free_guidance
+            check_call_inputs(self, prompt, prompt_embeds, negative_prompt, guided, negative_prompt_embeds, **call)
+            prompts = [prompt] if isinstance(prompt, str) else list(prompt) if prompt is not None else None
+            requests = build_requests(
+                prompts,
+                len(prompts if prompts is not None else prompt_embeds or ()),
+                knobs,
+                reference_image=reference_image,
+                reference_embeds=reference_embeds,
+                reference_weights=reference_weights,
+                reference_mask=reference_mask,
+                neutral_image=neutral_image,
+                vl_text=vl_text,
+            )
+            steps = len(sigmas) if sigmas is not None else num_inference_steps
+            window = VLConditioning(vl_start=vl_start, vl_end=vl_end).window(steps)
+            warn_about_call(self, prompts, guidance_scale, max_sequence_length)
+            encode = {
+                "prompt": prompts,
+                "negative_prompt": negative_prompt,
+                "do_classifier_free_guidance": guided,
+                "prompt_embeds": prompt_embeds,
+                "negative_prompt_embeds": negative_prompt_embeds,
+                "max_sequence_length": max_sequence_length,
+            }
+            text, ready = self._condition(requests, encode)
+            first = ready.prompt_embeds
+            if requests is not None and not all(window):
+                repeats = num_images_per_prompt or 1
+                inside, outside = _repeat_each(first, repeats), _repeat_each(text, repeats)
+                call["callback_on_step_end"] = make_window_callback(window, inside, outside, callback_on_step_end)
+                first = first if window[0] else text
+            call |= {"prompt_embeds": first, "negative_prompt_embeds": ready.negative_prompt_embeds}
+            images = super().__call__(return_dict=False, **call)[0]
+        if not return_dict:
+            return (images,)
+        return ZImageVLPipelineOutput(images, ready.reports if requests is not None else None)
+
+    # ---- Saving and loading ----
+
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' own; the folder also carries this pipeline's code, so that it loads by itself.
+
+        `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` restores all of it.
+        """
+        super().save_pretrained(save_directory, *args, **kwargs)
+        make_self_describing(save_directory, type(self))
+
+    @classmethod
+    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
+        """As diffusers' own, for self-describing folders too."""
+        config = super().load_config(*args, **kwargs)
+        if isinstance(config, tuple):
+            return (plain_class_name(config[0]), *config[1:])
+        return plain_class_name(config)
+
+
+def _complete_knobs(given: dict[str, Any]) -> dict[str, Any]:
+    unknown = sorted(set(given) - set(KNOB_NAMES))
+    if unknown:
+        raise TypeError(f"Unknown knobs {unknown}; there are {sorted(KNOB_NAMES)}.")
+    return {name: given.get(name, getattr(VLConditioning, name)) for name in KNOB_NAMES}
+
+
+def _repeat_each(items: Sequence[torch.Tensor], times: int) -> list[torch.Tensor]:
+    return [item for item in items for _ in range(times)]
+
+
+def _lock_of_pipeline(pipe: Any) -> threading.RLock:
+    with _call_locks_lock:
+        return _call_locks.setdefault(pipe, threading.RLock())
