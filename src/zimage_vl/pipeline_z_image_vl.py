@@ -7,32 +7,24 @@ diffusers' own `ZImagePipeline` does the rest. No tensor arithmetic here: see `c
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import logging
 from transformers import AutoTokenizer, PreTrainedModel, Qwen3VLForConditionalGeneration
 
-from .calibration import measure_text_statistics
-from .call_checks import check_call_inputs, check_finite_embeds, get_max_text_tokens, warn_about_call
-from .conditioning import condition_prompt_embeds
-from .embeddings import ReferenceEmbeds
-from .encoding import encode_reference
-from .images import load_reference_image, load_reference_mask
+from .call_checks import check_call_inputs, warn_about_call
 from .knobs import VLConditioning
-from .places import VLAlpha, resolve_alpha
-from .regions import PromptToken
-from .report import ConditioningReport
-from .request import KNOB_NAMES, ReferenceRequest, build_requests
-from .residency import forget_model, freed_after_error, heal_model_hooks, offload_models, place_new_model
+from .pipeline_output import PromptConditioning, ZImageVLPipelineOutput
+from .places import VLAlpha
+from .request import KNOB_NAMES, build_requests
+from .residency import freed_after_error, heal_model_hooks, offload_models
 from .saving import make_self_describing, plain_class_name
 from .statistics import EmbeddingStatistics
 from .step_window import make_window_callback
-from .turn import embeds_regions, prompt_turn
-from .vl_forward import check_vl_encoder, resolve_layers
-from .vl_loading import load_vl_parts
+from .vl_forward import check_vl_encoder
+from .vl_parts import VLPartsMixin
 
 
 logger = logging.get_logger(__name__)
@@ -42,35 +34,7 @@ _call_locks: "weakref.WeakKeyDictionary[Any, threading.RLock]" = weakref.WeakKey
 _call_locks_lock = threading.Lock()
 
 
-@dataclass
-class ZImageVLPipelineOutput(BaseOutput):
-    """What a call gives.
-
-    Attributes:
-        images: PIL images, or an array or tensor as `output_type` asks for.
-        conditioning: What the references did, one report a prompt; None where no reference was given.
-    """
-
-    images: Any
-    conditioning: list[ConditioningReport] | None = None
-
-
-@dataclass
-class PromptConditioning(BaseOutput):
-    """Embeddings for any Z-Image pipeline, as `encode_prompt_with_reference` gives them.
-
-    Attributes:
-        prompt_embeds: A `(tokens, dims)` tensor for each prompt.
-        negative_prompt_embeds: The same for the negative prompts; empty without classifier-free guidance.
-        reports: What the references did, one a prompt; empty where none was given.
-    """
-
-    prompt_embeds: list[torch.Tensor]
-    negative_prompt_embeds: list[torch.Tensor]
-    reports: list[ConditioningReport]
-
-
-class ZImageVLPipeline(ZImagePipeline):
+class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
     """Text-to-image with Z-Image, conditioned by a prompt and, if wanted, by reference pictures.
 
     Experimental: the method shows visible artifacts, and trained adapters are better where there are any.
@@ -118,141 +82,7 @@ class ZImageVLPipeline(ZImagePipeline):
         self._vl_revision: str | None = None
         self._statistics: dict[bool, tuple[Any, EmbeddingStatistics]] = {}
 
-    # ---- The VL parts ----
-
-    @property
-    def z_image_components(self) -> dict[str, Any]:
-        """The components without the VL parts, for a plain Z-Image pipeline: `ZImagePipeline(**these)`."""
-        return {name: part for name, part in self.components.items() if not name.startswith("vl_")}
-
-    def load_vl_encoder(
-        self,
-        model_id: str | None = None,
-        revision: str | None = None,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        """Load the VL encoder and its image processor, and bring them to where the pipeline keeps its models.
-
-        Args:
-            model_id: Hub id or folder; None is `vl_model_id` of the pipeline.
-            revision: Branch, tag or commit on the Hub.
-            dtype: None is the text encoder's.
-
-        Raises:
-            ValueError: No `model_id` and `vl_model_id=None`; a model that is not as wide as the text encoder.
-            OSError: It cannot be found or downloaded.
-        """
-        model_id = model_id or self.config.vl_model_id
-        if model_id is None:
-            raise ValueError(
-                "This pipeline has no VL encoder and `vl_model_id` is None, so none is loaded. Pass `vl_encoder` and "
-                "`vl_processor`, call load_vl_encoder with a `model_id`, or use `reference_embeds`."
-            )
-        encoder, processor = load_vl_parts(model_id, revision, dtype or self.text_encoder.dtype)
-        check_vl_encoder(encoder, self.text_encoder.config.hidden_size)
-        self.register_modules(vl_encoder=encoder, vl_processor=processor)
-        self.register_to_config(vl_model_id=str(model_id))
-        self._vl_revision = revision
-        place_new_model(self, encoder)
-
-    def unload_vl_encoder(self) -> None:
-        """Forget the VL encoder and its processor and give their memory back; a later call may load them again."""
-        encoder = self.vl_encoder
-        self.register_modules(vl_encoder=None, vl_processor=None)
-        if encoder is not None:
-            forget_model(self, encoder)
-
-    def _require_vl_encoder(self) -> None:
-        if self.vl_encoder is None:
-            self.load_vl_encoder()
-        if self.vl_processor is None:
-            raise ValueError(
-                "`vl_encoder` was given without `vl_processor`. Pass its image processor too: "
-                "transformers.AutoImageProcessor.from_pretrained(<the VL encoder's id or folder>)."
-            )
-        check_vl_encoder(self.vl_encoder, self.text_encoder.config.hidden_size)
-
     # ---- Encoding ----
-
-    def encode_reference(
-        self,
-        image: Any,
-        text: str = "",
-        layers: Sequence[int] = (-6,),
-        *,
-        text_position: str = "after",
-        max_pixels: int = 1024 * 1024,
-        mask: Any = None,
-        max_sequence_length: int = 512,
-    ) -> ReferenceEmbeds:
-        """What the VL encoder says about a picture, to be used again as `reference_embeds` or saved.
-
-        Args:
-            image: One picture of any kind that `reference_image` takes.
-            text: The text beside it; for the same result as `pipe(prompt, reference_image=image)`, the prompt.
-            layers: Those that `vl_hidden_layer` will ask for; all come from one pass.
-            text_position: "after" or "before" the picture.
-            max_pixels: Bound on the pixels that are read.
-            mask: Greyscale picture, white counts.
-            max_sequence_length: As in the call: cuts the text as the prompt is cut.
-
-        Returns:
-            Hidden states `(tokens, dims)` a layer, with regions and provenance. Under model offload nothing stays on
-            the accelerator but these.
-
-        Example:
-            >>> from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
-            >>> embeds = load_toy_pipeline().encode_reference(draw_scene(Scene("cross", "cyan", "gray")), "a circle")
-            >>> embeds.num_image_tokens, embeds.width
-            (16, 96)
-        """
-        picture = load_reference_image(image, "image")
-        cover = None if mask is None else load_reference_mask(mask, picture.size)
-        heal_model_hooks(self)
-        self._require_vl_encoder()
-        with freed_after_error(self):
-            offload_models(self, self.text_encoder, self.vl_encoder)
-            embeds = encode_reference(
-                self.vl_encoder,
-                self.vl_processor,
-                self.tokenizer,
-                picture,
-                text,
-                layers,
-                text_position=text_position,  # pyright: ignore[reportArgumentType] - it is checked there
-                max_pixels=max_pixels,
-                mask=cover,
-                max_sequence_length=max_sequence_length,
-                model_id=self.vl_encoder.name_or_path or self.config.vl_model_id,
-                revision=self._vl_revision,
-            )
-            offload_models(self, self.vl_encoder)
-        return embeds
-
-    def tokenize_prompt(self, prompt: str, max_sequence_length: int = 512) -> tuple[PromptToken, ...]:
-        """The prompt's tokens with their places, for an alpha a token: row i of its `prompt_embeds` is token i.
-
-        Example:
-            >>> from zimage_vl.toy import load_toy_pipeline
-            >>> tokens = load_toy_pipeline().tokenize_prompt("a red circle")
-            >>> [token.text for token in tokens if token.start >= 0]
-            ['a', ' red', ' circle']
-        """
-        return prompt_turn(self.tokenizer, prompt, max_sequence_length)[1]
-
-    def text_statistics(self, exclude_sinks: bool = False) -> EmbeddingStatistics:
-        """Statistics of the text encoder's embeddings over the calibration prompts, measured once an encoder."""
-        known = self._statistics.get(exclude_sinks)
-        if known is None or known[0]() is not self.text_encoder:
-            with freed_after_error(self):
-                heal_model_hooks(self)
-                measured = measure_text_statistics(
-                    lambda prompts: self.encode_prompt(list(prompts), do_classifier_free_guidance=False)[0],
-                    exclude_sinks,
-                )
-                offload_models(self, self.text_encoder)
-            known = self._statistics[exclude_sinks] = (weakref.ref(self.text_encoder), measured)
-        return known[1]
 
     def encode_prompt_with_reference(
         self,
@@ -338,88 +168,6 @@ class ZImageVLPipeline(ZImagePipeline):
             kwargs["negative_prompt"] = list(negative)
         args = tuple(list(value) if isinstance(value, list) and i == 2 else value for i, value in enumerate(args))
         return super().encode_prompt(list(prompt) if isinstance(prompt, list) else prompt, *args, **kwargs)
-
-    def _condition(
-        self, requests: list[ReferenceRequest] | None, encode: dict[str, Any]
-    ) -> tuple[list[torch.Tensor], PromptConditioning]:
-        """The text's own embeddings, and what the references make of them; `encode` goes to `encode_prompt`."""
-        length = encode["max_sequence_length"]
-        plans = [self._plan(request, length) for request in requests or ()]
-        if encode.get("prompt_embeds") is not None and encode["prompt"] is None:
-            text, negative = list(encode["prompt_embeds"]), list(encode.get("negative_prompt_embeds") or [])
-        else:
-            text, negative = self.encode_prompt(**encode)
-        offload_models(self, self.text_encoder)
-        check_finite_embeds("the text encoder", [*text, *(negative or [])])
-        if requests is None:
-            return text, PromptConditioning(text, negative, [])
-        results = [
-            self._condition_one(embeds, request, plan, length)
-            for embeds, request, plan in zip(text, requests, plans, strict=True)
-        ]
-        return text, PromptConditioning([out for out, _ in results], negative, [report for _, report in results])
-
-    def _plan(self, request: ReferenceRequest, max_sequence_length: int) -> tuple[PromptToken, ...] | None:
-        """What can be found wrong before any model runs; the prompt's tokens where its words are known."""
-        tokens = None
-        if request.prompt is not None:
-            tokens = self.tokenize_prompt(request.prompt, max_sequence_length)
-            resolve_alpha(request.knobs.vl_alpha, tokens, request.prompt)
-        if request.needs_vl_encoder:
-            self._require_vl_encoder()
-            resolve_layers(request.knobs.layers, self.vl_encoder.config.text_config.num_hidden_layers)
-        width = self.text_encoder.config.hidden_size
-        for reference in request.references:
-            if isinstance(reference, ReferenceEmbeds):
-                reference.check_fits(width, request.knobs.layers)
-        return tokens
-
-    def _condition_one(
-        self,
-        text: torch.Tensor,
-        request: ReferenceRequest,
-        tokens: tuple[PromptToken, ...] | None,
-        max_sequence_length: int,
-    ) -> tuple[torch.Tensor, ConditioningReport]:
-        knobs = request.knobs
-        references = [] if knobs.is_inert else self._read_references(request, max_sequence_length)
-        neutral = references.pop() if request.neutral is not None and references else None
-        alpha = None if tokens is None else resolve_alpha(knobs.vl_alpha, tokens, request.prompt)
-        wanted = knobs.needs_text_statistics and not knobs.is_inert
-        return condition_prompt_embeds(
-            text,
-            embeds_regions(self.tokenizer, len(text), tokens),
-            references,
-            knobs,
-            alpha=alpha,
-            text_statistics=self.text_statistics(knobs.vl_exclude_sinks).to(text.device) if wanted else None,
-            neutral=neutral,
-            max_tokens=get_max_text_tokens(self.transformer),
-        )
-
-    def _read_references(self, request: ReferenceRequest, max_sequence_length: int) -> list[ReferenceEmbeds]:
-        """The references as the VL encoder saw them, and last, where there is one, the neutral picture."""
-        pictures = list(zip(request.references, request.masks, strict=True))
-        if request.neutral is not None:
-            neutral: Any = request.neutral
-            first: Any = request.references[0]
-            if not isinstance(neutral, ReferenceEmbeds) and neutral.size != first.size:
-                neutral = neutral.resize(first.size)
-            pictures.append((neutral, request.masks[0]))
-        return [
-            picture
-            if isinstance(picture, ReferenceEmbeds)
-            else self.encode_reference(
-                picture,
-                request.text or "",
-                request.knobs.layers,
-                text_position=request.knobs.vl_text_position,
-                max_pixels=request.knobs.vl_max_pixels,
-                mask=mask,
-                max_sequence_length=max_sequence_length,
-            )
-            for picture, mask in pictures
-        ]
 
     # ---- The call ----
 
