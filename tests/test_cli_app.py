@@ -17,7 +17,7 @@ def test_the_version() -> None:
     assert (done.returncode, done.stdout) == (0, f"zimage-vl {zimage_vl.__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("generate", "--help"), ("env", "-h")])
+@pytest.mark.parametrize("arguments", [("--help",), ("demo", "--help"), ("generate", "--help"), ("env", "-h")])
 def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     program = (
         "import sys\n"
@@ -35,7 +35,7 @@ def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
 
 def test_every_command_is_listed() -> None:
     listed = run("--help").stdout
-    for command in ("generate", "env"):
+    for command in ("demo", "generate", "env"):
         assert f"\n  {command} " in listed
 
 

@@ -8,7 +8,10 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
+from zimage_vl.cli._options import RecipeChoice, TokenChoice
 from zimage_vl.cli.app import app
+from zimage_vl.cli.generate import _read_knobs
+from zimage_vl.recipes import RECIPES
 
 
 Refusal = Callable[..., str]
@@ -55,6 +58,7 @@ def test_an_output_that_cannot_be_written(output: str, reason: str, refusal: Ref
         (["--start", "0.5", "--end", "0.5"], "`vl_start` must be below `vl_end`"),
         (["--tokens", "text", "--outlier-masking", "zero"], "would do nothing"),
         (["--blend-mode", "style_delta"], "`neutral_image`"),
+        (["--recipe", "guide", "--outlier-masking", "zero"], "would do nothing"),
         (["--reference-weights", "1,2"], "2 numbers for 1 references"),
         (["--embeds", "states.safetensors"], "exclude each other"),
         (["--size", "100x64"], "multiples of 16"),
@@ -80,6 +84,7 @@ def test_settings_that_cannot_be(
     [
         (["--alpha", "0.5"], "`vl_alpha` without --reference or --embeds would do nothing"),
         (["--tokens", "text", "--vl-text", ""], "`vl_text` and `vl_token_selection` without"),
+        (["--recipe", "guide"], "--recipe without --reference or --embeds would do nothing"),
         (["--reference-mask", "mask.png"], "--reference-mask without --reference would do nothing"),
         (["--reference", "nowhere.png"], "nowhere.png' does not exist"),
         (["--embeds", "nowhere.safetensors"], "nowhere.safetensors"),
@@ -99,8 +104,33 @@ def test_a_broken_reference_is_named(refusal: Refusal, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [["--steps", "0"], ["--num-images", "0"], ["--guidance", "-1"], ["--tokens", "picture"], ["--start", "2"]],
+    [
+        ["--steps", "0"],
+        ["--num-images", "0"],
+        ["--guidance", "-1"],
+        ["--tokens", "picture"],
+        ["--start", "2"],
+        ["--recipe", "x"],
+    ],
 )
 def test_values_out_of_range_name_their_option(options: list[str], refusal: Refusal, tmp_path: Path) -> None:
     said = refusal("generate", "-p", "a red circle", "-o", tmp_path / "picture.png", *options)
     assert f"'{options[0]}'" in said
+
+
+def read_knobs(**options: object) -> dict[str, object]:
+    """What `generate` makes of these options; all others are left out."""
+    empty = {"recipe": None, "reference": ["a.png"], "embeds": None, "reference_weights": None}
+    return _read_knobs({**empty, **options})
+
+
+@pytest.mark.parametrize("choice", list(RecipeChoice))
+def test_a_recipe_sets_its_knobs(choice: RecipeChoice) -> None:
+    assert read_knobs(recipe=choice) == RECIPES[choice.value]
+
+
+def test_options_go_before_the_recipe() -> None:
+    before = dict(RECIPES["guide"])
+    knobs = read_knobs(recipe=RecipeChoice.GUIDE, vl_alpha=["0.7"], vl_token_selection=TokenChoice.ALL, vl_start=None)
+    assert knobs == {**RECIPES["guide"], "vl_alpha": 0.7, "vl_token_selection": "all"}
+    assert RECIPES["guide"] == before

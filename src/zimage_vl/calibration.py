@@ -46,14 +46,20 @@ CALIBRATION_PROMPTS: tuple[str, ...] = (
     "눈 덮인 산길을 걷는 여행자",
     "рыжая лиса в зимнем лесу, мягкий свет",
     "منارة على شاطئ البحر عند الغروب",
-    "a minimalist living room with a low grey sofa, a round paper lamp, an oak floor and one large window that looks out "
+    "a minimalist living room with a low grey sofa, a round paper lamp, an oak floor and one large window that "
+    "looks out "
     "on bare trees; the light is cold, the shadows are long, and nothing moves",
-    "A wide photograph of a mountain lake before sunrise. The water is perfectly still and doubles the dark line of the "
-    "firs; behind them three peaks catch the first pink light. In the foreground a wooden jetty leads a few steps into "
-    "the water, and at its end lies an overturned blue rowing boat with peeling paint. A thin band of fog hangs between "
+    "A wide photograph of a mountain lake before sunrise. The water is perfectly still and doubles the dark line "
+    "of the "
+    "firs; behind them three peaks catch the first pink light. In the foreground a wooden jetty leads a few steps "
+    "into "
+    "the water, and at its end lies an overturned blue rowing boat with peeling paint. A thin band of fog hangs "
+    "between "
     "the trees. No people, no birds, high detail, natural colours, medium format, focal length 35 mm.",
-    "Children's book illustration: a hedgehog in a knitted scarf waits at a tiny bus stop made of twigs while the first "
-    "leaves fall; behind him a beetle sells acorn soup from a walnut shell, and a paper lantern glows above the timetable "
+    "Children's book illustration: a hedgehog in a knitted scarf waits at a tiny bus stop made of twigs while the "
+    "first "
+    "leaves fall; behind him a beetle sells acorn soup from a walnut shell, and a paper lantern glows above the "
+    "timetable "
     "that nobody can read. Pencil and gouache, warm browns and ochres, plenty of white space around the scene.",
 )
 

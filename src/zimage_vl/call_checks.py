@@ -34,7 +34,8 @@ def check_finite_embeds(stage: str, embeds: Sequence[Tensor]) -> None:
     for index, tensor in enumerate(embeds):
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError(
-                f"The embeddings of {stage} contain NaN or infinity (prompt {index}, {tensor.dtype}), which would give "
+                f"The embeddings of {stage} contain NaN or infinity (prompt {index}, {tensor.dtype}), which would "
+                f"give "
                 "a black picture. In float16 the encoder can overflow: use bfloat16 or float32."
             )
 

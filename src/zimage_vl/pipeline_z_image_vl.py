@@ -4,14 +4,15 @@ Qwen3-VL reads the picture, its hidden states are blended into the text embeddin
 diffusers' own `ZImagePipeline` does the rest. No tensor arithmetic here: see `conditioning`.
 """
 
+# ruff: noqa: UP045 - diffusers 0.36 cannot read `X | None` from a constructor's annotations
+
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
-from diffusers.utils import logging
 from transformers import AutoTokenizer, PreTrainedModel, Qwen3VLForConditionalGeneration
 
 from .call_checks import check_call_inputs, warn_about_call
@@ -20,14 +21,12 @@ from .pipeline_output import PromptConditioning, ZImageVLPipelineOutput
 from .places import VLAlpha
 from .request import KNOB_NAMES, build_requests
 from .residency import freed_after_error, heal_model_hooks, offload_models
-from .saving import make_self_describing, plain_class_name
+from .saving import make_self_describing, plain_class_name, read_single_file
 from .statistics import EmbeddingStatistics
 from .step_window import make_window_callback
 from .vl_forward import check_vl_encoder
 from .vl_parts import VLPartsMixin
 
-
-logger = logging.get_logger(__name__)
 
 # The parent keeps the state of a call on itself and on the scheduler: one call at a time.
 _call_locks: "weakref.WeakKeyDictionary[Any, threading.RLock]" = weakref.WeakKeyDictionary()
@@ -70,9 +69,9 @@ class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
         text_encoder: PreTrainedModel,
         tokenizer: AutoTokenizer,
         transformer: ZImageTransformer2DModel,
-        vl_encoder: Qwen3VLForConditionalGeneration | None = None,
-        vl_processor: Any | None = None,
-        vl_model_id: str | None = "Qwen/Qwen3-VL-4B-Instruct",
+        vl_encoder: Optional[Qwen3VLForConditionalGeneration] = None,
+        vl_processor: Optional[Any] = None,
+        vl_model_id: Optional[str] = "Qwen/Qwen3-VL-4B-Instruct",
     ):
         super().__init__(scheduler, vae, text_encoder, tokenizer, transformer)
         if vl_encoder is not None:
@@ -172,7 +171,7 @@ class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
     # ---- The call ----
 
     @torch.no_grad()
-    def __call__(
+    def __call__(  # pyright: ignore[reportIncompatibleMethodOverride] - the output has a field more
         self,
         prompt: str | list[str] | None = None,
         height: int | None = None,
@@ -257,7 +256,7 @@ class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
                 nothing; NaN from an encoder.
         """
         knobs = {name: value for name, value in locals().items() if name in KNOB_NAMES}
-        call = {
+        call: dict[str, Any] = {
             "height": height,
             "width": width,
             "num_inference_steps": num_inference_steps,
@@ -322,16 +321,17 @@ class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
 
         `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` restores all of it.
         """
+        read_single_file(type(self))  # refuses before gigabytes are written
         super().save_pretrained(save_directory, *args, **kwargs)
+
+    def save_config(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+        """As diffusers' own, and the pipeline's code beside it: `save_pretrained` calls this before it uploads."""
+        super().save_config(save_directory, *args, **kwargs)
         make_self_describing(save_directory, type(self))
 
     @classmethod
-    def load_config(cls, *args: Any, **kwargs: Any) -> Any:
-        """As diffusers' own, for self-describing folders too."""
-        config = super().load_config(*args, **kwargs)
-        if isinstance(config, tuple):
-            return (plain_class_name(config[0]), *config[1:])
-        return plain_class_name(config)
+    def _dict_from_json_file(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return plain_class_name(super()._dict_from_json_file(*args, **kwargs))
 
 
 def _complete_knobs(given: dict[str, Any]) -> dict[str, Any]:

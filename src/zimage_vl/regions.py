@@ -1,8 +1,8 @@
 """Where each token of a chat turn lies, and which tokens a selection keeps.
 
-A user turn is a chat template around a content. In the text encoder's sequence the content is the prompt's words; in the
-reference's it is the picture (vision markers around image tokens) and some words. The regions say which is which, so that
-the two sequences can be laid on each other.
+A user turn is a chat template around a content. In the text encoder's sequence the content is the prompt's words; in
+the reference's it is the picture (vision markers around image tokens) and some words. The regions say which is which,
+so that the two sequences can be laid on each other.
 """
 
 from __future__ import annotations

@@ -80,7 +80,11 @@ def build_requests(
             nothing.
     """
     alphas = _split_alphas(knobs["vl_alpha"], batch_size)
-    common = {**knobs, "reference_weights": reference_weights, "has_neutral_image": neutral_image is not None}
+    common: dict[str, Any] = {
+        **knobs,
+        "reference_weights": reference_weights,
+        "has_neutral_image": neutral_image is not None,
+    }
     conditionings = [VLConditioning(**{**common, "vl_alpha": alpha}) for alpha in alphas]
     if reference_image is not None and reference_embeds is not None:
         raise ValueError("Pass `reference_image` or `reference_embeds`, not both.")

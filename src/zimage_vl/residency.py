@@ -1,8 +1,8 @@
 """Which models are on the accelerator, under diffusers' model offload.
 
 accelerate's chain of hooks brings a model in when its forward is called and sends away only the model before it in the
-chain. The VL encoder is not always called, and its forward never is (its inner model's is), so that the chain alone would
-leave encoders resident beside the transformer.
+chain. The VL encoder is not always called, and its forward never is (its inner model's is), so that the chain alone
+would leave encoders resident beside the transformer.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _offload_sequentially(pipe: Any, model: torch.nn.Module) -> None:
     from accelerate import cpu_offload
 
     device = getattr(pipe, "_offload_device", None) or pipe._execution_device
-    cpu_offload(model, device, offload_buffers=len(model._parameters) > 0)
+    cpu_offload(model, device, offload_buffers=any(True for _ in model.parameters(recurse=False)))
 
 
 def forget_model(pipe: Any, model: torch.nn.Module) -> None:

@@ -19,9 +19,9 @@ def make_window_callback(
 ) -> StepCallback:
     """A `callback_on_step_end` that conditions the next step by the reference or by the text alone.
 
-    A callback replaces `prompt_embeds` from the next step on, so that the first step's embeddings are chosen before the
-    call. The user's callback runs after and sees the embeddings of the step to come; if it puts others in their place,
-    those are used.
+    A callback replaces `prompt_embeds` from the next step on, so that the first step's embeddings are chosen before
+    the call. The user's callback runs after and sees the embeddings of the step to come; if it puts others in their
+    place, those are used.
 
     Args:
         inside: For each step, whether the reference counts.

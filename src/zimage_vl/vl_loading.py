@@ -30,9 +30,10 @@ def load_vl_parts(
         OSError: It can neither be found locally nor be downloaded.
     """
     try:
-        processor = AutoImageProcessor.from_pretrained(model_id, revision=revision)
+        where: dict[str, Any] = {} if revision is None else {"revision": revision}
+        processor = AutoImageProcessor.from_pretrained(model_id, **where)
         encoder = Qwen3VLForConditionalGeneration.from_pretrained(
-            model_id, revision=revision, dtype=dtype if dtype is not None else "auto"
+            model_id, dtype=dtype if dtype is not None else "auto", **where
         )
     except OSError as error:
         raise OSError(
@@ -41,7 +42,7 @@ def load_vl_parts(
             "folder as `vl_model_id` (or load it yourself and pass `vl_encoder` and `vl_processor`)."
         ) from error
     size = sum(p.numel() * p.element_size() for p in encoder.parameters())
-    _loading_logger.info(
+    _loading_logger.warning(
         f"Loaded the VL encoder {model_id} (revision {revision or 'default'}, {encoder.dtype}, {size / 1e9:.2f} GB)."
     )
     return encoder.eval(), processor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -30,8 +30,6 @@ class VLPartsMixin:
     """What `ZImageVLPipeline` has beyond `ZImagePipeline` to read pictures. It works on the pipeline's components."""
 
     # The pipeline's, which diffusers sets by name.
-    components: Any
-    config: Any
     encode_prompt: Any
     register_modules: Any
     register_to_config: Any
@@ -46,7 +44,7 @@ class VLPartsMixin:
     @property
     def z_image_components(self) -> dict[str, Any]:
         """The components without the VL parts, for a plain Z-Image pipeline: `ZImagePipeline(**these)`."""
-        return {name: part for name, part in self.components.items() if not name.startswith("vl_")}
+        return {name: part for name, part in cast("Any", self).components.items() if not name.startswith("vl_")}
 
     def load_vl_encoder(
         self,
@@ -65,7 +63,7 @@ class VLPartsMixin:
             ValueError: No `model_id` and `vl_model_id=None`; a model that is not as wide as the text encoder.
             OSError: It cannot be found or downloaded.
         """
-        model_id = model_id or self.config.vl_model_id
+        model_id = model_id or cast("Any", self).config.vl_model_id
         if model_id is None:
             raise ValueError(
                 "This pipeline has no VL encoder and `vl_model_id` is None, so none is loaded. Pass `vl_encoder` and "
@@ -144,7 +142,7 @@ class VLPartsMixin:
                 max_pixels=max_pixels,
                 mask=cover,
                 max_sequence_length=max_sequence_length,
-                model_id=self.vl_encoder.name_or_path or self.config.vl_model_id,
+                model_id=self.vl_encoder.name_or_path or cast("Any", self).config.vl_model_id,
                 revision=self._vl_revision,
             )
             offload_models(self, self.vl_encoder)

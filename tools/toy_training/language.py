@@ -1,7 +1,8 @@
 """Stage `text_encoder`: a small Qwen3 language model of the toy world's sentences.
 
 It learns to caption in the same words, to complete partial captions, to read attribute words where a picture's tokens
-will stand, and to answer questions. Its hidden states condition the transformer; its weights also start the VL encoder.
+will stand, and to answer questions. Its hidden states condition the transformer; its weights also start the VL
+encoder.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ def turn(tokenizer: PreTrainedTokenizerBase, user: str) -> str:
 
 
 def collate(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Token ids, attention mask and labels; the answer's tokens count fully, the prompt's words a little (by `labels`)."""
+    """Token ids, attention mask and labels: the answer's tokens, -100 elsewhere."""
     rows = []
     for user, answer in pairs:
         head = tokenizer(turn(tokenizer, user)).input_ids

@@ -33,7 +33,7 @@ class Run:
         return self.folder / name
 
     def generator(self, *salt: int) -> torch.Generator:
-        """A CPU generator of its own for each place that draws numbers, so that a resumed run repeats a straight one."""
+        """A CPU generator for each place that draws numbers, so that a resumed run repeats a straight one."""
         return torch.Generator().manual_seed(hash((self.seed, *salt)) % 2**31)
 
     def is_done(self, stage: str) -> bool:

@@ -33,7 +33,8 @@ QUESTIONS = {
 # The parts of Qwen3's own template that a toy needs: turns with string content, and the generation prompt.
 CHAT_TEMPLATE = (
     "{%- for message in messages %}"
-    "{%- if message.content is string %}{%- set content = message.content %}{%- else %}{%- set content = '' %}{%- endif %}"
+    "{%- if message.content is string %}{%- set content = message.content %}{%- else %}{%- set content = '' %}{%- "
+    "endif %}"
     "{{- '<|im_start|>' + message.role + '\\n' + content + '<|im_end|>' + '\\n' }}"
     "{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}"
@@ -107,7 +108,7 @@ def train_tokenizer(run: Run) -> None:
     tokenizer = AutoTokenizer.from_pretrained(folder)
     texts = [scene.caption(form) for scene in ALL_SCENES for form in (*FULL_CAPTIONS, *PARTIAL_CAPTIONS)]
     broken = [
-        text for text in [*texts, "Ein Leuchtturm – 灯台 🏮"] if tokenizer.decode(tokenizer(text).input_ids) != text
+        text for text in [*texts, "Ein Leuchtturm: 灯台 🏮"] if tokenizer.decode(tokenizer(text).input_ids) != text
     ]
     if broken:
         raise RuntimeError(f"{len(broken)} texts do not survive the round trip, the first is {broken[0]!r}.")

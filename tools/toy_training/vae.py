@@ -86,7 +86,9 @@ def train_vae(run: Run) -> None:
     shift, deviation = latents.mean().item(), latents.std().item()
     vae.register_to_config(scaling_factor=1 / deviation, shift_factor=shift)
     psnr = (10 * torch.log10(4 / (restored - x).square().mean())).item()
-    right = np.mean([all(judge(to_image(r)).matches(ALL_SCENES[i]).values()) for r, i in zip(restored, which)])
+    right = np.mean(
+        [all(judge(to_image(r)).matches(ALL_SCENES[i]).values()) for r, i in zip(restored, which, strict=True)]
+    )
     vae.save_pretrained(run.path("vae"))
     run.finish(
         "vae",

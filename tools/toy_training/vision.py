@@ -1,9 +1,9 @@
 """Stage `vl_encoder`: a small Qwen3-VL that sees the toy world's pictures.
 
-Its language model starts as the text encoder's and stays frozen while the vision tower learns to caption, and to say the
-attributes' words where the picture's tokens stand (the alignment loss). Without that loss it captions just as well but
-its image tokens lie outside the space of words, and a reference has little effect. In a second, shorter part the language
-model learns along, so that it drifts a little from the text encoder, as Qwen3-VL's has from Qwen3's.
+Its language model starts as the text encoder's and stays frozen while the vision tower learns to caption, and to say
+the attributes' words where the picture's tokens stand (the alignment loss). Without that loss it captions just as well
+but its image tokens lie outside the space of words, and a reference has little effect. In a second, shorter part the
+language model learns along, so that it drifts a little from the text encoder, as Qwen3-VL's has from Qwen3's.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def lesson(tokenizer: PreTrainedTokenizerBase, data: Tensor, which: Tensor, rng:
     scenes = [ALL_SCENES[int(which[row])] for row in rows]
     examples = [example(scene, rng) for scene in scenes]
     seen, said = [], []
-    for scene, (text, answer, before) in zip(scenes, examples):
+    for scene, (text, answer, before) in zip(scenes, examples, strict=True):
         seen.append((with_picture(text, "<|image_pad|>" * IMAGE_TOKENS, before), answer))
         said.append((with_picture(text, " ".join(attribute_words(scene, IMAGE_TOKENS)), before), answer))
     ids, mask, labels = collate(tokenizer, seen)
@@ -162,7 +162,7 @@ def captions_right(
 ) -> dict[str, int]:
     right = {"caption": 0, "caption_beside_other_text": 0}
     rng, side = random.Random(7), data.shape[-1] // PATCH
-    for pixels, index in zip(data, which):
+    for pixels, index in zip(data, which, strict=True):
         scene = ALL_SCENES[int(index)]
         inputs = {"pixel_values": patches(pixels[None]), "image_grid_thw": torch.tensor([[1, side, side]])}
         inputs = {name: value.to(next(model.parameters()).device) for name, value in inputs.items()}

@@ -68,6 +68,19 @@ class BlendChoice(str, Enum):
     STYLE_DELTA = "style_delta"
 
 
+class RecipeChoice(str, Enum):
+    """Values of `--recipe`."""
+
+    STYLE_TRANSFER = "style-transfer"
+    IMAGE_VARIATION = "image-variation"
+    COMPOSITION = "composition"
+    COLOUR_PALETTE = "colour-palette"
+    GUIDE = "guide"
+    CALIBRATED = "calibrated"
+    APPEARANCE = "appearance"
+    STRUCTURE = "structure"
+
+
 class DtypeChoice(str, Enum):
     """Values of `--dtype`."""
 
@@ -159,6 +172,15 @@ MaxPixelsOption = Annotated[
     ),
 ]
 
+RecipeOption = Annotated[
+    RecipeChoice | None,
+    typer.Option(
+        "--recipe",
+        metavar="NAME",
+        help="style-transfer, image-variation, composition, colour-palette, guide, calibrated, appearance, structure: "
+        "ready settings of the knobs; options given beside it go before. Default: none.",
+    ),
+]
 AlphaOption = Annotated[
     list[str] | None,
     typer.Option(

@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 
 from zimage_vl._version import __version__
 
+from .demo import demo
 from .env import env
 from .generate import generate
 
@@ -80,6 +81,7 @@ def _global_options(  # pyright: ignore[reportUnusedFunction]
     """Let Z-Image follow a reference picture as well as a prompt, with no training."""
 
 
+app.command("demo")(demo)
 app.command("generate")(generate)
 app.command("env")(env)
 

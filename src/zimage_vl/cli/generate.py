@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from zimage_vl._version import __version__
+from zimage_vl.recipes import RECIPES
 
 from ._options import (
     AlignmentOption,
@@ -36,6 +37,7 @@ from ._options import (
     OffloadOption,
     OutputOption,
     PromptOption,
+    RecipeOption,
     ReferenceOption,
     RevisionOption,
     SeedOption,
@@ -83,6 +85,7 @@ def generate(
     reference_weights: WeightsOption = None,
     reference_mask: MaskOption = None,
     neutral_image: NeutralOption = None,
+    recipe: RecipeOption = None,
     vl_text: VLTextOption = None,
     vl_text_position: VLTextPositionOption = None,
     vl_max_pixels: MaxPixelsOption = None,
@@ -195,7 +198,7 @@ class _Request:
 
 
 def _read_knobs(given: dict[str, Any]) -> dict[str, Any]:
-    """The knobs that were given, as the pipeline's keyword arguments."""
+    """The knobs of the recipe and those that were given, which go before, as the pipeline's keyword arguments."""
     names = [name for name in given if name.startswith("vl_") and name != "vl_model"]
     knobs = {name: getattr(given[name], "value", given[name]) for name in names if given[name] is not None}
     if "vl_alpha" in knobs:
@@ -204,9 +207,11 @@ def _read_knobs(given: dict[str, Any]) -> dict[str, Any]:
         knobs["vl_hidden_layer"] = parse_layer(knobs["vl_hidden_layer"])
     if given["reference_weights"] is not None:
         knobs["reference_weights"] = parse_numbers("--reference-weights", given["reference_weights"])
-    if knobs and not given["reference"] and not given["embeds"]:
-        raise ValueError(f"{_flags(knobs)} without --reference or --embeds would do nothing: add one of these.")
-    return knobs
+    if (knobs or given["recipe"]) and not given["reference"] and not given["embeds"]:
+        useless = _flags(knobs) if knobs else "--recipe"
+        raise ValueError(f"{useless} without --reference or --embeds would do nothing: add one of these.")
+    recipe = RECIPES[given["recipe"].value] if given["recipe"] is not None else {}
+    return {**recipe, **knobs}
 
 
 def _flags(names: dict[str, Any]) -> str:
@@ -324,6 +329,7 @@ def _parameters(
         "model": Path(model).name if Path(model).is_dir() else model,
         "revision": given["revision"],
         "vl_model": given["vl_model"],
+        "recipe": given["recipe"] and given["recipe"].value,
         **{field.name: getattr(request, field.name) for field in fields(request)},
         "references": references.sources,
         "reference_acts": references.count > 0 and not conditioning.is_inert,

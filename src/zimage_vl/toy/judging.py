@@ -72,9 +72,9 @@ def _iou(first: np.ndarray, second: np.ndarray) -> float:
 def judge(image: Image.Image) -> Verdict:
     """Read a picture of the toy world.
 
-    The background is the median of the border, the colour the median of those pixels of the middle that differ from it,
-    the shape the template with the best intersection over union with the normalised mask of the pixels that are nearer
-    to the colour than to the background.
+    The background is the median of the border, the colour the median of those pixels of the middle that differ from
+    it, the shape the template with the best intersection over union with the normalised mask of the pixels that are
+    nearer to the colour than to the background.
 
     Args:
         image: A 64 x 64 picture (any other size is resized to it).

@@ -19,6 +19,9 @@ from PIL import Image
 SIZE = 64
 """Side of a picture in pixels."""
 
+STEPS = 8
+"""Denoising steps that its pictures are made with, at guidance scale 0."""
+
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "cross")
 
 COLOURS: dict[str, tuple[int, int, int]] = {
