@@ -25,7 +25,7 @@ from .loop import Run, train
 from .vae import pictures
 
 
-STEPS, DRIFT_STEPS, BATCH, PICTURES = 2400, 400, 24, 6000
+STEPS, DRIFT_STEPS, BATCH, PICTURES = 2400, 200, 24, 6000
 PATCH, MERGE, TEMPORAL = 8, 2, 2
 # Index into hidden_states: the embeddings and the states behind the DeepStack layers.
 ALIGNED_LAYERS = (0, 3, 4, 5, 6, 7)
@@ -197,7 +197,7 @@ def train_vl_encoder(run: Run) -> None:
     train(run, "vl_encoder", model, loss_at, steps=steps, lr=2e-3)
     model.requires_grad_(True)
     log = train(
-        run, "vl_drift", model, lambda step: loss_at(steps + step), steps=drift_steps, lr=2e-4, weight_decay=0.0
+        run, "vl_drift", model, lambda step: loss_at(steps + step), steps=drift_steps, lr=3e-5, weight_decay=0.0
     )
     fresh, fresh_which = pictures(60, seed=4)
     text = tokenizer([scene.caption() for scene in ALL_SCENES], return_tensors="pt").input_ids.to(run.device)
