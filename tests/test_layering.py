@@ -35,6 +35,7 @@ PIPELINE = "pipeline_z_image_vl"
 # The pipeline and what it is made of: the only modules below the toy world that know both arithmetic and encoding.
 PIPELINE_SIDE = {
     PIPELINE,
+    "pipeline_output",
     "vl_parts",
     "request",
     "call_checks",

@@ -8,18 +8,21 @@ encoder.
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase, Qwen3Config, Qwen3ForCausalLM
 
-from zimage_vl.toy.world import ALL_SCENES, FULL_CAPTIONS, PARTIAL_CAPTIONS, Scene
+from zimage_vl.toy.world import ALL_SCENES, BACKGROUNDS, COLOURS, FULL_CAPTIONS, PARTIAL_CAPTIONS, SHAPES, Scene
 
 from . import tokenizer as toy_tokenizer
 from .loop import Run, train
 
 
-STEPS, BATCH = 1650, 48
+STEPS, BATCH = 600, 48
+# Layers whose states are to say the attributes, and how sure a cosine of 1 is (as logits).
+SPEAKING_LAYERS, SHARPNESS = (3, 4, 5, 6, 7), 20.0
 IMAGE_TOKENS = 16  # of a 64 x 64 picture: patches of 8, merged 2 x 2
 
 TEXT_CONFIG: dict[str, object] = {
@@ -53,8 +56,9 @@ def example(scene: Scene, rng: random.Random) -> tuple[str, str]:
         count = rng.choice((3, 6, IMAGE_TOKENS, IMAGE_TOKENS))
         words = " ".join(attribute_words(scene, count))
         user = f"<|vision_start|>{words}<|vision_end|>"
-        if rng.random() < 0.5:
-            user += scene.caption(rng.choice((*FULL_CAPTIONS, *PARTIAL_CAPTIONS)))
+        if rng.random() < 0.6:
+            said = scene if rng.random() < 0.5 else rng.choice(ALL_SCENES)
+            user += said.caption(rng.choice((*FULL_CAPTIONS, *PARTIAL_CAPTIONS)))
         return user, answer
     question, attribute = rng.choice(list(toy_tokenizer.QUESTIONS.items()))
     said = scene.caption(rng.choice(FULL_CAPTIONS))
@@ -83,6 +87,53 @@ def collate(tokenizer: PreTrainedTokenizerBase, pairs: list[tuple[str, str]]) ->
         labels[n, len(head) : len(head) + len(tail)] = torch.tensor(tail)
         mask[n, : len(head) + len(tail)] = 1
     return ids, mask, labels
+
+
+class Attributes:
+    """Which attributes a turn has named up to each token, and how far hidden states say so.
+
+    Each value of each attribute has a direction of its own, drawn once and orthogonal to all others; the cosines of a
+    state with them, times `SHARPNESS`, are the logits.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, device: str, seed: int) -> None:
+        self.names: list[tuple[str, ...]] = [tuple(SHAPES), tuple(COLOURS), tuple(BACKGROUNDS)]
+        self.of_token: dict[int, tuple[int, int]] = {}
+        for attribute, values in enumerate(self.names):
+            for value, name in enumerate(values):
+                for text in (name, f" {name}"):
+                    (token,) = tokenizer(text).input_ids
+                    self.of_token[token] = (attribute, value)
+        width, count = int(TEXT_CONFIG["hidden_size"]), sum(map(len, self.names))  # type: ignore[call-overload]
+        drawn = torch.randn(width, count, generator=torch.Generator().manual_seed(seed))
+        self.directions = torch.linalg.qr(drawn).Q.T.to(device).split([len(values) for values in self.names])
+        self.picture_end = tokenizer.convert_tokens_to_ids("<|vision_end|>")
+
+    def named(self, ids: Tensor, labels: Tensor) -> Tensor:
+        """`(rows, tokens, 3)` value of each attribute so far, -100 where none, in answers and in padding."""
+        out = torch.full((*ids.shape, 3), -100)
+        for row, tokens in enumerate(ids.tolist()):
+            has_picture = self.picture_end in tokens
+            now = [-100, -100, -100]
+            for place, token in enumerate(tokens):
+                if labels[row, place] != -100:
+                    break
+                attribute, value = self.of_token.get(token, (0, -100))
+                # A picture, which comes first, outweighs the words that follow it.
+                if value != -100 and not (has_picture and now[attribute] != -100):
+                    now[attribute] = value
+                out[row, place] = torch.tensor(now)
+        return out
+
+    def loss(self, states: Sequence[Tensor], named: Tensor) -> Tensor:
+        losses = []
+        for layer in SPEAKING_LAYERS:
+            unit = torch.nn.functional.normalize(states[layer].float(), dim=-1)
+            for attribute, directions in enumerate(self.directions):
+                logits = SHARPNESS * unit @ directions.T
+                target = named[..., attribute].to(logits.device)
+                losses.append(torch.nn.functional.cross_entropy(logits.flatten(0, 1), target.flatten()))
+        return torch.stack(losses).mean()
 
 
 def new_model(tokenizer: PreTrainedTokenizerBase) -> Qwen3ForCausalLM:
@@ -130,18 +181,22 @@ def train_text_encoder(run: Run) -> None:
     torch.manual_seed(run.seed + 1)
     model = new_model(tokenizer).to(run.device)
     steps = run.steps(STEPS)
+    attributes = Attributes(tokenizer, run.device, run.seed)
 
     def loss_at(step: int) -> dict[str, Tensor]:
         rng = random.Random(hash((run.seed, 2, step)))
         pairs = [example(scene, rng) for scene in rng.choices(ALL_SCENES, k=BATCH)]
-        ids, mask, labels = (t.to(run.device) for t in collate(tokenizer, pairs))
+        ids, mask, labels = collate(tokenizer, pairs)
+        named = attributes.named(ids, labels)
+        ids, mask, labels = (t.to(run.device) for t in (ids, mask, labels))
         with torch.autocast(run.device.split(":")[0], dtype=torch.bfloat16):
-            logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits
+            out = model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
+        logits = out.logits
         loss = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), labels[:, 1:].flatten())
         # A little of plain language modelling over the prompts, so that every position learns to carry the meaning.
         prompt = torch.where((labels == -100) & mask.bool(), ids, -100)
         plain = torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), prompt[:, 1:].flatten())
-        return {"answer": loss, "prompt": 0.2 * plain}
+        return {"answer": loss, "prompt": 0.2 * plain, "attributes": attributes.loss(out.hidden_states, named)}
 
     log = train(run, "text_encoder", model, loss_at, steps=steps, lr=3e-3)
     model.save_pretrained(run.path("text_encoder"))

@@ -25,7 +25,7 @@ from .loop import Run, train
 from .vae import pictures
 
 
-STEPS, DRIFT_STEPS, BATCH, PICTURES = 2400, 200, 24, 6000
+STEPS, DRIFT_STEPS, BATCH, PICTURES = 1800, 200, 24, 6000
 PATCH, MERGE, TEMPORAL = 8, 2, 2
 # Index into hidden_states: the embeddings and the states behind the DeepStack layers.
 ALIGNED_LAYERS = (0, 3, 4, 5, 6, 7)

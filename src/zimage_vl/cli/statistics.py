@@ -1,0 +1,115 @@
+"""`zimage-vl statistics`: what a text encoder usually says, per dimension, measured and kept in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ._options import DeviceOption, DtypeChoice, DtypeOption, ModelOption, RevisionOption
+from ._parts import load_text_side
+from ._shared import (
+    TOY_MODEL,
+    FormatOption,
+    OutputFormat,
+    check_model_name,
+    check_output_path,
+    choose_device,
+    note,
+    print_json,
+)
+
+
+if TYPE_CHECKING:
+    from zimage_vl.text_statistics import TextStatistics
+
+_LARGEST = 5  # dimensions shown: in a real text encoder two of them hold nearly all of the spread
+
+SinksOption = Annotated[
+    bool, typer.Option("--exclude-sinks/--include-sinks", help="Leave attention sinks out of the measurement, or not.")
+]
+FileOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output", "-o", metavar="FILE", help="safetensors file to write, in a folder that exists. Default: none."
+    ),
+]
+
+
+def statistics(
+    model: ModelOption = TOY_MODEL,
+    exclude_sinks: SinksOption = False,
+    output: FileOption = None,
+    revision: RevisionOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    output_format: FormatOption = OutputFormat.TEXT,
+) -> None:
+    """Measure a text encoder's mean and standard deviation per dimension on the built-in calibration prompts.
+
+    "per_dim", "hybrid" and outlier masking compare references with these; `generate` measures them by itself. A file
+    of them serves `zimage-vl inspect --statistics`.
+    """
+    check_model_name(model)
+    if output is not None:
+        check_output_path(output, (".safetensors",))
+    import torch
+
+    from zimage_vl.text_statistics import TextStatistics
+
+    where = choose_device(device)
+    precision = dtype or (DtypeChoice.FLOAT32 if model == TOY_MODEL else DtypeChoice.BFLOAT16)
+    note(f"Loading the text encoder of {model} ...")
+    pipe = load_text_side(model, getattr(torch, precision.value), where, revision)
+    name = Path(model).name if Path(model).is_dir() else model
+    measured = TextStatistics.measure(pipe, name, exclude_sinks)
+    if output is not None:
+        measured.save(output)
+    described = describe_statistics(measured)
+    if output_format is OutputFormat.JSON:
+        print_json({**described, "output": None if output is None else str(output)})
+        return
+    for line in statistics_lines(described):
+        typer.echo(line)
+    if output is not None:
+        typer.echo(str(output))
+
+
+def describe_statistics(measured: TextStatistics) -> dict[str, Any]:
+    """The statistics in short as plain values: provenance, the std over everything, and the widest dimensions."""
+    mean, std = measured.statistics.mean.double(), measured.statistics.std.double()
+    count = measured.statistics.count
+    # The variance over all values of all tokens, put together from the dimensions' own; both with correction 1.
+    squares = (std.square() * (count - 1)).sum() + count * (mean - mean.mean()).square().sum()
+    overall = float((squares / (count * len(std) - 1)).sqrt())
+    widest = std.argsort(descending=True)[:_LARGEST].tolist()
+    return {
+        "model_id": measured.model_id,
+        "fingerprint": measured.fingerprint,
+        "layer": measured.layer,
+        "width": measured.width,
+        "tokens": count,
+        "sinks_excluded": measured.statistics.exclude_sinks,
+        "overall_std": overall,
+        "median_dimension_std": float(std.median()),
+        "widest_dimensions": [{"dimension": d, "mean": float(mean[d]), "std": float(std[d])} for d in widest],
+        "prompts_sha256": measured.prompts_sha256,
+        "dtype": measured.dtype,
+        "versions": dict(measured.versions),
+    }
+
+
+def statistics_lines(described: dict[str, Any]) -> list[str]:
+    """The same for people, a fact a line."""
+    sinks = "left out" if described["sinks_excluded"] else "counted"
+    lines = [
+        f"model             {described['model_id']}, {described['dtype']}, fingerprint {described['fingerprint'][:12]}",
+        f"layer             {described['layer']}, {described['width']} dimensions",
+        f"tokens            {described['tokens']}, sinks {sinks}",
+        f"std               {described['overall_std']:.4g} over all values, "
+        f"{described['median_dimension_std']:.4g} in the median dimension",
+    ]
+    for row in described["widest_dimensions"]:
+        lines.append(f"dimension {row['dimension']:<7} mean {row['mean']:.4g}, std {row['std']:.4g}")
+    return lines
