@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import json
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -57,6 +61,56 @@ def test_composition_reads_the_picture_without_words() -> None:
     assert recipes.COMPOSITION["vl_text"] == ""
     assert [name for name, recipe in RECIPES.items() if "vl_text" in recipe] == ["composition"]
     assert conditioning(recipes.COMPOSITION).needs_text_statistics
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_copy_that_is_changed_changes_nothing(name: str) -> None:
+    before = json.dumps(RECIPES)
+    unpacked = {**RECIPES[name]}
+    unpacked["vl_alpha"] = 0.9
+    deep = copy.deepcopy(RECIPES[name])
+    deep["vl_alpha"] = deep["vl_hidden_layer"] = None
+    assert json.dumps(RECIPES) == before
+
+
+@pytest.mark.parametrize("recipe", [recipes.GUIDE, recipes.APPEARANCE["vl_alpha"], {**recipes.STRUCTURE}["vl_alpha"]])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda recipe: recipe.__setitem__("vl_alpha", 1.0),
+        lambda recipe: recipe.update(vl_alpha=1.0),
+        lambda recipe: recipe.__ior__({"vl_alpha": 1.0}),
+        lambda recipe: recipe.setdefault("vl_start", 0.5),
+        lambda recipe: recipe.pop(next(iter(recipe))),
+        lambda recipe: recipe.popitem(),
+        lambda recipe: recipe.__delitem__(next(iter(recipe))),
+        lambda recipe: recipe.clear(),
+    ],
+)
+def test_what_calls_share_cannot_be_changed(recipe: dict[str, Any], change: Callable[[Any], Any]) -> None:
+    before = dict(recipe)
+    with pytest.raises(TypeError, match="Take a copy"):
+        change(recipe)
+    assert recipe == before
+
+
+def test_deep_copies_are_plain_dicts_all_through() -> None:
+    for copied in (copy.deepcopy(recipes.APPEARANCE), pickle.loads(pickle.dumps(recipes.APPEARANCE))):
+        assert (type(copied), type(copied["vl_alpha"])) == (dict, dict)
+        copied["vl_alpha"]["suffix"] = 0.5
+    assert type(recipes.APPEARANCE.copy()) is dict
+    assert recipes.APPEARANCE["vl_alpha"] == {"prefix": 0.0, "prompt": 0.0, "suffix": 1.0}
+
+
+def test_a_call_leaves_the_recipes_as_they_are() -> None:
+    import PIL.Image
+
+    before = json.dumps(RECIPES)
+    photo = PIL.Image.linear_gradient("L").resize((32, 32)).convert("RGB")
+    settings = {"height": 32, "width": 32, "num_inference_steps": 1, "guidance_scale": 0.0}
+    for recipe in (recipes.APPEARANCE, recipes.COMPOSITION):
+        _pipeline()("a red circle", reference_image=photo, **settings, **recipe)
+    assert json.dumps(RECIPES) == before
 
 
 @pytest.mark.parametrize("name", NAMES)

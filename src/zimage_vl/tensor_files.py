@@ -92,7 +92,7 @@ def read_tensor_file(path: str | os.PathLike[str], kind: FileKind) -> tuple[dict
     if metadata.get("schema") != kind.schema:
         raise ValueError(
             f"{path} is refused: it holds no {kind.contents} (expected the schema {kind.schema!r} in its metadata, "
-            f"got {metadata.get('schema')!r})."
+            f"got {metadata.get('schema')!r}); {kind.remedy}."
         )
     if metadata.get("schema_version") != kind.version:
         raise ValueError(

@@ -39,6 +39,16 @@ class ReferenceReader:
     tokenizer: Any
     model_id: str
 
+    def check_layers(self, layers: tuple[int, ...]) -> None:
+        """Refuse layers that the encoder does not have.
+
+        Raises:
+            ValueError: Naming the layer and those that there are.
+        """
+        from zimage_vl.vl_forward import resolve_layers
+
+        resolve_layers(layers, self.vl_encoder.config.text_config.num_hidden_layers)
+
     def read(
         self, image: Image, text: str, layers: tuple[int, ...], *, text_position: Any, max_pixels: int
     ) -> ReferenceEmbeds:
@@ -86,10 +96,10 @@ def load_reference_reader(
     from zimage_vl.vl_forward import check_vl_encoder
 
     try:
-        tokenizer: Any = AutoTokenizer.from_pretrained(model, subfolder="tokenizer", revision=revision)
-        width = AutoConfig.from_pretrained(model, subfolder="text_encoder", revision=revision).hidden_size
         index = _read_index(model, revision)
-    except OSError as error:
+        tokenizer: Any = AutoTokenizer.from_pretrained(model, subfolder="tokenizer", **_at(revision))
+        width = AutoConfig.from_pretrained(model, subfolder="text_encoder", **_at(revision)).hidden_size
+    except (OSError, ValueError) as error:
         raise _not_loaded(model, error) from error
     encoder, processor, model_id = _load_vl_parts_of(model, vl_model, index, dtype, revision)
     check_vl_encoder(encoder, width)
@@ -115,10 +125,10 @@ def _load_vl_parts_of(
 
         try:
             encoder = Qwen3VLForConditionalGeneration.from_pretrained(
-                model, subfolder="vl_encoder", revision=revision, dtype=dtype
+                model, subfolder="vl_encoder", dtype=dtype, **_at(revision)
             )
-            processor = AutoImageProcessor.from_pretrained(model, subfolder="vl_processor", revision=revision)
-        except OSError as error:
+            processor = AutoImageProcessor.from_pretrained(model, subfolder="vl_processor", **_at(revision))
+        except (OSError, ValueError) as error:
             raise _not_loaded(model, error) from error
         return encoder.eval(), processor, model
     wanted = vl_model or index.get("vl_model_id", _default_vl_model())
@@ -150,21 +160,28 @@ def load_text_side(model: str, dtype: torch.dtype, device: str, revision: str | 
     if model == TOY_MODEL:
         from zimage_vl.toy import load_toy_pipeline
 
-        return load_toy_pipeline().to(device=device, dtype=dtype)
+        toy: Any = load_toy_pipeline().to(device)
+        toy.text_encoder.to(dtype)
+        return toy
     from transformers import AutoModel, AutoTokenizer
 
     from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
 
     try:
-        text_encoder: Any = AutoModel.from_pretrained(model, subfolder="text_encoder", revision=revision, dtype=dtype)
-        tokenizer: Any = AutoTokenizer.from_pretrained(model, subfolder="tokenizer", revision=revision)
-    except OSError as error:
+        _read_index(model, revision)  # first: what it says of a folder that is no model is the clearest
+        text_encoder: Any = AutoModel.from_pretrained(model, subfolder="text_encoder", dtype=dtype, **_at(revision))
+        tokenizer: Any = AutoTokenizer.from_pretrained(model, subfolder="tokenizer", **_at(revision))
+    except (OSError, ValueError) as error:
         raise _not_loaded(model, error) from error
     nothing: Any = None
     return ZImageVLPipeline(nothing, nothing, text_encoder.eval(), tokenizer, nothing, vl_model_id=None).to(device)
 
 
-def _not_loaded(model: str, error: OSError) -> OSError:
+def _at(revision: str | None) -> dict[str, Any]:
+    return {} if revision is None else {"revision": revision}
+
+
+def _not_loaded(model: str, error: Exception) -> OSError:
     reason = " ".join(str(error).split())
     hint = "" if Path(model).is_dir() else " Instead of an id, a folder with the model's files can be given."
     return OSError(f"--model {model!r} could not be loaded: {reason}{hint}")

@@ -12,7 +12,10 @@ from zimage_vl._version import __version__
 
 from .demo import demo
 from .env import env
+from .extract import extract
 from .generate import generate
+from .inspect import inspect
+from .statistics import statistics
 
 
 _INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -83,14 +86,17 @@ def _global_options(  # pyright: ignore[reportUnusedFunction]
 
 app.command("demo")(demo)
 app.command("generate")(generate)
+app.command("extract")(extract)
+app.command("inspect")(inspect)
+app.command("statistics")(statistics)
 app.command("env")(env)
 
 
 def main() -> None:
     """The `zimage-vl` console script.
 
-    Exit codes: 0 done; 2 something in the call has to change (one line on stderr says what); 1 any other failure, with
-    its traceback; 130 interrupted.
+    Exit codes: 0 done; 2 something in the call has to change (one line on stderr says what); 3 done but for some of
+    many inputs, which stderr names; 1 any other failure, with its traceback; 130 interrupted.
     """
     try:
         app(prog_name="zimage-vl")

@@ -78,7 +78,7 @@ def statistics(
 
 def describe_statistics(measured: TextStatistics) -> dict[str, Any]:
     """The statistics in short as plain values: provenance, the std over everything, and the widest dimensions."""
-    mean, std = measured.statistics.mean.double(), measured.statistics.std.double()
+    mean, std = measured.statistics.mean.cpu().double(), measured.statistics.std.cpu().double()
     count = measured.statistics.count
     # The variance over all values of all tokens, put together from the dimensions' own; both with correction 1.
     squares = (std.square() * (count - 1)).sum() + count * (mean - mean.mean()).square().sum()
@@ -103,8 +103,9 @@ def describe_statistics(measured: TextStatistics) -> dict[str, Any]:
 def statistics_lines(described: dict[str, Any]) -> list[str]:
     """The same for people, a fact a line."""
     sinks = "left out" if described["sinks_excluded"] else "counted"
+    fingerprint = described["fingerprint"][:12]
     lines = [
-        f"model             {described['model_id']}, {described['dtype']}, fingerprint {described['fingerprint'][:12]}",
+        f"model             {described['model_id']}, {described['dtype']}, fingerprint {fingerprint}",
         f"layer             {described['layer']}, {described['width']} dimensions",
         f"tokens            {described['tokens']}, sinks {sinks}",
         f"std               {described['overall_std']:.4g} over all values, "
