@@ -15,7 +15,7 @@ from command_line import environment
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "zimage_vl"
 
-DATA = {"regions", "embeddings"}
+DATA = {"regions", "embeddings", "tensor_files"}
 ARITHMETIC = DATA | {
     "tensor_checks",
     "statistics",
@@ -29,6 +29,7 @@ ARITHMETIC = DATA | {
     "conditioning_inputs",
     "conditioning",
     "calibration",
+    "text_statistics",
 }
 ENCODING = {"encoding", "vl_forward", "patch_grid", "turn", "images"}
 PIPELINE = "pipeline_z_image_vl"
@@ -44,7 +45,7 @@ PIPELINE_SIDE = {
     "vl_loading",
     "saving",
 }
-DATA_ONLY = {"recipes", "_version"}
+DATA_ONLY = {"recipes", "_version", "iteration"}
 ABOVE_PIPELINE = {"toy", "cli"}
 
 

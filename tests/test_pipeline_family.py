@@ -201,7 +201,9 @@ def test_no_weights_no_hooks_and_no_settings_change_in_a_call() -> None:
             },
             "layers": len(pipe.vl_encoder.model.language_model.layers),
             "template": pipe.tokenizer.chat_template,
-            "sums": {n: sum(float(p.detach().double().sum()) for p in part.parameters()) for n, part in models.items()},
+            "sums": {
+                n: sum(float(p.detach().double().sum()) for p in part.parameters()) for n, part in models.items()
+            },
         }
 
     before = snapshot()

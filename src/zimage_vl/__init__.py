@@ -30,12 +30,15 @@ if TYPE_CHECKING:
     from .conditioning import condition_prompt_embeds
     from .embeddings import ReferenceEmbeds
     from .encoding import encode_reference
+    from .iteration import refine_iteratively
     from .knobs import VLConditioning
     from .normalization import match_token_rms, normalize_hybrid, normalize_per_dimension, scale_embeddings
     from .outliers import get_outlier_dimensions, mask_outlier_dimensions
-    from .pipeline_z_image_vl import PromptConditioning, ZImageVLPipeline, ZImageVLPipelineOutput
+    from .pipeline_output import PromptConditioning, ZImageVLPipelineOutput
+    from .pipeline_z_image_vl import ZImageVLPipeline
     from .report import ConditioningReport
     from .statistics import EmbeddingStatistics, find_sink_tokens, per_dimension_correlation
+    from .text_statistics import TextStatistics, fingerprint_text_encoder
     from .toy import load_toy_pipeline
 
 __all__ = [
@@ -43,6 +46,7 @@ __all__ = [
     "EmbeddingStatistics",
     "PromptConditioning",
     "ReferenceEmbeds",
+    "TextStatistics",
     "VLConditioning",
     "ZImageVLPipeline",
     "ZImageVLPipelineOutput",
@@ -57,6 +61,7 @@ __all__ = [
     "condition_prompt_embeds",
     "encode_reference",
     "find_sink_tokens",
+    "fingerprint_text_encoder",
     "get_outlier_dimensions",
     "load_toy_pipeline",
     "mask_outlier_dimensions",
@@ -65,6 +70,7 @@ __all__ = [
     "normalize_per_dimension",
     "per_dimension_correlation",
     "recipes",
+    "refine_iteratively",
     "scale_embeddings",
 ]
 
@@ -81,12 +87,15 @@ _MODULE_NAMES: dict[str, tuple[str, ...]] = {
     "conditioning": ("condition_prompt_embeds",),
     "embeddings": ("ReferenceEmbeds",),
     "encoding": ("encode_reference",),
+    "iteration": ("refine_iteratively",),
     "knobs": ("VLConditioning",),
     "normalization": ("match_token_rms", "normalize_hybrid", "normalize_per_dimension", "scale_embeddings"),
     "outliers": ("get_outlier_dimensions", "mask_outlier_dimensions"),
-    "pipeline_z_image_vl": ("PromptConditioning", "ZImageVLPipeline", "ZImageVLPipelineOutput"),
+    "pipeline_output": ("PromptConditioning", "ZImageVLPipelineOutput"),
+    "pipeline_z_image_vl": ("ZImageVLPipeline",),
     "report": ("ConditioningReport",),
     "statistics": ("EmbeddingStatistics", "find_sink_tokens", "per_dimension_correlation"),
+    "text_statistics": ("TextStatistics", "fingerprint_text_encoder"),
     "toy": ("load_toy_pipeline",),
 }
 _HOME_OF = {name: module for module, names in _MODULE_NAMES.items() for name in names}

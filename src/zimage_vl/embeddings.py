@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
 from .regions import Region
+from .tensor_files import FileKind, read_tensor_file, write_tensor_file
 
 
 REFERENCE_SCHEMA = "zimage_vl.reference_embeds"
-REFERENCE_SCHEMA_VERSION = "1"
+REFERENCE_FILE = FileKind(
+    contents="reference embeddings",
+    schema=REFERENCE_SCHEMA,
+    version="1",
+    remedy="encode the reference again and save it with ReferenceEmbeds.save",
+)
 _STATES_KEY = "hidden_states."
 _REGIONS_KEY = "regions"
 # The fields of a file's metadata that are not plain text; lists are of integers.
@@ -33,8 +35,6 @@ _JSON_FIELDS: dict[str, Any] = {
     "max_pixels": int,
     "versions": dict,
 }
-# What a file begins with when it is a pickle: torch.save's zip archive, and a bare pickle of protocol 2 to 5.
-_PICKLE_STARTS = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 
 @dataclass(frozen=True)
@@ -202,20 +202,11 @@ class ReferenceEmbeds:
         Raises:
             FileNotFoundError: The folder does not exist.
         """
-        path = Path(path)
-        if not path.parent.is_dir():
-            raise FileNotFoundError(
-                f"The folder {path.parent} does not exist; make it, then save {path.name} into it."
-            )
-        tensors = {f"{_STATES_KEY}{layer}": _detached(x) for layer, x in self.hidden_states.items()}
-        tensors[_REGIONS_KEY] = _detached(self.regions)
-        content = save_safetensors(tensors, metadata=self._metadata())
-        _write_atomically(path, _with_sorted_header(content))
+        tensors = {f"{_STATES_KEY}{layer}": x for layer, x in self.hidden_states.items()}
+        write_tensor_file(path, REFERENCE_FILE, {**tensors, _REGIONS_KEY: self.regions}, self._metadata())
 
     def _metadata(self) -> dict[str, str]:
         return self.provenance.to_metadata() | {
-            "schema": REFERENCE_SCHEMA,
-            "schema_version": REFERENCE_SCHEMA_VERSION,
             "layers": json.dumps(list(self.layers)),
             "width": str(self.width),
             "num_tokens": str(self.num_tokens),
@@ -234,33 +225,14 @@ class ReferenceEmbeds:
             ValueError: It is a folder, a pickle, truncated, not a safetensors file, of another kind or schema
                 version, or holds NaN, infinity or shapes that do not fit each other.
         """
-        path = Path(path)
-        content = _read_reference_file(path)
-        try:
-            metadata = _read_metadata(content)
-            tensors = load_safetensors(content)
-        except (SafetensorError, ValueError, KeyError) as error:
-            raise ValueError(
-                f"{path} is not a complete safetensors file ({error}). It may be truncated or of another kind; make "
-                "it again from the reference picture."
-            ) from error
+        tensors, metadata = read_tensor_file(path, REFERENCE_FILE)
         try:
             return cls._from_file(metadata, tensors)
         except ValueError as error:
-            raise ValueError(f"{path} is refused: {error}") from error
+            raise ValueError(f"{Path(path)} is refused: {error}") from error
 
     @classmethod
     def _from_file(cls, metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> ReferenceEmbeds:
-        if metadata.get("schema") != REFERENCE_SCHEMA:
-            raise ValueError(
-                f"it holds no reference embeddings (expected the schema {REFERENCE_SCHEMA!r} in its metadata, got "
-                f"{metadata.get('schema')!r})."
-            )
-        if metadata.get("schema_version") != REFERENCE_SCHEMA_VERSION:
-            raise ValueError(
-                f"it is of schema version {metadata.get('schema_version')!r}, this release reads version "
-                f"{REFERENCE_SCHEMA_VERSION!r}; encode the reference again, or use the release that wrote the file."
-            )
         layers = _parse_field("layers", metadata.get("layers", ""))
         wanted = {f"{_STATES_KEY}{layer}" for layer in layers} | {_REGIONS_KEY}
         if wanted != set(tensors):
@@ -305,65 +277,3 @@ def _check_counts(embeds: ReferenceEmbeds, metadata: Mapping[str, str]) -> None:
     for name in ("width", "num_tokens", "num_image_tokens"):
         if metadata.get(name) != str(getattr(embeds, name)):
             raise ValueError(f"its metadata say {name} {metadata.get(name)!r}, its tensors {getattr(embeds, name)}.")
-
-
-def _detached(tensor: Tensor) -> Tensor:
-    # Cloned: safetensors refuses tensors that share memory, as two names of one layer may.
-    return tensor.detach().to("cpu").contiguous().clone()
-
-
-def _read_reference_file(path: Path) -> bytes:
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder; expected a file that ReferenceEmbeds.save wrote.")
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no file {path}.")
-    content = path.read_bytes()
-    # A safetensors header 640 bytes long begins like a pickle, hence the second question.
-    if content.startswith(_PICKLE_STARTS) and _header_length(content) > len(content) - 8:
-        raise ValueError(
-            f"{path} is a pickle (as torch.save writes), whatever its name says. Reading one can run code, so it is "
-            "refused; encode the reference again and save it with ReferenceEmbeds.save."
-        )
-    return content
-
-
-def _header_length(content: bytes) -> int:
-    # The format: 8 bytes of little-endian length, a JSON header of that length, then the tensors' bytes.
-    return int.from_bytes(content[:8], "little")
-
-
-def _split_header(content: bytes) -> tuple[dict[str, Any], bytes]:
-    length = _header_length(content)
-    header = json.loads(content[8 : 8 + length].decode("utf-8"))
-    if not isinstance(header, dict):
-        raise ValueError("its header is not a JSON object")
-    return cast("dict[str, Any]", header), content[8 + length :]
-
-
-def _read_metadata(content: bytes) -> dict[str, str]:
-    if len(content) < 8 or _header_length(content) > len(content) - 8:
-        raise ValueError("its header is longer than the file")
-    header, _ = _split_header(content)
-    return header.get("__metadata__", {})
-
-
-def _with_sorted_header(content: bytes) -> bytes:
-    # safetensors writes the metadata in the random order of a hash map; sorted, equal contents are equal bytes.
-    header, data = _split_header(content)
-    text = json.dumps(header, sort_keys=True, separators=(",", ":")).encode("utf-8")
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text + data
-
-
-def _write_atomically(path: Path, content: bytes) -> None:
-    # Beside its final name, so that the replacement is one step of the file system; the name is nobody else's.
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
