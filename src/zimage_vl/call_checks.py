@@ -54,6 +54,7 @@ def check_call_inputs(
     sigmas: Any = None,
     num_images_per_prompt: Any = 1,
     generator: Any = None,
+    latents: Any = None,
     max_sequence_length: Any = 512,
     **_: Any,
 ) -> None:
@@ -87,20 +88,42 @@ def check_call_inputs(
             "With `prompt_embeds` and classifier-free guidance `negative_prompt_embeds` are needed too; pass them, or "
             "guidance_scale=0.0 (as Z-Image-Turbo wants)."
         )
-    for name, value in (("height", height), ("width", width), ("num_inference_steps", num_inference_steps)):
-        if value is not None and value <= 0:
-            raise ValueError(f"`{name}` must be at least 1, got {value}.")
-    if num_images_per_prompt is not None and num_images_per_prompt < 1:
-        raise ValueError(f"`num_images_per_prompt` must be at least 1, got {num_images_per_prompt}.")
+    _check_counts(num_inference_steps=num_inference_steps, num_images_per_prompt=num_images_per_prompt)
+    size = _check_size(pipe, height, width)
     if sigmas is not None and len(sigmas) == 0:
         raise ValueError("`sigmas` must name at least one step, got an empty list.")
-    images = count * (num_images_per_prompt or 1)
+    images = count * num_images_per_prompt
+    _check_latents(pipe, latents, images, size)
     if isinstance(generator, list) and len(cast("list[Any]", generator)) != images:
         raise ValueError(
             f"`generator` is a list of {len(cast('list[Any]', generator))}, but {images} pictures are asked for: pass "
             "one generator, or one a picture."
         )
     _check_max_length(pipe, max_sequence_length, prompt)
+
+
+def _check_counts(**counts: Any) -> None:
+    for name, value in counts.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"`{name}` must be an int of at least 1, got {value!r}.")
+
+
+def _check_size(pipe: Any, height: Any, width: Any) -> tuple[int, int]:
+    """Height and width; None is diffusers' own 1024, and 0, which it takes for that too, is refused."""
+    multiple = pipe.vae_scale_factor * 2
+    for name, value in (("height", height), ("width", width)):
+        if value is not None and (value <= 0 or value % multiple):
+            raise ValueError(f"`{name}` must be at least 1 and divisible by {multiple}, got {value}.")
+    return height or 1024, width or 1024
+
+
+def _check_latents(pipe: Any, latents: Any, images: int, size: tuple[int, int]) -> None:
+    if latents is None:
+        return
+    height, width = (side // pipe.vae_scale_factor for side in size)
+    expected = (images, pipe.transformer.in_channels, height, width)
+    if tuple(latents.shape) != expected:
+        raise ValueError(f"`latents` must be of shape {expected} for this call, got {tuple(latents.shape)}.")
 
 
 def _check_texts(name: str, texts: Any) -> int:

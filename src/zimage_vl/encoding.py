@@ -117,6 +117,39 @@ def encode_reference(
     return ReferenceEmbeds(hidden_states, regions[kept].to(first.device), provenance)
 
 
+def check_reference_inputs(
+    vl_encoder: Any,
+    vl_processor: Any,
+    tokenizer: Any,
+    image: Image.Image,
+    text: str,
+    *,
+    text_position: TextPosition,
+    max_pixels: int,
+    mask: Image.Image | None,
+) -> None:
+    """Raise what `encode_reference` would refuse of these inputs, without reading the picture or running a model.
+
+    Raises:
+        TypeError: As `encode_reference`.
+        ValueError: As `encode_reference`.
+    """
+    processor = _image_processor(vl_processor, vl_encoder.config.vision_config)
+    _, rows, columns = _find_grid(processor, image, max_pixels)
+    if mask is not None:
+        visible_tokens(mask, columns, rows)
+    reference_turn(tokenizer, text, 1, text_position)
+
+
+def _find_grid(processor: Any, image: Image.Image, max_pixels: int) -> tuple[int, int, int]:
+    """The bound on pixels that holds, and the rows and columns of image tokens."""
+    multiple = processor.patch_size * processor.merge_size
+    own = _own_max_pixels(processor)
+    bound = max_pixels if own is None else min(max_pixels, own)
+    width, height = grid_size(image.size, multiple, bound)
+    return bound, height // multiple, width // multiple
+
+
 def _check_image(image: Any) -> None:
     if not isinstance(image, Image.Image):
         raise TypeError(f"`image` must be a PIL image, got {type(image).__name__}.")
@@ -158,10 +191,7 @@ def _prepare_picture(
 ) -> tuple[Image.Image, int, int, Tensor | None]:
     """The picture as the encoder shall see it, its rows and columns of image tokens, and those a mask leaves."""
     multiple = processor.patch_size * processor.merge_size
-    own = _own_max_pixels(processor)
-    bound = max_pixels if own is None else min(max_pixels, own)
-    width, height = grid_size(image.size, multiple, bound)
-    columns, rows = width // multiple, height // multiple
+    bound, rows, columns = _find_grid(processor, image, max_pixels)
     if mask is None:
         return resize_to_grid(image, multiple, bound), rows, columns, None
     visible = visible_tokens(mask, columns, rows)

@@ -6,6 +6,7 @@ diffusers' own `ZImagePipeline` does the rest. No tensor arithmetic here: see `c
 
 # ruff: noqa: UP045 - diffusers 0.36 cannot read `X | None` from a constructor's annotations
 
+import inspect
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -328,6 +329,28 @@ class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
         """As diffusers' own, and the pipeline's code beside it: `save_pretrained` calls this before it uploads."""
         super().save_config(save_directory, *args, **kwargs)
         make_self_describing(save_directory, type(self))
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """As diffusers' own; where no dtype is asked for, the shared modules keep theirs.
+
+        diffusers casts all of them to float32 in place, the source pipeline's too
+        (https://github.com/huggingface/diffusers/issues/12754).
+        """
+        if "torch_dtype" in kwargs or "dtype" in kwargs:
+            return super().from_pipe(pipeline, **kwargs)
+        names = inspect.signature(cls.__init__).parameters
+        unknown = sorted(set(kwargs) - set(names))
+        if unknown:
+            raise TypeError(
+                f"from_pipe got unexpected arguments {unknown}; {cls.__name__} takes {sorted(names)[:-1]}."
+            )
+        own = {"vl_model_id": pipeline.config["vl_model_id"]} if "vl_model_id" in pipeline.config else {}
+        parts = {name: part for name, part in pipeline.components.items() if name in names}
+        made = cls(**{**parts, **own, **kwargs})
+        if getattr(pipeline, "_all_hooks", None):
+            made.enable_model_cpu_offload(device=pipeline._offload_device)
+        return made
 
     @classmethod
     def _dict_from_json_file(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:

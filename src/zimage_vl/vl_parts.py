@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
+from PIL import Image
 
 from .calibration import measure_text_statistics
 from .call_checks import check_finite_embeds, get_max_text_tokens
 from .conditioning import condition_prompt_embeds
 from .embeddings import ReferenceEmbeds
-from .encoding import encode_reference
+from .encoding import check_reference_inputs, encode_reference
 from .images import load_reference_image, load_reference_mask
 from .pipeline_output import PromptConditioning
 from .places import resolve_alpha
@@ -204,11 +205,27 @@ class VLPartsMixin:
         if request.needs_vl_encoder:
             self._require_vl_encoder()
             resolve_layers(request.knobs.layers, self.vl_encoder.config.text_config.num_hidden_layers)
+            self._check_pictures(request)
         width = self.text_encoder.config.hidden_size
         for reference in request.references:
             if isinstance(reference, ReferenceEmbeds):
                 reference.check_fits(width, request.knobs.layers)
         return tokens
+
+    def _check_pictures(self, request: ReferenceRequest) -> None:
+        pictures = [*zip(request.references, request.masks, strict=True), (request.neutral, None)]
+        for picture, mask in pictures:
+            if isinstance(picture, Image.Image):
+                check_reference_inputs(
+                    self.vl_encoder,
+                    self.vl_processor,
+                    self.tokenizer,
+                    picture,
+                    request.text or "",
+                    text_position=request.knobs.vl_text_position,
+                    max_pixels=request.knobs.vl_max_pixels,
+                    mask=mask,
+                )
 
     def _condition_one(
         self,
