@@ -88,7 +88,7 @@ def check_call_inputs(
             "With `prompt_embeds` and classifier-free guidance `negative_prompt_embeds` are needed too; pass them, or "
             "guidance_scale=0.0 (as Z-Image-Turbo wants)."
         )
-    _check_counts(num_inference_steps=num_inference_steps, num_images_per_prompt=num_images_per_prompt)
+    _check_call_counts(num_inference_steps=num_inference_steps, num_images_per_prompt=num_images_per_prompt)
     size = _check_size(pipe, height, width)
     if sigmas is not None and len(sigmas) == 0:
         raise ValueError("`sigmas` must name at least one step, got an empty list.")
@@ -102,7 +102,7 @@ def check_call_inputs(
     _check_max_length(pipe, max_sequence_length, prompt)
 
 
-def _check_counts(**counts: Any) -> None:
+def _check_call_counts(**counts: Any) -> None:
     for name, value in counts.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"`{name}` must be an int of at least 1, got {value!r}.")
