@@ -34,7 +34,7 @@ def test_bad_alphas_are_refused(alpha: Tensor) -> None:
 
 
 def test_bad_references_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"layer -2, but reference 0 holds \[-6\]"):
+    with pytest.raises(ValueError, match=r"reference 0: .*layers \[-6\], not of layer -2"):
         condition(vl_hidden_layer=-2)
     wide = make_reference(dims=32)
     with pytest.raises(ValueError, match=r"`reference 1, layer -6` must be 16 wide.*got 32"):

@@ -110,7 +110,11 @@ def mix_layers(name: str, reference: ReferenceEmbeds, text: TextSide, conditioni
     """The weighted mean of the layers asked for, `(tokens, dims)` float32 on the text's device."""
     layers: list[Tensor] = []
     for layer, weight in conditioning.layer_weights.items():
-        states = check_embeddings(f"{name}, layer {layer}", reference.get_layer(layer), text.embeds.shape[1])
+        try:
+            held = reference.get_layer(layer)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        states = check_embeddings(f"{name}, layer {layer}", held, text.embeds.shape[1])
         if reference.regions.shape != states.shape[:1]:
             raise ValueError(
                 f"The regions of {name} must be one for each of {len(states)} tokens, got "
