@@ -26,7 +26,7 @@ from .vae import load as load_vae
 from .vae import pictures, to_model
 
 
-STEPS, BATCH, PICTURES, LONG_CAPTIONS = 4800, 32, 20000, 6
+STEPS, FINE_STEPS, BATCH, PICTURES, LONG_CAPTIONS = 4800, 2500, 32, 20000, 6
 EMPTY, PARTIAL, LONG = 0.07, 0.12, 0.1
 CONDITIONING_NOISE = 0.3
 MULTIPLE = 32  # the transformer pads captions and pictures to multiples of this
@@ -192,20 +192,13 @@ def train_transformer(run: Run) -> None:
         out = forward(model, mixed, 1 - sigma, cap, real.to(cap.device))
         return {"flow": (out - (x0 - noise)).square().mean()}
 
-    log = train(
-        run,
-        "transformer",
-        model,
-        loss_at,
-        steps=steps,
-        lr=1.5e-3,
-        rate=rate,
-        decay=0.998,
-        log_every=100,
-        save_every=200,
-    )
+    settings = {"rate": rate, "decay": 0.998, "log_every": 100, "save_every": 200}
+    train(run, "transformer", model, loss_at, steps=steps, lr=1.5e-3, **settings)
+    # A second cycle for the slowest attribute, the shape.
+    fine = run.steps(FINE_STEPS)
+    log = train(run, "transformer_fine", model, lambda n: loss_at(steps + n), steps=fine, lr=1.2e-3, **settings)
     model.save_pretrained(run.path("transformer"))
-    run.finish("transformer", {"steps": steps, "log": log[-1]})
+    run.finish("transformer", {"steps": steps + fine, "log": log[-1]})
 
 
 def load(run: Run) -> ZImageTransformer2DModel:
