@@ -165,7 +165,8 @@ def load_pipeline(model: str, vl_model: str | None, dtype: torch.dtype, revision
     if model == TOY_MODEL:
         from zimage_vl.toy import load_toy_pipeline
 
-        return load_toy_pipeline().to(dtype)
+        pipe = load_toy_pipeline()
+        return pipe if pipe.dtype == dtype else pipe.to(dtype)
     from diffusers.utils import deprecation_utils
 
     from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
