@@ -2,8 +2,8 @@
 
 The first four and `GUIDE` are those of the Qwen3-VL conditioning guide, as its code has them; what it leaves open
 stays at the pipeline's defaults. Its alignment of the sequences is not known, so that they are not the guide's
-pictures. The other three come from what was measured since, on a first toy world (its alignment was "interpolate") and
-from the guide's published figures: on real weights none of the three has been tried.
+pictures. The other three are ideas that came after the guide: neither on the packed toy world nor on real weights have
+they been measured yet.
 
 They are read-only dicts, since every call shares them. To change one setting:
 `pipe(prompt, reference_image=image, **{**STYLE_TRANSFER, "vl_alpha": 0.7})`.
@@ -37,8 +37,7 @@ class _Recipe(dict[str, Any]):
 
 
 # Recipe 1, "expect artifacts". The guide puts the style into words beside the reference: add vl_text, such as "flat
-# colors, simple shapes, cartoon style". On the first toy world, text tokens do nothing up to an alpha of .3, and with
-# them the prompt's shape lasts longer than its colours.
+# colors, simple shapes, cartoon style".
 STYLE_TRANSFER: dict[str, Any] = _Recipe(
     vl_alpha=0.5,
     vl_hidden_layer=-6,
@@ -63,8 +62,7 @@ COMPOSITION: dict[str, Any] = _Recipe(
 )
 
 # Recipe 4. Add vl_text with words about the colours, such as "vibrant sunset colors, orange and purple palette". Of
-# the knobs the guide names alpha alone. On the first toy world, colours are the last to follow a low alpha, shapes
-# the first.
+# the knobs the guide names alpha alone.
 COLOUR_PALETTE: dict[str, Any] = _Recipe(vl_alpha=0.15)
 
 # The guide's defaults to the letter. Its author found an hour later that text tokens alone leave the picture next to
@@ -90,9 +88,8 @@ CALIBRATED: dict[str, Any] = _Recipe(
     vl_alignment="pool",
 )
 
-# Colours and background of the reference, the prompt's content. On the first toy world (layer -2) the template's tail
-# carries the appearance: of 60 pairs, all kept the prompt's shape and took the reference's colour, 98 % its
-# background.
+# Colours and background of the reference, the prompt's content. The idea: the template's tail sums
+# up the appearance. Not measured yet.
 APPEARANCE: dict[str, Any] = _Recipe(
     vl_alpha=_Recipe(prefix=0.0, prompt=0.0, suffix=1.0),
     vl_hidden_layer=-2,
@@ -100,8 +97,8 @@ APPEARANCE: dict[str, Any] = _Recipe(
     vl_normalization="token_rms",
 )
 
-# The reference's shape in the prompt's colours. On the first toy world (layer -2) the prompt's words carry the
-# structure: of 60 pairs, 75 % took the reference's shape, all kept the prompt's colour and 97 % its background.
+# The reference's shape in the prompt's colours. The idea: the prompt's words carry the structure. Not
+# measured yet.
 STRUCTURE: dict[str, Any] = _Recipe(
     vl_alpha=_Recipe(prefix=0.0, prompt=1.0, suffix=0.0),
     vl_hidden_layer=-2,
