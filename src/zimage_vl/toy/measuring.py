@@ -83,9 +83,10 @@ class PairBench:
     def measure(self, keep: Callable[[Scene], bool] = lambda _: True, **knobs: Any) -> Matches:
         """Match of prompt and reference over the pairs whose reference `keep` accepts."""
         judged = [
-            (judge(image).matches(prompt), judge(image).matches(reference))
-            for image, (prompt, reference) in zip(self.paint(**knobs), self.pairs, strict=True)
-            if keep(reference)
+            [verdict.matches(scene) for scene in pair]
+            for image, pair in zip(self.paint(**knobs), self.pairs, strict=True)
+            if keep(pair[1])
+            for verdict in (judge(image),)
         ]
         shares = [
             {name: sum(pair[side][name] for pair in judged) / len(judged) for name in ATTRIBUTES} for side in (0, 1)
