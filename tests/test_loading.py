@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Generator
@@ -24,6 +22,7 @@ from PIL import Image
 
 from command_line import environment
 from hub_stub import HubStub
+from loading_processes import Worker, vl_repository
 from loading_worker import paint
 from tiny_models import tiny_components, tiny_pipeline
 
@@ -35,46 +34,6 @@ CODE_REPO, BASE_REPO, WHOLE_REPO = "someone/zimage-vl", "someone/z-image", "some
 GATED = tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 38)
 TEXT_CALL = {"prompt": "a red circle", "height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 0.0}
 KNOBS = {"vl_alpha": 0.5, "vl_hidden_layer": -2}
-
-
-class Worker:
-    """A process that loads and paints: see loading_worker.py."""
-
-    def __init__(self, folder: Path, **variables: str) -> None:
-        # Only what the tests pass: the package's folder must not be on the worker's path.
-        inherited = {**environment(**variables), "PYTHONPATH": ""}
-        inherited.update(HF_HOME=str(folder / "hf_home"), HF_HUB_DISABLE_TELEMETRY="1")
-        self.folder = folder
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(TESTS / "loading_worker.py")],
-            env=inherited,
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def load(self, source: object, call: dict[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Loads; with a call, paints too and adds the "images"."""
-        own = {key: str(kwargs.pop(key)) for key in ("embeds", "save") if key in kwargs}
-        order = {"source": str(source), "kwargs": {"trust_remote_code": True, **kwargs}, **own}
-        if call is not None:
-            order |= {"call": call, "out": str(self.folder / f"{os.urandom(4).hex()}.npy")}
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith("ANSWER "):
-                answer = json.loads(line.removeprefix("ANSWER "))
-                return {**answer, "images": np.load(order["out"])} if call and "error" not in answer else answer
-        raise AssertionError(f"the worker ended with {self.process.wait()}")
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(60)
 
 
 class Saved:
@@ -113,13 +72,8 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Generator[Worker]:
 
 
 def vl_parts(saved: Saved) -> dict[str, str]:
-    """Where the tiny VL parts lie: a folder in the form of a Qwen3-VL repository."""
-    folder = saved.folder / "vl"
-    if not folder.exists():
-        shutil.copytree(saved.whole / "vl_encoder", folder)
-        for file in (saved.whole / "vl_processor").iterdir():
-            shutil.copy(file, folder / file.name)
-    return {"vl_model_id": str(folder)}
+    """Where the tiny VL parts lie."""
+    return {"vl_model_id": str(vl_repository(saved.whole, saved.folder / "vl"))}
 
 
 def assert_same(answer: dict[str, Any], images: np.ndarray) -> None:

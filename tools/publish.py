@@ -88,7 +88,7 @@ def plan(repo: str, root: Path = ROOT) -> Plan:
                 files[name] = fill_model_card(files[name].decode("utf-8"), repo, version).encode("utf-8")
             except ValueError as error:
                 problems.append(f"{source}: {error}")
-    problems += check_files(files, repo) + check_bundle() + check_working_tree(root)
+    problems += check_files(files, repo) + check_bundle(root) + check_working_tree(root)
     return Plan(repo, version, files, tuple(problems))
 
 
@@ -131,10 +131,12 @@ def check_files(files: dict[str, bytes], repo: str) -> list[str]:
     return problems
 
 
-def check_bundle() -> list[str]:
+def check_bundle(root: Path) -> list[str]:
     """Sentences about the single file: it must be what the sources give."""
+    package = root / "src" / "zimage_vl"
+    outputs = [root / path.relative_to(ROOT) for path in build_pipeline.OUTPUTS]
     try:
-        return build_pipeline.stale_outputs(build_pipeline.build())
+        return build_pipeline.stale_outputs(build_pipeline.build(package), outputs)
     except BundleError as error:
         return [f"The single-file pipeline cannot be built: {error}"]
 
@@ -257,7 +259,7 @@ def describe(planned: Plan, endpoint: str) -> str:
     return "\n".join(lines)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
+def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Shows or publishes; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repo", nargs="?", default="", help="owner/name of the Hub repository; it is made if need be")
@@ -266,7 +268,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     from huggingface_hub import HfApi, constants, get_token
 
-    planned = plan(options.repo)
+    planned = plan(options.repo, root)
     problems = list(planned.problems)
     if options.upload and not get_token():
         problems.append("There is no token of the Hub: run `hf auth login`, or set HF_TOKEN to one that may write.")
@@ -277,7 +279,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.upload:
         print(f"\nA dry run: nothing was uploaded. To publish: make publish REPO={options.repo} UPLOAD=1")
         return 0
-    head = _git(ROOT, "rev-parse", "--short=12", "HEAD").stdout.strip()
+    head = _git(root, "rev-parse", "--short=12", "HEAD").stdout.strip()
     try:
         upload(planned, HfApi(), message=f"zimage-vl {planned.version}, from {head}", private=options.private)
     except PublishError as error:
