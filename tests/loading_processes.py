@@ -25,7 +25,7 @@ class Worker:
         # Only what the tests pass: the package's folder must not be on the worker's path.
         inherited = {**environment(**variables), "PYTHONPATH": ""}
         inherited.update(HF_HOME=str(folder / "hf_home"), HF_HUB_DISABLE_TELEMETRY="1")
-        self.folder = folder
+        self.folder, self.variables = folder, variables
         self.process = subprocess.Popen(
             [sys.executable, "-W", "ignore", str(TESTS / "loading_worker.py")],
             env=inherited,

@@ -35,8 +35,8 @@ JUNK = {
 }
 # Distribution to the module it brings, where their names differ.
 MODULES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}
-# accelerate: offload and loading without a second copy in diffusers and transformers, which import it where it is.
-NOT_IMPORTED = {"accelerate"}
+# huggingface-hub: what from_pretrained of diffusers and transformers fetches with.
+NOT_IMPORTED = {"huggingface-hub"}
 
 
 def package_files() -> set[str]:

@@ -250,8 +250,19 @@ def test_from_the_hub_cold_warm_updated_pinned_and_offline(saved: Saved, hub: Hu
     assert first in pinned["module"]
 
     hub.commit(CODE_REPO, {"pipeline.py": text.encode()}, branch="v1")
-    branch = online.load(BASE_REPO, custom_revision="v1", **options)
+    branch = online.load(BASE_REPO, saved.call, custom_revision="v1", **options)
+    assert_same(branch, saved.images)
     assert branch["version"] == version.group(1)
+
+    # Another process finds the cache warm: nothing was kept in the first one's memory alone.
+    start, another = len(hub.requests), Worker(online.folder, **online.variables)
+    try:
+        warm = another.load(BASE_REPO, saved.call, custom_revision=second, **options)
+    finally:
+        another.close()
+    assert_same(warm, saved.images)
+    assert warm["version"] == "999.0"
+    assert downloads(hub, start) == []
 
 
 def test_without_a_network_the_cached_folder_of_the_model_card_works(
