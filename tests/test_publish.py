@@ -190,6 +190,11 @@ def remove_notebook(root: Path) -> None:
     commit_all(root)
 
 
+def age_notebook(root: Path) -> None:
+    (root / "examples" / "colab.ipynb").write_text('{"cells": ["pip install zimage-vl==0.0.1"]}')
+    commit_all(root)
+
+
 def spoil_card(root: Path) -> None:
     card = root / "pipelines" / "zimage_vl" / "README.md"
     card.write_text(card.read_text(encoding="utf-8") + "\n{{OTHER}}\n", encoding="utf-8")
@@ -211,9 +216,10 @@ SPOILT = {
     "sources that cannot be joined": (spoil_sources, ["cannot be built"]),
     "a missing picture": (spoil_picture, ["failures.png is missing"]),
     "a broken notebook": (spoil_notebook, ["colab.ipynb is no notebook"]),
+    "a notebook of another version": (age_notebook, ["installs zimage-vl==0.0.1, but"]),
     "a missing notebook": (remove_notebook, ["examples/colab.ipynb is missing", "links to colab.ipynb"]),
     "an unknown placeholder": (spoil_card, ["{{OTHER}}"]),
-    "a large file": (spoil_size, ["the Hub would store it apart"]),
+    "a large file": (spoil_size, ["code, text and small pictures"]),
     "no commit to compare with": (forget_history, ["cannot be compared with a commit"]),
 }
 

@@ -41,7 +41,7 @@ SOURCES = {
     "colab.ipynb": "examples/colab.ipynb",
 }
 FILLED = ("README.md", "colab.ipynb")
-# What is larger needs storage of its own on the Hub, and nothing here should.
+# What is larger was not meant to go.
 MAX_BYTES = 5 * 2**20
 _PICTURE = re.compile(r"!\[[^\]]*\]\((?!https?:)([^)\s]+)\)")
 
@@ -88,7 +88,7 @@ def plan(repo: str, root: Path = ROOT) -> Plan:
                 files[name] = fill_model_card(files[name].decode("utf-8"), repo, version).encode("utf-8")
             except ValueError as error:
                 problems.append(f"{source}: {error}")
-    problems += check_files(files, repo) + check_bundle(root) + check_working_tree(root)
+    problems += check_files(files, repo, version) + check_bundle(root) + check_working_tree(root)
     return Plan(repo, version, files, tuple(problems))
 
 
@@ -114,10 +114,10 @@ def card_pictures(root: Path) -> dict[str, str]:
     return {name: f"{FOLDER}/{name}" for name in names}
 
 
-def check_files(files: dict[str, bytes], repo: str) -> list[str]:
-    """Sentences about files that are too large, broken, or that the card links to and that do not go."""
+def check_files(files: dict[str, bytes], repo: str, version: str) -> list[str]:
+    """Sentences about files that are too large, broken, of another version, or linked by the card and missing."""
     problems = [
-        f"{name} has {len(data)} bytes, more than {MAX_BYTES}: the Hub would store it apart."
+        f"{name} has {len(data)} bytes, more than {MAX_BYTES}: what goes is code, text and small pictures."
         for name, data in files.items()
         if len(data) > MAX_BYTES
     ]
@@ -125,9 +125,11 @@ def check_files(files: dict[str, bytes], repo: str) -> list[str]:
     linked = re.findall(rf"huggingface\.co/{re.escape(repo)}/(?:blob|resolve)/[^/\s]+/([^)\s\"]+)", card)
     problems += [f"The model card links to {name}, which is not uploaded." for name in linked if name not in files]
     try:
-        json.loads(files.get("colab.ipynb", b"{}"))
+        notebook = json.dumps(json.loads(files.get("colab.ipynb", b"{}")))
     except ValueError as error:
-        problems.append(f"colab.ipynb is no notebook: {error}")
+        return [*problems, f"colab.ipynb is no notebook: {error}"]
+    others = sorted(set(re.findall(r"zimage-vl==([\w.]+)", notebook)) - {version})
+    problems += [f"colab.ipynb installs zimage-vl=={other}, but {version} is published." for other in others]
     return problems
 
 
