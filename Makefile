@@ -4,7 +4,10 @@
 PYTHON ?= python3
 # More options for pip, such as the index of torch's CPU builds: see CONTRIBUTING.md.
 PIP_ARGS ?=
-# More arguments for the command of demo, test and bench, such as ARGS="-k images".
+# Where to publish, as owner/name; UPLOAD=1 does it, without it nothing is sent.
+REPO ?=
+UPLOAD ?=
+# More arguments for the command of demo, test, bench and publish, such as ARGS="-k images".
 ARGS ?=
 
 VENV := .venv
@@ -13,7 +16,7 @@ STAMP := $(VENV)/.setup-stamp
 CONSTRAINTS := requirements/constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) $(PIP_ARGS)
 
-.PHONY: help setup demo test check bundle bench clean
+.PHONY: help setup demo test check bundle dist try-wheel publish bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -22,6 +25,9 @@ help:
 	@echo "make check   ruff, pyright, the layering of the package, the single-file pipeline"
 	@echo "make bundle  write the single-file pipeline for the Hub to pipelines/"
 	@echo "make bench   run the benchmarks"
+	@echo "make dist    build the wheel and the sdist into dist/"
+	@echo "make try-wheel   install that wheel into an empty environment and run the demo there"
+	@echo "make publish REPO=owner/name   show what would go to that repository of the Hub; UPLOAD=1 publishes it"
 	@echo "make setup   create or refresh .venv and nothing else"
 	@echo "make clean   remove build leftovers and caches, not .venv and no pictures"
 	@echo
@@ -49,24 +55,30 @@ check: $(STAMP)
 	$(BIN)/ruff format --check
 	$(BIN)/pyright
 	$(BIN)/python -m pytest tests/test_layering.py
-	@if [ -f tools/build_pipeline.py ]; then \
-		$(BIN)/python tools/build_pipeline.py --check; \
-	else \
-		echo "The single-file pipeline is not built yet: there is no tools/build_pipeline.py to check."; \
-	fi
+	$(BIN)/python tools/build_pipeline.py --check
 
 bundle: $(STAMP)
-	@if [ -f tools/build_pipeline.py ]; then \
-		$(BIN)/python tools/build_pipeline.py; \
-	else \
-		echo "The single-file pipeline is not built yet: there is no tools/build_pipeline.py." >&2; exit 1; \
-	fi
+	@$(BIN)/python tools/build_pipeline.py
+
+# Without isolation: the environment has what building needs, and no network is asked for it. The egg-info of an earlier
+# build goes first, since setuptools would add to the sdist whatever that one listed.
+dist: $(STAMP)
+	@rm -rf dist src/*.egg-info
+	@$(BIN)/python -m build --no-isolation --outdir dist .
+
+# An environment with nothing in it but what pip brings for the wheel; it and the picture stay, in a new folder of TMPDIR.
+try-wheel: dist
+	@folder=$$(mktemp -d) && echo "Trying the wheel in $$folder" && \
+	$(PYTHON) -m venv $$folder/venv && \
+	pip="$$folder/venv/bin/python -m pip install --disable-pip-version-check --quiet -c $(CURDIR)/$(CONSTRAINTS) $(PIP_ARGS)" && \
+	$$pip torch && $$pip dist/*.whl && cd $$folder && \
+	$$folder/venv/bin/zimage-vl env && $$folder/venv/bin/zimage-vl demo --output $$folder/demo.png
+
+publish: $(STAMP)
+	@$(BIN)/python tools/publish.py "$(REPO)" $(if $(filter 1 yes true,$(UPLOAD)),--upload) $(ARGS)
 
 bench: $(STAMP)
-	@found=0; for file in benchmarks/*.py; do \
-		[ -f "$$file" ] || continue; \
-		found=1; echo "$$file"; $(BIN)/python "$$file" $(ARGS) || exit 1; \
-	done; [ $$found = 1 ] || echo "There are no benchmarks yet: none lies in benchmarks/."
+	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" $(ARGS) || exit 1; done
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache

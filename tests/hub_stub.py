@@ -22,13 +22,15 @@ class HubStub:
         requests: Method and path of every request so far.
     """
 
+    handler: type[_Handler]  # set below: classes stand after what they use
+
     def __init__(self) -> None:
         self.requests: list[tuple[str, str]] = []
         self._commits: dict[tuple[str, str], dict[str, bytes]] = {}
         self._branches: dict[tuple[str, str], str] = {}
 
     def __enter__(self) -> HubStub:
-        handler = type("Handler", (_Handler,), {"hub": self})
+        handler = type("Handler", (self.handler,), {"hub": self})
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
@@ -60,6 +62,11 @@ class HubStub:
         return None if files is None else (sha, files)
 
 
+def blob_id(data: bytes) -> str:
+    """The id that git, and so the Hub, gives a file of this content."""
+    return hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+
+
 class _Handler(BaseHTTPRequestHandler):
     hub: HubStub
 
@@ -80,14 +87,14 @@ class _Handler(BaseHTTPRequestHandler):
         if found is None:
             return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound" if kind else "RepoNotFound"})
         sha, files = found
-        sizes = {name: len(data) for name, data in sorted(files.items())}
-        answer: Any = {"id": repo, "modelId": repo, "sha": sha, "siblings": [{"rfilename": name} for name in sizes]}
+        names = sorted(files)
+        answer: Any = {"id": repo, "modelId": repo, "sha": sha, "siblings": [{"rfilename": name} for name in names]}
         if kind == "tree":
-            answer = [
-                {"type": "file", "path": name, "size": size, "oid": hashlib.sha1(files[name]).hexdigest()}
-                for name, size in sizes.items()
-            ]
+            answer = [self._tree_entry(name, files[name]) for name in names]
         return self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"})
+
+    def _tree_entry(self, name: str, data: bytes) -> dict[str, Any]:
+        return {"type": "file", "path": name, "size": len(data), "oid": blob_id(data)}
 
     def _answer_file(self, repo: str, revision: str, name: str) -> None:
         found = self.hub.find(repo, revision)
@@ -96,7 +103,7 @@ class _Handler(BaseHTTPRequestHandler):
         sha, files = found
         if name not in files:
             return self._send(404, b"", {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": sha})
-        tag = f'"{hashlib.sha1(files[name]).hexdigest()}"'
+        tag = f'"{blob_id(files[name])}"'
         return self._send(200, files[name], {"ETag": tag, "X-Repo-Commit": sha})
 
     def _send(self, status: int, body: bytes, headers: dict[str, str]) -> None:
@@ -109,3 +116,6 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:
         """Nothing: `requests` holds them."""
+
+
+HubStub.handler = _Handler

@@ -286,3 +286,26 @@ def test_the_committed_file_defines_one_pipeline_and_needs_nothing_of_the_packag
     text = build_pipeline.OUTPUTS[0].read_text(encoding="utf-8")
     check_joined(text)
     assert not re.search(r"importlib\.resources|pkgutil|__package__", text)
+
+
+def test_diffusers_own_readers_find_one_pipeline_and_nothing_relative(tmp_path: Path) -> None:
+    from diffusers import DiffusionPipeline
+    from diffusers.utils import dynamic_modules_utils as readers
+
+    for path in build_pipeline.OUTPUTS:
+        assert readers.get_relative_imports(path) == []
+        assert readers.check_imports(path) == []
+    text = build_pipeline.OUTPUTS[0].read_text(encoding="utf-8")
+    module = load(text, tmp_path)
+    ours = [
+        thing
+        for thing in vars(module).values()
+        if isinstance(thing, type) and issubclass(thing, DiffusionPipeline) and thing.__module__ == module.__name__
+    ]
+    assert ours == [module.ZImageVLPipeline]
+    assert readers.find_pipeline_class(module) is module.ZImageVLPipeline
+
+
+def test_the_committed_file_says_first_that_it_is_not_to_be_edited() -> None:
+    for path in build_pipeline.OUTPUTS:
+        assert "do not edit" in path.read_text(encoding="utf-8").split('"""')[0]

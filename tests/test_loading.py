@@ -7,9 +7,7 @@ from __future__ import annotations
 
 import inspect
 import json
-import os
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Generator
@@ -24,6 +22,7 @@ from PIL import Image
 
 from command_line import environment
 from hub_stub import HubStub
+from loading_processes import Worker, vl_repository
 from loading_worker import paint
 from tiny_models import tiny_components, tiny_pipeline
 
@@ -35,46 +34,6 @@ CODE_REPO, BASE_REPO, WHOLE_REPO = "someone/zimage-vl", "someone/z-image", "some
 GATED = tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 38)
 TEXT_CALL = {"prompt": "a red circle", "height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 0.0}
 KNOBS = {"vl_alpha": 0.5, "vl_hidden_layer": -2}
-
-
-class Worker:
-    """A process that loads and paints: see loading_worker.py."""
-
-    def __init__(self, folder: Path, **variables: str) -> None:
-        # Only what the tests pass: the package's folder must not be on the worker's path.
-        inherited = {**environment(**variables), "PYTHONPATH": ""}
-        inherited.update(HF_HOME=str(folder / "hf_home"), HF_HUB_DISABLE_TELEMETRY="1")
-        self.folder = folder
-        self.process = subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(TESTS / "loading_worker.py")],
-            env=inherited,
-            cwd=folder,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-        )
-
-    def load(self, source: object, call: dict[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
-        """Loads; with a call, paints too and adds the "images"."""
-        own = {key: str(kwargs.pop(key)) for key in ("embeds", "save") if key in kwargs}
-        order = {"source": str(source), "kwargs": {"trust_remote_code": True, **kwargs}, **own}
-        if call is not None:
-            order |= {"call": call, "out": str(self.folder / f"{os.urandom(4).hex()}.npy")}
-        assert self.process.stdin is not None
-        assert self.process.stdout is not None
-        self.process.stdin.write(json.dumps(order) + "\n")
-        self.process.stdin.flush()
-        for line in self.process.stdout:
-            if line.startswith("ANSWER "):
-                answer = json.loads(line.removeprefix("ANSWER "))
-                return {**answer, "images": np.load(order["out"])} if call and "error" not in answer else answer
-        raise AssertionError(f"the worker ended with {self.process.wait()}")
-
-    def close(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
-        self.process.wait(60)
 
 
 class Saved:
@@ -113,13 +72,8 @@ def offline(tmp_path_factory: pytest.TempPathFactory) -> Generator[Worker]:
 
 
 def vl_parts(saved: Saved) -> dict[str, str]:
-    """Where the tiny VL parts lie: a folder in the form of a Qwen3-VL repository."""
-    folder = saved.folder / "vl"
-    if not folder.exists():
-        shutil.copytree(saved.whole / "vl_encoder", folder)
-        for file in (saved.whole / "vl_processor").iterdir():
-            shutil.copy(file, folder / file.name)
-    return {"vl_model_id": str(folder)}
+    """Where the tiny VL parts lie."""
+    return {"vl_model_id": str(vl_repository(saved.whole, saved.folder / "vl"))}
 
 
 def assert_same(answer: dict[str, Any], images: np.ndarray) -> None:
@@ -296,8 +250,19 @@ def test_from_the_hub_cold_warm_updated_pinned_and_offline(saved: Saved, hub: Hu
     assert first in pinned["module"]
 
     hub.commit(CODE_REPO, {"pipeline.py": text.encode()}, branch="v1")
-    branch = online.load(BASE_REPO, custom_revision="v1", **options)
+    branch = online.load(BASE_REPO, saved.call, custom_revision="v1", **options)
+    assert_same(branch, saved.images)
     assert branch["version"] == version.group(1)
+
+    # Another process finds the cache warm: nothing was kept in the first one's memory alone.
+    start, another = len(hub.requests), Worker(online.folder, **online.variables)
+    try:
+        warm = another.load(BASE_REPO, saved.call, custom_revision=second, **options)
+    finally:
+        another.close()
+    assert_same(warm, saved.images)
+    assert warm["version"] == "999.0"
+    assert downloads(hub, start) == []
 
 
 def test_without_a_network_the_cached_folder_of_the_model_card_works(

@@ -1,0 +1,221 @@
+"""Wheel and sdist hold what they should and nothing else, and the wheel works where the repository is not."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import email
+import email.message
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from command_line import environment
+
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "src" / "zimage_vl"
+MAX_BYTES = 14 * 10**6
+JUNK = {
+    "src/zimage_vl/__pycache__/knobs.cpython-311.pyc": b"junk",
+    "src/zimage_vl/notes.md": b"junk",
+    "src/zimage_vl/.cache.json": b"{}",
+    "tests/test_junk.py": b"",
+    "outputs/demo.png": b"junk",
+    "build/lib/zimage_vl/removed.py": b"",
+    "notes.txt": b"junk",
+}
+# Distribution to the module it brings, where their names differ.
+MODULES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}
+# huggingface-hub: what from_pretrained of diffusers and transformers fetches with.
+NOT_IMPORTED = {"huggingface-hub"}
+
+
+def package_files() -> set[str]:
+    """What belongs into an installation, from the package's root: written out here, not read from the settings."""
+    code = {path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts}
+    data = {path for path in (PACKAGE / "toy" / "checkpoint").rglob("*") if path.is_file()}
+    named = {PACKAGE / "py.typed", PACKAGE / "single_file_pipeline.txt"}
+    return {path.relative_to(PACKAGE.parent).as_posix() for path in code | data | named}
+
+
+class Built:
+    """The distributions of a copy of the checkout that has junk lying about, built without a network."""
+
+    def __init__(self, folder: Path) -> None:
+        self.source = folder / "source"
+        ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / "src", self.source / "src", ignore=ignore)
+        for name in ("LICENSE", "MANIFEST.in", "README.md", "CHANGELOG.md", "setup.cfg", "pyproject.toml"):
+            shutil.copy(ROOT / name, self.source / name)
+        shutil.copytree(ROOT / "docs", self.source / "docs")
+        for name, data in JUNK.items():
+            (self.source / name).parent.mkdir(parents=True, exist_ok=True)
+            (self.source / name).write_bytes(data)
+        self.wheel, self.sdist = self.build(folder / "dist")
+
+    def build(self, output: Path) -> tuple[Path, Path]:
+        """Wheel and sdist: the wheel from the sdist, as `make dist` builds it."""
+        command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(output), str(self.source)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout + done.stderr
+        (wheel,), (sdist,) = output.glob("*.whl"), output.glob("*.tar.gz")
+        assert len(list(output.iterdir())) == 2
+        return wheel, sdist
+
+    def wheel_contents(self) -> dict[str, bytes]:
+        with zipfile.ZipFile(self.wheel) as archive:
+            return {name: archive.read(name) for name in archive.namelist()}
+
+    def sdist_contents(self) -> dict[str, bytes]:
+        """Without the folder that everything lies in."""
+        with tarfile.open(self.sdist) as archive:
+            members = [member for member in archive.getmembers() if member.isfile()]
+            return {member.name.split("/", 1)[1]: read_member(archive, member) for member in members}
+
+    def metadata(self) -> email.message.Message:
+        (text,) = (data for name, data in self.wheel_contents().items() if name.endswith(".dist-info/METADATA"))
+        return email.message_from_bytes(text)
+
+
+def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    file = archive.extractfile(member)
+    assert file is not None
+    return file.read()
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    for tool in ("build", "setuptools"):
+        pytest.importorskip(tool)
+    return Built(tmp_path_factory.mktemp("distribution"))
+
+
+@pytest.fixture(scope="module")
+def settings() -> configparser.ConfigParser:
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "setup.cfg", encoding="utf-8")
+    return parser
+
+
+def lines(section: Mapping[str, str], key: str) -> list[str]:
+    return [line.split("#")[0].strip() for line in section[key].splitlines() if line.split("#")[0].strip()]
+
+
+def test_the_wheel_holds_the_package_and_nothing_else(built: Built) -> None:
+    version = re.search(r"zimage_vl-(.+?)-py3-none-any\.whl", built.wheel.name)
+    assert version is not None, "the wheel must suit every system"
+    info = f"zimage_vl-{version[1]}.dist-info"
+    about = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
+    assert set(built.wheel_contents()) == package_files() | {f"{info}/{name}" for name in about}
+
+
+def test_the_sdist_holds_what_a_wheel_is_built_from_and_nothing_else(built: Built) -> None:
+    about = {"LICENSE", "MANIFEST.in", "PKG-INFO", "docs/package.md", "pyproject.toml", "setup.cfg"}
+    names = {name for name in built.sdist_contents() if ".egg-info/" not in name}
+    assert names == about | {f"src/{name}" for name in package_files()}
+
+
+def test_both_hold_the_sources_byte_for_byte(built: Built) -> None:
+    wheel, sdist = built.wheel_contents(), built.sdist_contents()
+    for name in package_files():
+        source = (ROOT / "src" / name).read_bytes()
+        assert wheel[name] == source, name
+        assert sdist[f"src/{name}"] == source, name
+    (licence,) = (data for name, data in wheel.items() if name.endswith("/licenses/LICENSE"))
+    assert licence == sdist["LICENSE"] == (ROOT / "LICENSE").read_bytes()
+
+
+def test_they_are_small_enough_to_be_had_at_once(built: Built) -> None:
+    assert built.wheel.stat().st_size < MAX_BYTES
+    assert built.sdist.stat().st_size < MAX_BYTES
+
+
+def test_the_metadata_say_what_the_settings_say(built: Built, settings: configparser.ConfigParser) -> None:
+    from zimage_vl import __version__
+
+    metadata, options = built.metadata(), settings["options"]
+    assert metadata["Name"] == "zimage-vl"
+    assert metadata["Version"] == __version__
+    assert metadata["License-Expression"] == "Apache-2.0"
+    assert metadata["Requires-Python"] == ">=3.10"
+    required = metadata.get_all("Requires-Dist", [])
+    assert [line for line in required if ";" not in line] == lines(options, "install_requires")
+    assert set(metadata.get_all("Provides-Extra", [])) == set(settings["options.extras_require"])
+    for extra in settings["options.extras_require"]:
+        wanted = [f'{line}; extra == "{extra}"' for line in lines(settings["options.extras_require"], extra)]
+        assert [line for line in required if line.endswith(f'extra == "{extra}"')] == wanted
+    (points,) = (data for name, data in built.wheel_contents().items() if name.endswith("/entry_points.txt"))
+    assert points.decode().split() == ["[console_scripts]", "zimage-vl", "=", "zimage_vl.cli:main"]
+
+
+def test_the_page_for_an_index_needs_no_file_of_the_repository(built: Built) -> None:
+    metadata = built.metadata()
+    page = str(metadata.get_payload())
+    assert metadata["Description-Content-Type"] == "text/markdown"
+    assert page.strip() == (ROOT / "docs" / "package.md").read_text(encoding="utf-8").strip()
+    assert "Experimental" in page
+    assert re.findall(r"\]\((?!https?://)[^)]*\)|<img|make \w+", page) == []
+
+
+def test_the_call_on_that_page_uses_arguments_that_exist() -> None:
+    import inspect
+
+    from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "package.md").read_text(encoding="utf-8"), re.DOTALL
+    )
+    calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
+    (call,) = (node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "pipe")
+    assert {keyword.arg for keyword in call.keywords} <= set(inspect.signature(ZImageVLPipeline.__call__).parameters)
+
+
+def names_of(requirements: list[str]) -> set[str]:
+    return {re.split(r"[<>=!~;\[ ]", line, maxsplit=1)[0].lower() for line in requirements}
+
+
+def test_what_the_package_imports_is_required_and_what_is_required_is_imported(
+    settings: configparser.ConfigParser,
+) -> None:
+    needed: set[str] = set()
+    for path in PACKAGE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                needed |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                needed.add(node.module.split(".")[0])
+    needed -= {*sys.stdlib_module_names, "zimage_vl"}
+    required = names_of(lines(settings["options"], "install_requires"))
+    extras = settings["options.extras_require"]
+    optional = set[str]().union(*(names_of(lines(extras, extra)) for extra in extras))
+    assert needed <= {MODULES.get(name, name) for name in required | optional}
+    assert {MODULES.get(name, name) for name in required - NOT_IMPORTED} <= needed
+
+
+@pytest.mark.slow
+def test_the_wheel_paints_the_demo_where_the_repository_is_not(built: Built, tmp_path: Path) -> None:
+    # Unpacked, not installed: an empty environment with torch in it takes minutes, and `make try-wheel` makes one.
+    with zipfile.ZipFile(built.wheel) as archive:
+        archive.extractall(tmp_path / "installed")
+    code = "import zimage_vl; print(zimage_vl.__file__, flush=True); from zimage_vl.cli import main; main()"
+    run = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", code, "demo", "--pairs", "1", "--output", "demo.png"],
+        env={**environment(), "PYTHONPATH": str(tmp_path / "installed")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stdout.splitlines()[0].startswith(str(tmp_path / "installed"))
+    with Image.open(tmp_path / "demo.png") as sheet:
+        assert len(sheet.convert("RGB").getcolors(maxcolors=1 << 20) or []) > 1000

@@ -1,0 +1,91 @@
+"""The model card's pictures of failures: fresh, labelled in full, and counted as the table says."""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops, ImageFont
+
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import failure_pictures  # noqa: E402
+from failure_pictures import SETTINGS, Setting  # noqa: E402
+from zimage_vl.toy import disagreeing_pairs, draw_scene, load_toy_pipeline  # noqa: E402
+
+
+CARD = (ROOT / "pipelines" / "zimage_vl" / "README.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    pipe = load_toy_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_the_committed_sheet_was_made_with_these_settings() -> None:
+    with Image.open(failure_pictures.OUTPUT) as sheet:
+        assert sheet.info["parameters"] == failure_pictures.parameters(), "stale: python tools/failure_pictures.py"
+        assert min(sheet.size) > 600
+    assert failure_pictures.OUTPUT.stat().st_size < 500_000
+
+
+def test_the_card_shows_the_sheet_and_names_every_setting_and_command() -> None:
+    assert f"({failure_pictures.OUTPUT.name})" in CARD
+    assert "python tools/failure_pictures.py --pairs 200" in CARD
+    table = CARD[CARD.index("<!-- table:failures -->") : CARD.index("<!-- /table:failures -->")]
+    rows = re.findall(r"^\| (.+?) \| [\d./ -]+ \| [\d./ -]+ \| [\d./ -]+ \|$", table, re.MULTILINE)
+    assert rows == [str(setting) for setting in SETTINGS]
+
+
+def test_the_settings_are_arguments_of_the_call() -> None:
+    from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+
+    known = inspect.signature(ZImageVLPipeline.__call__).parameters
+    for setting in SETTINGS:
+        assert set(setting.knobs) <= set(known)
+        assert "vl_alpha" in setting.knobs, "what a row says must not depend on a default"
+
+
+@pytest.mark.parametrize("setting", SETTINGS, ids=lambda setting: setting.title)
+def test_the_titles_have_room_over_their_columns(setting: Setting) -> None:
+    # The sheet cuts what is too wide: its cells are 128 pixels, its text 20.
+    assert ImageFont.load_default(20).getlength(setting.title) <= 128
+
+
+def test_the_command_paints_the_committed_pictures_again(pipe, tmp_path, monkeypatch, capsys) -> None:
+    # The first two columns are enough to tell another toy or another order: each costs seconds.
+    monkeypatch.setattr(failure_pictures, "load_toy_pipeline", lambda: pipe)
+    monkeypatch.setattr(failure_pictures, "SETTINGS", SETTINGS[:2])
+    assert failure_pictures.main(["--output", str(tmp_path / "sheet.png")]) == 0
+    assert capsys.readouterr().out.strip() == str(tmp_path / "sheet.png")
+    with Image.open(tmp_path / "sheet.png") as sheet, Image.open(failure_pictures.OUTPUT) as committed:
+        assert json.loads(sheet.info["parameters"])["settings"][0] == ["plain", {"vl_alpha": 0.0}, "scene"]
+        common = (0, 100, sheet.width - 30, sheet.height - 60)
+        difference = ImageChops.difference(sheet.crop(common), committed.convert("RGB").crop(common)).convert("L")
+        # Threads and processors change bits, not pictures.
+        assert sum(difference.histogram()[40:]) < 0.001 * difference.width * difference.height
+
+
+def test_counting_splits_the_pictures_into_prompt_reference_and_neither(pipe) -> None:
+    pairs = disagreeing_pairs(4, 3)
+    plain = failure_pictures.count(pipe, pairs, Setting("plain", {"vl_alpha": 0.0}), seed=3)
+    for cell in plain:
+        shares = [float(share) for share in cell.split(" / ")]
+        assert sum(shares) == pytest.approx(1, abs=0.02)
+        assert shares[0] >= 0.75
+    grey = failure_pictures.count(pipe, pairs, Setting("grey", {"vl_alpha": 1.0}, "grey"), seed=3)
+    assert all(cell.split(" / ")[1] == "-" for cell in grey)
+
+
+def test_controls_stand_in_for_the_reference() -> None:
+    scene = disagreeing_pairs(1, 0)[0][1]
+    assert failure_pictures.reference(scene, "grey", 0).getcolors() == [(64 * 64, (128, 128, 128))]
+    assert failure_pictures.reference(scene, "scene", 5).tobytes() == draw_scene(scene, 5).tobytes()

@@ -1,0 +1,385 @@
+"""Publishing into a stand-in Hub: what goes, what is refused, and that it loads from there and paints the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import numpy as np
+import pytest
+import torch
+from diffusers import ZImagePipeline
+
+from command_line import environment
+from hub_uploads import TOKEN, UploadHub
+from loading_processes import Worker, vl_repository
+from loading_worker import paint
+from zimage_vl.toy import SIZE, Scene, draw_scene, load_toy_pipeline
+from zimage_vl.toy.loading import CHECKPOINT
+
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT / "tools"))
+
+import publish  # noqa: E402
+from model_card import fill_model_card, read_version  # noqa: E402
+
+
+pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not installed")
+
+HAS_RUFF = Path(sys.executable).with_name("ruff").exists() or shutil.which("ruff") is not None
+needs_ruff = pytest.mark.skipif(not HAS_RUFF, reason="ruff formats the single file, and is not installed here")
+
+REPO = "someone/zimage-vl"
+VERSION = read_version()
+TAG = f"v{VERSION}"
+NOTEBOOK = ROOT / "examples" / "colab.ipynb"
+GIT = ("git", "-c", "user.name=a", "-c", "user.email=a@example.com", "-c", "commit.gpgsign=false")
+
+
+def commit_all(root: Path) -> None:
+    for command in (("add", "--all"), ("commit", "--quiet", "--message", "A state")):
+        subprocess.run([*GIT, *command], cwd=root, check=True, env={**os.environ, "GIT_CONFIG_GLOBAL": os.devnull})
+
+
+@pytest.fixture(scope="module")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A clean commit of what publishing reads."""
+    root = tmp_path_factory.mktemp("checkout")
+    ignored = shutil.ignore_patterns("__pycache__", "*.egg-info", "checkpoint")
+    for folder in ("src", "tools", "pipelines"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=ignored)
+    for name in ("LICENSE", "pyproject.toml", ".gitignore"):
+        shutil.copy(ROOT / name, root / name)
+    (root / "examples").mkdir()
+    notebook = NOTEBOOK.read_text("utf-8") if NOTEBOOK.exists() else '{"cells": ["{{REPO}} at v{{VERSION}}"]}'
+    (root / "examples" / "colab.ipynb").write_text(notebook, encoding="utf-8")
+    subprocess.run(["git", "init", "--quiet"], cwd=root, check=True)
+    commit_all(root)
+    return root
+
+
+@pytest.fixture
+def changed(checkout: Path, tmp_path: Path) -> Path:
+    """A copy of the checkout that a test may spoil."""
+    return Path(shutil.copytree(checkout, tmp_path / "changed"))
+
+
+@pytest.fixture(scope="module")
+def planned(checkout: Path) -> publish.Plan:
+    planned = publish.plan(REPO, checkout)
+    if HAS_RUFF:
+        return planned
+    return dataclasses.replace(planned, problems=tuple(p for p in planned.problems if "ruff is not" not in p))
+
+
+@pytest.fixture
+def hub() -> Generator[UploadHub]:
+    with UploadHub() as stub:
+        yield stub
+
+
+@pytest.fixture(autouse=True)
+def on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", huggingface_hub.constants.ENDPOINT)  # `api` sets it
+
+
+def api(hub: UploadHub, token: str = TOKEN) -> huggingface_hub.HfApi:
+    # huggingface_hub before 1.0 reads the addresses of commits by this, whatever endpoint it was given.
+    huggingface_hub.constants.ENDPOINT = hub.url
+    return huggingface_hub.HfApi(endpoint=hub.url, token=token)
+
+
+def run(root: Path, hub: UploadHub, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """The command as it is run in that checkout."""
+    online = environment(HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", HF_HOME=str(root / "outputs"), NO_PROXY="127.0.0.1")
+    for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
+        online.pop(name, None)
+    command = [sys.executable, "-W", "ignore", str(root / "tools" / "publish.py"), *arguments]
+    return subprocess.run(command, env={**online, **variables}, capture_output=True, text=True, check=False)
+
+
+def writes(hub: UploadHub) -> list[str]:
+    return [path for method, path in hub.requests if method not in ("GET", "HEAD")]
+
+
+# ---- What goes ----
+
+
+def test_the_plan_is_the_folder_the_licence_and_the_notebook(planned: publish.Plan) -> None:
+    assert planned.problems == ()
+    assert planned.tag == TAG
+    assert set(planned.files) == {"pipeline.py", "README.md", "LICENSE", "colab.ipynb", "failures.png"}
+    folder = ROOT / "pipelines" / "zimage_vl"
+    assert planned.files["pipeline.py"] == (folder / "pipeline.py").read_bytes()
+    assert planned.files["failures.png"] == (folder / "failures.png").read_bytes()
+    assert planned.files["LICENSE"] == (ROOT / "LICENSE").read_bytes()
+    card = fill_model_card((folder / "README.md").read_text(encoding="utf-8"), REPO, VERSION)
+    assert planned.files["README.md"] == card.encode()
+    assert f"#fileId=https://huggingface.co/{REPO}/blob/main/colab.ipynb" in card, "the badge opens the uploaded copy"
+    assert b"{{REPO}}" not in planned.files["colab.ipynb"]
+
+
+@needs_ruff
+def test_a_dry_run_names_all_and_asks_nobody(checkout: Path, planned: publish.Plan, hub: UploadHub) -> None:
+    done = run(checkout, hub, REPO)
+    assert done.returncode == 0, done.stderr
+    assert f"{hub.url}/{REPO}, tag {TAG}:" in done.stdout
+    for name, data in planned.files.items():
+        assert f"{len(data)}  {hashlib.sha256(data).hexdigest()}  {name}" in done.stdout
+    assert "nothing was uploaded" in done.stdout
+    assert f"make publish REPO={REPO} UPLOAD=1" in done.stdout
+    assert hub.requests == []
+
+
+# ---- What is refused ----
+
+
+@pytest.mark.parametrize("repo", ["", "zimage-vl", "a/b/c", "https://huggingface.co/a/b", "-a/b", "a b/c", "ä/b"])
+def test_a_repository_that_is_missing_or_malformed_is_refused(repo: str) -> None:
+    (problem,) = publish.check_repo(repo)
+    assert "owner/name" in problem
+
+
+@pytest.mark.parametrize("repo", ["a/b--c", "a/b..c", "a/b.git", "a/" + "b" * 97])
+def test_a_name_that_the_hub_would_not_take_is_refused(repo: str) -> None:
+    (problem,) = publish.check_repo(repo)
+    assert "no name that the Hub takes" in problem
+
+
+def spoil_tree(root: Path) -> None:
+    (root / "LICENSE").write_text("another")
+    (root / "new.txt").touch()
+
+
+def spoil_bundle(root: Path) -> None:
+    file = root / "src" / "zimage_vl" / "blending.py"
+    file.write_text(file.read_text(encoding="utf-8") + "\n\n# Another end.\n", encoding="utf-8")
+    commit_all(root)
+
+
+def spoil_sources(root: Path) -> None:
+    file = root / "src" / "zimage_vl" / "knobs.py"
+    file.write_text("import zimage_vl\n" + file.read_text(encoding="utf-8"), encoding="utf-8")
+    commit_all(root)
+
+
+def spoil_picture(root: Path) -> None:
+    (root / "pipelines" / "zimage_vl" / "failures.png").unlink()
+    commit_all(root)
+
+
+def spoil_notebook(root: Path) -> None:
+    (root / "examples" / "colab.ipynb").write_text("no notebook")
+    commit_all(root)
+
+
+def remove_notebook(root: Path) -> None:
+    (root / "examples" / "colab.ipynb").unlink()
+    commit_all(root)
+
+
+def age_notebook(root: Path) -> None:
+    (root / "examples" / "colab.ipynb").write_text('{"cells": ["pip install zimage-vl==0.0.1"]}')
+    commit_all(root)
+
+
+def spoil_card(root: Path) -> None:
+    card = root / "pipelines" / "zimage_vl" / "README.md"
+    card.write_text(card.read_text(encoding="utf-8") + "\n{{OTHER}}\n", encoding="utf-8")
+    commit_all(root)
+
+
+def spoil_size(root: Path) -> None:
+    (root / "pipelines" / "zimage_vl" / "failures.png").write_bytes(b"x" * (publish.MAX_BYTES + 1))
+    commit_all(root)
+
+
+def forget_history(root: Path) -> None:
+    shutil.rmtree(root / ".git")
+
+
+SPOILT = {
+    "a dirty tree": (spoil_tree, ["2 uncommitted change(s): LICENSE, new.txt"]),
+    "a stale single file": (spoil_bundle, ["pipeline.py is stale", "single_file_pipeline.txt is stale"]),
+    "sources that cannot be joined": (spoil_sources, ["cannot be built"]),
+    "a missing picture": (spoil_picture, ["failures.png is missing"]),
+    "a broken notebook": (spoil_notebook, ["colab.ipynb is no notebook"]),
+    "a notebook of another version": (age_notebook, ["installs zimage-vl==0.0.1, but"]),
+    "a missing notebook": (remove_notebook, ["examples/colab.ipynb is missing", "links to colab.ipynb"]),
+    "an unknown placeholder": (spoil_card, ["{{OTHER}}"]),
+    "a large file": (spoil_size, ["code, text and small pictures"]),
+    "no commit to compare with": (forget_history, ["cannot be compared with a commit"]),
+}
+
+
+@pytest.mark.parametrize("case", SPOILT)
+def test_what_should_not_be_published_is_refused_by_name(case: str, changed: Path, monkeypatch: Any) -> None:
+    spoil, messages = SPOILT[case]
+    if spoil is spoil_bundle and not HAS_RUFF:
+        pytest.skip("ruff formats the single file, and is not installed here")
+    spoil(changed)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(changed.parent))
+    if spoil not in (spoil_bundle, spoil_sources):  # building takes the longest, and the others do not touch it
+        monkeypatch.setattr(publish, "check_bundle", lambda root: [])
+    problems = publish.plan(REPO, changed).problems
+    assert len(problems) == len(messages), problems
+    for problem, message in zip(problems, messages, strict=True):
+        assert message in problem
+
+
+def test_the_command_refuses_before_it_asks_the_hub(changed: Path, hub: UploadHub) -> None:
+    spoil_tree(changed)
+    done = run(changed, hub, "no-owner", "--upload")
+    assert done.returncode == 1
+    assert "REPO must be owner/name, got 'no-owner'" in done.stderr
+    assert "There is no token of the Hub: run `hf auth login`" in done.stderr
+    assert "uncommitted change(s): LICENSE, new.txt" in done.stderr
+    assert hub.requests == []
+
+
+def test_a_plan_with_problems_is_never_uploaded(planned: publish.Plan, hub: UploadHub) -> None:
+    spoilt = dataclasses.replace(planned, problems=("It rains.",))
+    with pytest.raises(publish.PublishError, match=r"Nothing was uploaded\. It rains"):
+        publish.upload(spoilt, api(hub), message="x")
+    assert hub.requests == []
+
+
+def test_a_token_that_is_not_accepted_is_named_before_anything_is_uploaded(
+    planned: publish.Plan, hub: UploadHub
+) -> None:
+    with pytest.raises(publish.PublishError, match="asking whose token it is; nothing was uploaded"):
+        publish.upload(planned, api(hub, "hf_other"), message="x")
+    assert writes(hub) == []
+
+
+def test_a_hub_that_is_not_there_is_named(planned: publish.Plan) -> None:
+    nowhere = huggingface_hub.HfApi(endpoint="http://127.0.0.1:1", token=TOKEN)
+    with pytest.raises(publish.PublishError, match="nothing was uploaded"):
+        publish.upload(planned, nowhere, message="x")
+
+
+# ---- What the Hub then has ----
+
+
+def upload(planned: publish.Plan, hub: UploadHub) -> tuple[str, list[str]]:
+    said: list[str] = []
+    return publish.upload(planned, api(hub), message="A version", say=said.append), said
+
+
+def test_one_commit_and_a_tag_and_nothing_twice(planned: publish.Plan, hub: UploadHub) -> None:
+    sha, _ = upload(planned, hub)
+    for revision in (TAG, "main"):
+        assert hub.find(REPO, revision) == (sha, {".gitattributes": b"*.bin filter=lfs\n", **planned.files})
+    assert hub.messages == ["A version"]
+    before = len(writes(hub))
+    again, said = upload(planned, hub)
+    assert again == sha
+    assert "there is nothing to do" in said[-1]
+    assert len(writes(hub)) == before
+
+
+def test_a_tag_with_other_content_is_refused_and_not_moved(planned: publish.Plan, hub: UploadHub) -> None:
+    upload(planned, hub)
+    before = len(writes(hub)), hub.find(REPO, TAG)
+    other = dataclasses.replace(planned, files={**planned.files, "pipeline.py": b"# Another\n", "more.png": b"1"})
+    with pytest.raises(publish.PublishError, match=r"other content \(pipeline\.py, more\.png\).*raise the version"):
+        upload(other, hub)
+    assert (len(writes(hub)), hub.find(REPO, TAG)) == before
+
+
+def test_the_next_version_leaves_the_last_tag_and_files_of_others_alone(planned: publish.Plan, hub: UploadHub) -> None:
+    hub.commit(REPO, {"kept.txt": b"theirs", "LICENSE": planned.files["LICENSE"]})
+    first, _ = upload(planned, hub)
+    newer = dataclasses.replace(planned, version="999.0", files={**planned.files, "pipeline.py": b"# Newer\n"})
+    second, _ = upload(newer, hub)
+    assert hub.find(REPO, TAG) == (first, {"kept.txt": b"theirs", **planned.files})
+    assert hub.find(REPO, "v999.0") == (second, {"kept.txt": b"theirs", **newer.files})
+
+
+def test_an_upload_that_broke_off_before_the_tag_is_taken_up_again(planned: publish.Plan, hub: UploadHub) -> None:
+    hub.fail_at = ("POST", "/tag/")
+    with pytest.raises(publish.PublishError, match=r"setting the tag .*files are committed as \w{40}; run it again"):
+        upload(planned, hub)
+    hub.fail_at = None
+    upload(planned, hub)
+    assert hub.messages == ["A version"], "the files are committed twice"
+    assert hub.find(REPO, TAG) == hub.find(REPO, "main")
+
+
+def test_files_that_the_hub_stores_apart_are_compared_by_their_content(
+    planned: publish.Plan, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Which files, the Hub decides: it may well take pictures for such.
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
+    with UploadHub(lfs=(".png",)) as hub:
+        upload(planned, hub)
+        assert any(path.startswith("/storage/") for path in writes(hub))
+        found = hub.find(REPO, TAG)
+        assert found is not None
+        assert found[1]["failures.png"] == planned.files["failures.png"]
+        assert "there is nothing to do" in upload(planned, hub)[1][-1]
+        other = dataclasses.replace(planned, files={**planned.files, "failures.png": b"1"})
+        with pytest.raises(publish.PublishError, match=r"other content \(failures\.png\)"):
+            upload(other, hub)
+
+
+@needs_ruff
+def test_the_command_publishes(checkout: Path, planned: publish.Plan, hub: UploadHub) -> None:
+    done = run(checkout, hub, REPO, "--upload", HF_TOKEN=TOKEN)
+    assert done.returncode == 0, done.stderr
+    assert "Publishing as someone." in done.stdout
+    assert f"Tagged it {TAG}" in done.stdout
+    assert TOKEN not in done.stdout + done.stderr
+    (message,) = hub.messages
+    assert re.fullmatch(rf"zimage-vl {VERSION}, from [0-9a-f]{{12}}", message)
+    found = hub.find(REPO, TAG)
+    assert found is not None
+    assert planned.files.items() <= found[1].items()
+
+
+@pytest.mark.slow
+def test_what_was_published_loads_by_its_tag_and_paints_the_packages_bits(
+    planned: publish.Plan, hub: UploadHub, tmp_path: Path
+) -> None:
+    sha, _ = upload(planned, hub)
+    hub.commit(REPO, {"pipeline.py": b"raise RuntimeError('main, not the tag')\n"})
+    draw_scene(Scene("square", "blue", "black")).save(tmp_path / "reference.png")
+    call = {"prompt": "a red circle on a white background", "reference_image": str(tmp_path / "reference.png")}
+    call |= {"vl_alpha": 0.5, "height": SIZE, "width": SIZE, "num_inference_steps": 2, "guidance_scale": 0.0}
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the worker: results depend on their number, bit for bit
+    try:
+        pipe = load_toy_pipeline()
+        images = paint(pipe, call, None)
+        without = paint(pipe, {**call, "vl_alpha": 0.0}, None)
+    finally:
+        torch.set_num_threads(threads)
+    assert np.abs(images - without).max() > 0.1
+    ZImagePipeline(**pipe.z_image_components).save_pretrained(tmp_path / "toy")
+    pipe.save_pretrained(tmp_path / "whole")
+    vl = {"vl_model_id": str(vl_repository(CHECKPOINT, tmp_path / "vl"))}
+
+    worker = Worker(tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", NO_PROXY="127.0.0.1")
+    try:
+        tagged = worker.load(tmp_path / "toy", call, custom_pipeline=REPO, custom_revision=TAG, **vl)
+        folder = worker.load(tmp_path / "toy", call, custom_pipeline=str(ROOT / "pipelines" / "zimage_vl"), **vl)
+        whole = worker.load(tmp_path / "whole", call)
+    finally:
+        worker.close()
+    for answer in (tagged, folder, whole):
+        assert "error" not in answer, answer["error"]
+        assert answer["version"] == VERSION
+        np.testing.assert_array_equal(answer["images"], images)
+    assert sha in tagged["module"]
