@@ -15,7 +15,7 @@ from command_line import environment
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "zimage_vl"
 
-DATA = {"regions", "embeddings", "tensor_files"}
+DATA = {"regions", "embeddings", "tensor_files", "fingerprints"}
 ARITHMETIC = DATA | {
     "tensor_checks",
     "statistics",
