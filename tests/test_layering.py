@@ -44,6 +44,7 @@ PIPELINE_SIDE = {
     "step_window",
     "vl_loading",
     "saving",
+    "image_to_image",
 }
 DATA_ONLY = {"recipes", "_version", "iteration"}
 ABOVE_PIPELINE = {"toy", "cli"}

@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from .embeddings import ReferenceEmbeds
     from .encoding import encode_reference
     from .fingerprints import fingerprint_text_encoder, fingerprint_vl_encoder
+    from .image_to_image import load_init_image, paint_from_image
     from .iteration import refine_iteratively
     from .knobs import VLConditioning
     from .normalization import match_token_rms, normalize_hybrid, normalize_per_dimension, scale_embeddings
@@ -65,11 +66,13 @@ __all__ = [
     "fingerprint_text_encoder",
     "fingerprint_vl_encoder",
     "get_outlier_dimensions",
+    "load_init_image",
     "load_toy_pipeline",
     "mask_outlier_dimensions",
     "match_token_rms",
     "normalize_hybrid",
     "normalize_per_dimension",
+    "paint_from_image",
     "per_dimension_correlation",
     "recipes",
     "refine_iteratively",
@@ -90,6 +93,7 @@ _MODULE_NAMES: dict[str, tuple[str, ...]] = {
     "embeddings": ("ReferenceEmbeds",),
     "encoding": ("encode_reference",),
     "fingerprints": ("fingerprint_text_encoder", "fingerprint_vl_encoder"),
+    "image_to_image": ("load_init_image", "paint_from_image"),
     "iteration": ("refine_iteratively",),
     "knobs": ("VLConditioning",),
     "normalization": ("match_token_rms", "normalize_hybrid", "normalize_per_dimension", "scale_embeddings"),
