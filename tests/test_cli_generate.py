@@ -67,13 +67,22 @@ def test_an_output_that_cannot_be_written(output: str, reason: str, refusal: Ref
         (["--vl-model", "./qwen"], "--vl-model does nothing with --model toy"),
         (["--offload", "model", "--device", "cpu"], "--offload model needs an accelerator"),
         (["--model", "./nowhere"], "--model './nowhere' is neither a folder"),
+        (["--strength", "0.5"], "--strength does nothing without --init-image"),
+        (["--init-image", "REFERENCE", "--strength", "0"], "--strength must be above 0"),
+        (["--init-image", "REFERENCE", "--start", "0.2"], "--start cannot be had with --init-image"),
+        (["--init-image", "REFERENCE", "--end", "0.8"], "--end cannot be had with --init-image"),
+        (["--init-image", "REFERENCE", "--width", "50"], "multiples of 16"),
+        (["--init-image", "nowhere.png"], "nowhere.png' does not exist"),
+        (["--iterations", "2", "--alpha", "0"], "the same picture each time"),
+        (["--statistics", "nowhere.safetensors", "--normalization", "per_dim"], "no file nowhere.safetensors"),
     ],
 )
 def test_settings_that_cannot_be(
     options: list[str], reason: str, refusal: Refusal, reference: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "picture.png"
-    said = refusal("generate", "-p", "a red circle", "-r", reference, "-o", output, *options)
+    given = [str(reference) if option == "REFERENCE" else option for option in options]
+    said = refusal("generate", "-p", "a red circle", "-r", reference, "-o", output, *given)
     assert reason in said
     assert len(said.splitlines()) == 1
     assert not output.exists()
@@ -88,6 +97,7 @@ def test_settings_that_cannot_be(
         (["--reference-mask", "mask.png"], "--reference-mask without --reference would do nothing"),
         (["--reference", "nowhere.png"], "nowhere.png' does not exist"),
         (["--embeds", "nowhere.safetensors"], "nowhere.safetensors"),
+        (["--iterations", "2"], "--iterations above 1 needs a --reference"),
     ],
 )
 def test_references_that_are_not_there(options: list[str], reason: str, refusal: Refusal, tmp_path: Path) -> None:
@@ -107,6 +117,8 @@ def test_a_broken_reference_is_named(refusal: Refusal, tmp_path: Path) -> None:
     [
         ["--steps", "0"],
         ["--num-images", "0"],
+        ["--iterations", "0"],
+        ["--strength", "1.5"],
         ["--guidance", "-1"],
         ["--tokens", "picture"],
         ["--start", "2"],

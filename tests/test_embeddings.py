@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -266,3 +267,22 @@ def test_other_safetensors_file_is_refused(tmp_path: Path):
     save_file({"weight": torch.randn(2)}, tmp_path / "model.safetensors")
     with pytest.raises(ValueError, match="no reference embeddings"):
         ReferenceEmbeds.load(tmp_path / "model.safetensors")
+
+
+def test_another_model_is_refused_by_fingerprint_and_by_hub_id(tmp_path: Path):
+    def made_by(**provenance: str | None) -> ReferenceEmbeds:
+        embeds = make_embeds()
+        return ReferenceEmbeds(embeds.hidden_states, REGIONS, replace(PROVENANCE, **provenance))
+
+    marked = made_by(vl_fingerprint="a" * 64)
+    assert marked.check_model("any/name", "a" * 64)
+    with pytest.raises(ValueError, match=r"Qwen3-VL-4B-Instruct' \(fingerprint a{12}\).*'b/b' \(fingerprint b{12}\)"):
+        marked.check_model("b/b", "b" * 64)
+    assert marked.check_model("Qwen/Qwen3-VL-4B-Instruct")
+    with pytest.raises(ValueError, match="vl_model_id='Qwen/Qwen3-VL-4B-Instruct'"):
+        marked.check_model("Qwen/Qwen3-VL-4B-Thinking")
+    with pytest.raises(ValueError, match="Thinking"):
+        made_by().check_model("Qwen/Qwen3-VL-4B-Thinking", "b" * 64)
+    for name in (str(tmp_path), "./models", "/data/qwen", "~/qwen", "toy", "a/b/c", None):
+        assert not marked.check_model(name)
+        assert not made_by(model_id=name).check_model("Qwen/Qwen3-VL-4B-Thinking")

@@ -15,7 +15,7 @@ from command_line import environment
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "zimage_vl"
 
-DATA = {"regions", "embeddings", "tensor_files"}
+DATA = {"regions", "embeddings", "tensor_files", "fingerprints"}
 ARITHMETIC = DATA | {
     "tensor_checks",
     "statistics",
@@ -44,6 +44,7 @@ PIPELINE_SIDE = {
     "step_window",
     "vl_loading",
     "saving",
+    "image_to_image",
 }
 DATA_ONLY = {"recipes", "_version", "iteration"}
 ABOVE_PIPELINE = {"toy", "cli"}

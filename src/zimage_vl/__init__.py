@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from .conditioning import condition_prompt_embeds
     from .embeddings import ReferenceEmbeds
     from .encoding import encode_reference
+    from .fingerprints import fingerprint_text_encoder, fingerprint_vl_encoder
+    from .image_to_image import load_init_image, paint_from_image
     from .iteration import refine_iteratively
     from .knobs import VLConditioning
     from .normalization import match_token_rms, normalize_hybrid, normalize_per_dimension, scale_embeddings
@@ -38,7 +40,7 @@ if TYPE_CHECKING:
     from .pipeline_z_image_vl import ZImageVLPipeline
     from .report import ConditioningReport
     from .statistics import EmbeddingStatistics, find_sink_tokens, per_dimension_correlation
-    from .text_statistics import TextStatistics, fingerprint_text_encoder
+    from .text_statistics import TextStatistics
     from .toy import load_toy_pipeline
 
 __all__ = [
@@ -62,12 +64,15 @@ __all__ = [
     "encode_reference",
     "find_sink_tokens",
     "fingerprint_text_encoder",
+    "fingerprint_vl_encoder",
     "get_outlier_dimensions",
+    "load_init_image",
     "load_toy_pipeline",
     "mask_outlier_dimensions",
     "match_token_rms",
     "normalize_hybrid",
     "normalize_per_dimension",
+    "paint_from_image",
     "per_dimension_correlation",
     "recipes",
     "refine_iteratively",
@@ -87,6 +92,8 @@ _MODULE_NAMES: dict[str, tuple[str, ...]] = {
     "conditioning": ("condition_prompt_embeds",),
     "embeddings": ("ReferenceEmbeds",),
     "encoding": ("encode_reference",),
+    "fingerprints": ("fingerprint_text_encoder", "fingerprint_vl_encoder"),
+    "image_to_image": ("load_init_image", "paint_from_image"),
     "iteration": ("refine_iteratively",),
     "knobs": ("VLConditioning",),
     "normalization": ("match_token_rms", "normalize_hybrid", "normalize_per_dimension", "scale_embeddings"),
@@ -95,7 +102,7 @@ _MODULE_NAMES: dict[str, tuple[str, ...]] = {
     "pipeline_z_image_vl": ("ZImageVLPipeline",),
     "report": ("ConditioningReport",),
     "statistics": ("EmbeddingStatistics", "find_sink_tokens", "per_dimension_correlation"),
-    "text_statistics": ("TextStatistics", "fingerprint_text_encoder"),
+    "text_statistics": ("TextStatistics",),
     "toy": ("load_toy_pipeline",),
 }
 _HOME_OF = {name: module for module, names in _MODULE_NAMES.items() for name in names}

@@ -174,11 +174,11 @@ def warn_about_call(pipe: Any, prompts: Sequence[str] | None, guidance_scale: fl
     """Say once what often goes wrong, and each time what of a prompt is cut off."""
     name = str(getattr(pipe.config, "_name_or_path", "") or "")
     if "turbo" in name.lower() and guidance_scale > 0:
-        _warn_once(
+        warn_once(
             f"guidance_scale is {guidance_scale}, but {name} is distilled: pass guidance_scale=0.0, as its card says."
         )
     if pipe.text_encoder is not None and pipe.text_encoder.dtype == torch.float16:
-        _warn_once("The text encoder is in float16, in which Qwen3 can overflow: prefer bfloat16 or float32.")
+        warn_once("The text encoder is in float16, in which Qwen3 can overflow: prefer bfloat16 or float32.")
     for prompt in prompts or ():
         length = len(prompt_turn(pipe.tokenizer, prompt, None)[0])
         if length > max_sequence_length:
@@ -188,7 +188,8 @@ def warn_about_call(pipe: Any, prompts: Sequence[str] | None, guidance_scale: fl
             )
 
 
-def _warn_once(message: str) -> None:
+def warn_once(message: str) -> None:
+    """Log a warning the first time it comes up in this process."""
     if message not in _warned:
         _warned.add(message)
         _checks_logger.warning(message)

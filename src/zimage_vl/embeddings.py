@@ -44,6 +44,7 @@ class ReferenceProvenance:
     Attributes:
         model_id: Hub id or folder of the VL encoder.
         revision: Its revision.
+        vl_fingerprint: Which encoder it was, as `fingerprint_vl_encoder` gives it.
         num_hidden_layers: Layers of its language model; hidden states 0 .. num_hidden_layers exist.
         image_grid: Rows and columns of image tokens, before a mask removed any.
         image_sha256: Of the pixels given (their mode, size and bytes), whatever file they came from.
@@ -70,6 +71,7 @@ class ReferenceProvenance:
     max_pixels: int | None = None
     dtype: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    vl_fingerprint: str | None = None
 
     def to_metadata(self) -> dict[str, str]:
         """The fields that are known, as the string to string pairs a safetensors file can hold."""
@@ -188,6 +190,41 @@ class ReferenceEmbeds:
         for layer in layers:
             self.get_layer(layer)
 
+    def check_model(self, model_id: str | None, fingerprint: str | None = None) -> bool:
+        """Refuse states of another VL encoder than the pipeline's, also where it is as wide.
+
+        Fingerprints decide where both are known: one model may have many names. Without them two Hub ids
+        (`owner/name`) can be compared; a folder's path tells nothing.
+
+        Args:
+            model_id: Hub id or folder of the pipeline's VL encoder, None where it has none.
+            fingerprint: Of that encoder, as `fingerprint_vl_encoder` gives it; None where none is loaded.
+
+        Returns:
+            Whether it is known to be the same encoder; False where nothing could be compared.
+
+        Raises:
+            ValueError: It is another one. Both are named, and what to do.
+        """
+        made = self.provenance
+        if made.vl_fingerprint is not None and fingerprint is not None:
+            if made.vl_fingerprint != fingerprint:
+                raise ValueError(
+                    f"The reference was read by another VL encoder, {made.model_id!r} (fingerprint "
+                    f"{made.vl_fingerprint[:12]}); the pipeline's is {model_id!r} (fingerprint {fingerprint[:12]}). "
+                    "Encode the reference again with the pipeline's, or give the pipeline the encoder of the file."
+                )
+            return True
+        if not _is_hub_id(made.model_id) or not _is_hub_id(model_id):
+            return False
+        if made.model_id != model_id:
+            raise ValueError(
+                f"The reference was read by the VL encoder {made.model_id!r}, the pipeline's is {model_id!r}. Encode "
+                f"the reference again, or, if it belongs to this pipeline, make the pipeline with vl_model_id="
+                f"{made.model_id!r} (`--vl-model {made.model_id}` on the command line)."
+            )
+        return True
+
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceEmbeds:
         """The same on another device, with the states in another floating dtype. The original stays as it is."""
         states = {layer: x.to(device=device, dtype=dtype) for layer, x in self.hidden_states.items()}
@@ -241,6 +278,13 @@ class ReferenceEmbeds:
         embeds = cls(states, tensors[_REGIONS_KEY], ReferenceProvenance.from_metadata(metadata))
         _check_counts(embeds, metadata)
         return embeds
+
+
+def _is_hub_id(name: str | None) -> bool:
+    """`owner/name`, and not a folder's path."""
+    if name is None or name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
+        return False
+    return "\\" not in name and not os.path.isdir(name)
 
 
 def _check_states(hidden_states: Mapping[int, Tensor]) -> None:

@@ -7,6 +7,7 @@ Knows Qwen3-VL and nothing of Z-Image. The turn is built in `turn`, the picture 
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from ._version import __version__
 from .embeddings import ReferenceEmbeds, ReferenceProvenance
+from .fingerprints import fingerprint_vl_encoder
 from .patch_grid import fill_hidden, grid_size, resize_to_grid, visible_tokens
 from .regions import Region, TextPosition
 from .turn import reference_turn
@@ -103,8 +105,10 @@ def encode_reference(
     }
     first = next(iter(hidden_states.values()))
     provenance = ReferenceProvenance(
-        model_id=model_id,
+        # A folder by its full path: what looks like a Hub id is one.
+        model_id=os.path.abspath(model_id) if model_id is not None and os.path.isdir(model_id) else model_id,
         revision=revision,
+        vl_fingerprint=fingerprint_vl_encoder(vl_encoder),
         num_hidden_layers=config.text_config.num_hidden_layers,
         image_grid=(rows, columns),
         encoded_size=pixels.size,

@@ -1,8 +1,7 @@
-"""The file of a text encoder's statistics, and the fingerprint that tells whose they are."""
+"""The file of a text encoder's statistics, with whose they are."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
@@ -11,11 +10,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor
 
 from ._version import __version__
 from .calibration import calibration_prompts_sha256
+from .fingerprints import fingerprint_text_encoder
 from .statistics import EmbeddingStatistics
 from .tensor_files import FileKind, read_tensor_file, write_tensor_file
 
@@ -27,62 +26,7 @@ STATISTICS_FILE = FileKind(
     remedy="measure them again with `zimage-vl statistics --output FILE`",
 )
 TEXT_LAYER = -2  # where Z-Image reads its text encoder
-_CONFIG_SIZES = (
-    "hidden_size",
-    "num_hidden_layers",
-    "intermediate_size",
-    "num_attention_heads",
-    "num_key_value_heads",
-    "vocab_size",
-)
-_EMBEDDING_ROWS = 16
-_SMALLEST_NORMAL_HALF = 2.0**-14  # below it float16 rounds coarsely
 _RECORDED_LIBRARIES = ("torch", "transformers", "diffusers")
-
-
-def fingerprint_text_encoder(text_encoder: Any) -> str:
-    """Which text encoder it is, read off a few of its weights: the SHA-256 of the sizes in its config, of all its norm
-    weights, and of 16 rows from the middle of its embeddings.
-
-    It costs nothing next to a forward, and is the same on every version of transformers, on every device and in every
-    dtype that keeps the checkpoint's values: float32 and bfloat16 always, float16 of a bfloat16 or float16 checkpoint
-    (values are rounded to bfloat16 first, and those that float16 would round are taken as 0). Quantisation leaves
-    these weights alone. A LoRA leaves them alone too, so that it does not show.
-
-    Args:
-        text_encoder: A transformers language model, such as `pipe.text_encoder`.
-
-    Returns:
-        64 hex digits.
-
-    Raises:
-        ValueError: Its weights are not in memory, as under sequential offload.
-
-    Example:
-        >>> from zimage_vl.toy import load_toy_pipeline
-        >>> len(fingerprint_text_encoder(load_toy_pipeline().text_encoder))
-        64
-    """
-    config = text_encoder.config
-    digest = hashlib.sha256(json.dumps({name: getattr(config, name) for name in _CONFIG_SIZES}).encode())
-    norms = {name: weight for name, weight in text_encoder.named_parameters() if name.endswith("norm.weight")}
-    embeddings: Tensor = text_encoder.get_input_embeddings().weight
-    middle = embeddings.shape[0] // 2
-    for weight in (*(norms[name] for name in sorted(norms)), embeddings[middle : middle + _EMBEDDING_ROWS]):
-        if weight.device.type == "meta":
-            raise ValueError(
-                "The text encoder's weights are not in memory, so that it cannot be told which one it is: take its "
-                "fingerprint before enable_sequential_cpu_offload."
-            )
-        digest.update(_settled_bytes(weight))
-    return digest.hexdigest()
-
-
-def _settled_bytes(weight: Tensor) -> bytes:
-    """The values as they are in every dtype that a checkpoint may be loaded in."""
-    values = weight.detach().to("cpu", torch.bfloat16).float()
-    values = torch.where(values.abs() < _SMALLEST_NORMAL_HALF, torch.zeros_like(values), values)
-    return values.numpy().astype("<f4").tobytes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +87,11 @@ class TextStatistics:
         Raises:
             ValueError: Naming the model they are from, and what differs.
         """
+        if self.layer != TEXT_LAYER:
+            raise ValueError(
+                f"The statistics are of layer {self.layer} of {self.model_id!r}; Z-Image reads layer {TEXT_LAYER}. "
+                f"Instead, {STATISTICS_FILE.remedy}."
+            )
         width = text_encoder.config.hidden_size
         if width != self.width:
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import weakref
 from collections.abc import Sequence
 from typing import Any, cast
@@ -10,10 +11,11 @@ import torch
 from PIL import Image
 
 from .calibration import measure_text_statistics
-from .call_checks import check_finite_embeds, get_max_text_tokens
+from .call_checks import check_finite_embeds, get_max_text_tokens, warn_once
 from .conditioning import condition_prompt_embeds
 from .embeddings import ReferenceEmbeds
 from .encoding import check_reference_inputs, encode_reference
+from .fingerprints import fingerprint_vl_encoder
 from .images import load_reference_image, load_reference_mask
 from .pipeline_output import PromptConditioning
 from .places import resolve_alpha
@@ -22,6 +24,7 @@ from .report import ConditioningReport
 from .request import ReferenceRequest
 from .residency import forget_model, freed_after_error, heal_model_hooks, offload_models, place_new_model
 from .statistics import EmbeddingStatistics
+from .text_statistics import TextStatistics
 from .turn import embeds_regions, prompt_turn
 from .vl_forward import check_vl_encoder, resolve_layers
 from .vl_loading import load_vl_parts
@@ -143,7 +146,7 @@ class VLPartsMixin:
                 max_pixels=max_pixels,
                 mask=cover,
                 max_sequence_length=max_sequence_length,
-                model_id=self.vl_encoder.name_or_path or cast("Any", self).config.vl_model_id,
+                model_id=self._vl_model_name,
                 revision=self._vl_revision,
             )
             offload_models(self, self.vl_encoder)
@@ -161,7 +164,10 @@ class VLPartsMixin:
         return prompt_turn(self.tokenizer, prompt, max_sequence_length)[1]
 
     def text_statistics(self, exclude_sinks: bool = False) -> EmbeddingStatistics:
-        """Statistics of the text encoder's embeddings over the calibration prompts, measured once an encoder."""
+        """Statistics of the text encoder's embeddings over the calibration prompts, measured once an encoder.
+
+        `load_text_statistics` spares the measurement.
+        """
         known = self._statistics.get(exclude_sinks)
         if known is None or known[0]() is not self.text_encoder:
             with freed_after_error(self):
@@ -173,6 +179,35 @@ class VLPartsMixin:
                 offload_models(self, self.text_encoder)
             known = self._statistics[exclude_sinks] = (weakref.ref(self.text_encoder), measured)
         return known[1]
+
+    def load_text_statistics(self, path: str | os.PathLike[str]) -> TextStatistics:
+        """Take the text encoder's statistics from a file of `zimage-vl statistics` instead of measuring them.
+
+        They serve the calls whose `vl_exclude_sinks` is that of the file; the other kind is measured when it is
+        needed, unless its file is loaded too.
+
+        Args:
+            path: The safetensors file.
+
+        Returns:
+            What the file holds.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is damaged, or of another text encoder; also under sequential offload, where it cannot be
+                told which encoder this is: load the file before.
+
+        Example:
+            >>> from zimage_vl.toy import load_toy_pipeline
+            >>> pipe = load_toy_pipeline()
+            >>> pipe.load_text_statistics("toy.safetensors").statistics.count  # doctest: +SKIP
+            640
+        """
+        loaded = TextStatistics.load(path)
+        loaded.check_fits(self.text_encoder)
+        known = (weakref.ref(self.text_encoder), loaded.statistics)
+        self._statistics[loaded.statistics.exclude_sinks] = known
+        return loaded
 
     # ---- From a call's requests to embeddings ----
 
@@ -206,11 +241,27 @@ class VLPartsMixin:
             self._require_vl_encoder()
             resolve_layers(request.knobs.layers, self.vl_encoder.config.text_config.num_hidden_layers)
             self._check_pictures(request)
-        width = self.text_encoder.config.hidden_size
-        for reference in request.references:
-            if isinstance(reference, ReferenceEmbeds):
-                reference.check_fits(width, request.knobs.layers)
+        self._check_embeds(request)
         return tokens
+
+    @property
+    def _vl_model_name(self) -> str | None:
+        return getattr(self.vl_encoder, "name_or_path", None) or cast("Any", self).config.vl_model_id
+
+    def _check_embeds(self, request: ReferenceRequest) -> None:
+        """Ready embeddings must be as wide as the text's, hold the layers, and be of the pipeline's own VL encoder."""
+        ready = [item for item in (*request.references, request.neutral) if isinstance(item, ReferenceEmbeds)]
+        for embeds in ready:
+            embeds.check_fits(self.text_encoder.config.hidden_size, request.knobs.layers)
+        marked = any(embeds.provenance.vl_fingerprint for embeds in ready)
+        fingerprint = fingerprint_vl_encoder(self.vl_encoder) if marked and self.vl_encoder is not None else None
+        for embeds in ready:
+            made, own = embeds.provenance.model_id, self._vl_model_name
+            if not embeds.check_model(own, fingerprint) and None not in (made, own) and made != own:
+                warn_once(
+                    f"A reference was read by the VL encoder {made}, the pipeline's is {own}: from these names it "
+                    "cannot be told whether they are the same model. Only width and layers were compared."
+                )
 
     def _check_pictures(self, request: ReferenceRequest) -> None:
         pictures = [*zip(request.references, request.masks, strict=True), (request.neutral, None)]
@@ -247,7 +298,7 @@ class VLPartsMixin:
             alpha=alpha,
             text_statistics=self.text_statistics(knobs.vl_exclude_sinks).to(text.device) if wanted else None,
             neutral=neutral,
-            max_tokens=get_max_text_tokens(self.transformer),
+            max_tokens=None if self.transformer is None else get_max_text_tokens(self.transformer),
         )
 
     def _read_references(self, request: ReferenceRequest, max_sequence_length: int) -> list[ReferenceEmbeds]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -53,7 +54,21 @@ from ._options import (
     WeightsOption,
     WidthOption,
 )
-from ._parsing import parse_alpha, parse_layer, parse_numbers, parse_size
+from ._painting import (
+    InitImageOption,
+    IterationsOption,
+    Pictures,
+    StartPicture,
+    StatisticsFileOption,
+    StrengthOption,
+    check_iterations,
+    choose_size,
+    describe_start,
+    paint,
+    read_start,
+    read_statistics,
+)
+from ._parsing import parse_alpha, parse_layer, parse_numbers
 from ._shared import (
     TOY_MODEL,
     FormatOption,
@@ -64,9 +79,7 @@ from ._shared import (
     get_package_versions,
     load_pipeline,
     note,
-    numbered_paths,
     print_json,
-    write_png,
 )
 
 
@@ -101,6 +114,10 @@ def generate(
     vl_blend_mode: BlendModeOption = None,
     vl_start: StartOption = None,
     vl_end: EndOption = None,
+    iterations: IterationsOption = None,
+    init_image: InitImageOption = None,
+    strength: StrengthOption = None,
+    statistics: StatisticsFileOption = None,
     negative_prompt: NegativePromptOption = None,
     steps: StepsOption = None,
     guidance: GuidanceOption = None,
@@ -117,10 +134,10 @@ def generate(
     offload: OffloadOption = OffloadChoice.NONE,
     output_format: FormatOption = OutputFormat.TEXT,
 ) -> None:
-    """Paint a prompt, with a reference picture or without.
+    """Paint a prompt, with a reference picture or without; over a start picture, or in rounds that read the last one.
 
     The knobs, the seed, the versions and a report of what the reference did stand in the PNG as its text "parameters".
-    The path is printed last.
+    The paths are printed last.
     """
     given = dict(locals())  # every option by its name, before anything else is one
     check_output_path(output)
@@ -130,24 +147,31 @@ def generate(
     if negative_prompt is not None and not guidance:
         raise ValueError("--negative-prompt does nothing without guidance: add --guidance, as 4.0.")
     knobs = _read_knobs(given)
-    request = _read_request(given)
+    start = read_start(given, knobs, _read_image)
+    request = _read_request(given, start)
     references = _read_references(given, knobs)
+    rounds = check_iterations(given, references.conditioning)
+    used_statistics = read_statistics(statistics, references.conditioning)
     if references.count and references.conditioning.is_inert:
         note("Alpha is 0 everywhere: the reference is not read, and this is the prompt's own picture.")
     pipe: Any = load_pipeline(model, vl_model, request.torch_dtype, revision)
+    if statistics is not None:
+        pipe.load_text_statistics(statistics)
     _place(pipe, request.device, offload)
-    result = pipe(prompt, **request.arguments(), **references.arguments, **knobs)
-    parameters = _parameters(given, knobs, references, request, result.conditioning)
-    paths = numbered_paths(output, num_images)
-    for index, (image, path) in enumerate(zip(result.images, paths, strict=True)):
-        write_png(image, path, {**parameters, "seed": request.seed + index})
+    recorded = {
+        **_parameters(given, knobs, references, request),
+        "init_image": describe_start(start, request.steps),
+        "statistics": used_statistics,
+    }
+    pictures = Pictures(output, recorded, request.seeds, rounds)
+    paint(pipe, prompt, lambda seeds: {**request.arguments(seeds), **references.arguments, **knobs}, pictures, start)
     if output_format is OutputFormat.JSON:
-        print_json({"outputs": [str(path) for path in paths], **parameters})
+        print_json(pictures.to_dict())
         return
     if seed is None:
         note(f"seed {request.seed}")
-    for path in paths:
-        typer.echo(str(path))
+    for record in pictures.written:
+        typer.echo(record["output"])
 
 
 @dataclass(frozen=True)
@@ -180,18 +204,22 @@ class _Request:
 
         return getattr(torch, self.dtype)
 
-    def arguments(self) -> dict[str, Any]:
-        """The keyword arguments of diffusers. A seed a picture, so that each can be had again alone."""
+    @property
+    def seeds(self) -> list[int]:
+        """A seed a picture, so that each can be had again alone."""
+        return list(range(self.seed, self.seed + self.num_images))
+
+    def arguments(self, seeds: Sequence[int]) -> dict[str, Any]:
+        """The keyword arguments of diffusers for pictures of these seeds."""
         import torch
 
-        seeds = range(self.seed, self.seed + self.num_images)
         return {
             "negative_prompt": self.negative_prompt,
             "width": self.width,
             "height": self.height,
             "num_inference_steps": self.steps,
             "guidance_scale": self.guidance,
-            "num_images_per_prompt": self.num_images,
+            "num_images_per_prompt": len(seeds),
             # On the CPU on every machine: the same seed starts from the same noise.
             "generator": [torch.Generator("cpu").manual_seed(seed) for seed in seeds],
         }
@@ -274,7 +302,7 @@ def _read_embeds(path: Path, sources: list[dict[str, str]]) -> Any:
     return embeds
 
 
-def _read_request(given: dict[str, Any]) -> _Request:
+def _read_request(given: dict[str, Any], start: StartPicture | None) -> _Request:
     """Fills in the defaults, which depend on the model."""
     is_toy = given["model"] == TOY_MODEL
     side, steps = _REAL_SIDE, _REAL_STEPS
@@ -282,7 +310,7 @@ def _read_request(given: dict[str, Any]) -> _Request:
         from zimage_vl.toy import SIZE, STEPS
 
         side, steps = int(SIZE), int(STEPS)
-    width, height = parse_size(given["size"], given["width"], given["height"], side)
+    width, height = choose_size(given, side, start)
     device = choose_device(given["device"])
     if given["offload"] is not OffloadChoice.NONE and device == "cpu":
         raise ValueError(
@@ -316,7 +344,6 @@ def _parameters(
     knobs: dict[str, Any],
     references: _References,
     request: _Request,
-    reports: Any,
 ) -> dict[str, Any]:
     """What is recorded with a picture: what was done, not only what was asked for. File names, but no folders."""
     from zimage_vl.report import make_jsonable
@@ -334,6 +361,5 @@ def _parameters(
         "references": references.sources,
         "reference_acts": references.count > 0 and not conditioning.is_inert,
         "knobs": make_jsonable({**used, **knobs}) if references.count else None,
-        "report": reports and [report.to_dict() for report in reports],
         "versions": {"zimage-vl": __version__, **get_package_versions(_RECORDED_PACKAGES)},
     }

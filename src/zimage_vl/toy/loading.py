@@ -13,6 +13,7 @@ from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
 
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"
+TOY_MODEL_ID = "toy"
 
 
 def load_toy_pipeline() -> ZImageVLPipeline:
@@ -50,6 +51,7 @@ def load_toy_pipeline() -> ZImageVLPipeline:
         vl_processor=AutoImageProcessor.from_pretrained(CHECKPOINT / "vl_processor"),
         vl_model_id=None,
     )
+    pipe.vl_encoder.name_or_path = TOY_MODEL_ID  # not the path of an installation
     for model in (pipe.vae, pipe.text_encoder, pipe.transformer, pipe.vl_encoder):
         model.eval()
     return pipe

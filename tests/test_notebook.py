@@ -1,0 +1,99 @@
+"""The Colab notebook: committed clean, pinned, and run from top to bottom on the toy, as in a fresh runtime."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from command_line import START, environment
+from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
+
+
+NOTEBOOK = Path(__file__).parent.parent / "examples" / "colab.ipynb"
+CELLS: list[dict[str, Any]] = json.loads(NOTEBOOK.read_text(encoding="utf-8"))["cells"]
+CODE = ["".join(cell["source"]) for cell in CELLS if cell["cell_type"] == "code"]
+
+
+def test_it_is_committed_without_outputs() -> None:
+    for cell in CELLS:
+        assert not cell.get("outputs")
+        assert cell.get("execution_count") is None
+
+
+def test_code_from_elsewhere_is_pinned() -> None:
+    assert '"zimage-vl==' in CODE[1]
+    for source in CODE:
+        assert "trust_remote_code" not in source or "revision=" in source
+
+
+def test_the_toy_is_one_line_away() -> None:
+    assert CODE[0].count("MODEL = ") == 1
+    assert '"Tongyi-MAI/Z-Image-Turbo")  # "toy"' in CODE[0]
+
+
+@pytest.fixture(scope="module")
+def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The folder it was run in, and all that its cells printed."""
+    pytest.importorskip("nbmake")
+    folder = tmp_path_factory.mktemp("notebook")
+    shutil.copy(NOTEBOOK, folder)
+    program = folder / "bin" / "zimage-vl"  # as pip installs it, for this checkout
+    program.parent.mkdir()
+    program.write_text(f"#!/bin/sh\nexec {START[0]} -c '{START[2]}' \"$@\"\n", encoding="utf-8")
+    program.chmod(0o755)
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "--nbmake",
+        "--overwrite",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "colab.ipynb",
+    ]
+    paths = f"{program.parent}{os.pathsep}{os.environ['PATH']}"
+    variables = environment(ZIMAGE_VL_MODEL="toy", PATH=paths, JUPYTER_PLATFORM_DIRS="1")
+    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    cells = json.loads((folder / "colab.ipynb").read_text(encoding="utf-8"))["cells"]
+    outputs = [output for cell in cells for output in cell.get("outputs", ())]
+    return folder, "\n".join("".join(output.get("text", "")) for output in outputs)
+
+
+def test_it_paints_what_one_call_does(executed: tuple[Path, str]) -> None:
+    import torch
+
+    expected = load_toy_pipeline()(
+        "a red circle on a white background",
+        reference_image=draw_scene(Scene("square", "blue", "black")),
+        vl_alpha=0.3,
+        vl_hidden_layer=-2,
+        height=64,
+        width=64,
+        num_inference_steps=8,
+        guidance_scale=0.0,
+        generator=torch.Generator().manual_seed(0),
+    )
+    with Image.open(executed[0] / "picture.png") as image:
+        assert image.tobytes() == expected.images[0].tobytes()
+
+
+def test_the_figures_are_those_of_the_models(executed: tuple[Path, str]) -> None:
+    said = " ".join(executed[1].split())
+    for line in ("Qwen3-VL-4B 4.438 B", "Qwen3-4B 4.022 B", "transformer 6.155 B", "VAE 0.084 B"):
+        assert line in said
+    assert "everything at once 29.4 GB: GPU does not fit, RAM does not fit" in said
+    assert "prompt and painting together 20.5 GB: GPU does not fit, RAM does not fit" in said
+    for stage in ("1. the picture is read", "2. the prompt is read"):
+        assert f"{stage} 8." in said
+        assert "GPU fits, RAM fits" in said.split(stage)[1]
+    assert "3. it is painted 12.5 GB: GPU fits, RAM does not fit" in said
