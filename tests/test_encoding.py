@@ -40,10 +40,12 @@ def assert_equal_states(first: ReferenceEmbeds, second: ReferenceEmbeds) -> None
 
 
 def differ(first: ReferenceEmbeds, second: ReferenceEmbeds, *regions: Region) -> bool:
+    """By more than rounding, which depends on the length of the whole sequence and on the processor."""
+
     def part(embeds: ReferenceEmbeds) -> torch.Tensor:
         return embeds.hidden_states[-2][torch.isin(embeds.regions, torch.tensor(regions))]
 
-    return not torch.equal(part(first), part(second))
+    return not torch.allclose(part(first), part(second), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("position", ["after", "before"])
