@@ -43,7 +43,8 @@ def differ(first: ReferenceEmbeds, second: ReferenceEmbeds, *regions: Region) ->
     def part(embeds: ReferenceEmbeds) -> torch.Tensor:
         return embeds.hidden_states[-2][torch.isin(embeds.regions, torch.tensor(regions))]
 
-    return not torch.equal(part(first), part(second))
+    # Not bit for bit: a text of another length is another size of matrix, which rounds differently.
+    return not torch.allclose(part(first), part(second), atol=1e-4)
 
 
 @pytest.mark.parametrize("position", ["after", "before"])
