@@ -10,6 +10,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+import diffusers
 import numpy as np
 import pytest
 import torch
@@ -22,6 +23,7 @@ from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
 from zimage_vl.vl_forward import check_vl_encoder, execution_device
 
 
+OLD_DIFFUSERS = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 38)
 PICTURE = make_picture(0)
 same = np.testing.assert_array_equal
 
@@ -136,7 +138,12 @@ def test_early_exit_is_exact(pipe: Any) -> None:
 
 
 def test_saved_and_loaded_it_is_the_same(pipe: Any, painted: Any, tmp_path: Path) -> None:
-    pipe.save_pretrained(tmp_path)
+    try:
+        pipe.save_pretrained(tmp_path)
+    except RuntimeError as error:
+        if OLD_DIFFUSERS and "invalid python storage" in str(error):
+            pytest.skip("diffusers 0.36 saves torchao's tensors as pickles only")
+        raise
     again = load(tmp_path)
     assert linear_class(again) == linear_class(pipe)
     same(paint_with(again, PICTURE), painted)
