@@ -16,6 +16,7 @@ import json
 import sys
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, ZImagePipeline
@@ -39,6 +40,8 @@ def answer(order: dict[str, Any]) -> dict[str, Any]:
     if "passed" in order:
         kwargs["vl_encoder"] = Qwen3VLForConditionalGeneration.from_pretrained(order["passed"], dtype=torch.float32)
     if "over" in order:
+        if tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 38):
+            kwargs.pop("trust_remote_code")  # taken there for an argument of the pipeline
         plain = ZImagePipeline.from_pretrained(order["source"])
         pipe = DiffusionPipeline.from_pipe(plain, torch_dtype=torch.float32, **kwargs)
     else:
