@@ -14,14 +14,22 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.setup-stamp
 CONSTRAINTS := requirements/constraints.txt
-PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) $(PIP_ARGS)
+PIP_OPTIONS := --disable-pip-version-check -c $(CONSTRAINTS) $(PIP_ARGS)
+PIP_INSTALL := $(BIN)/python -m pip install $(PIP_OPTIONS)
 
-.PHONY: help setup demo test check bundle dist try-wheel publish bench clean
+# The oldest pair of diffusers and transformers, in an environment of its own.
+LOWEST := requirements/lowest.txt
+LOWEST_VENV := .venv-lowest
+LOWEST_STAMP := $(LOWEST_VENV)/.setup-stamp
+LOWEST_INSTALL := $(LOWEST_VENV)/bin/python -m pip install $(PIP_OPTIONS) -c $(LOWEST)
+
+.PHONY: help setup demo test test-lowest check bundle dist try-wheel publish bench clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make demo    paint the contact sheet of the toy world and print its path"
 	@echo "make test    run the tests                    (ARGS=\"-k images\" for some of them)"
+	@echo "make test-lowest  run them with the oldest diffusers and transformers, in .venv-lowest"
 	@echo "make check   ruff, pyright, the layering of the package, the single-file pipeline"
 	@echo "make bundle  write the single-file pipeline for the Hub to pipelines/"
 	@echo "make bench   run the benchmarks"
@@ -29,7 +37,7 @@ help:
 	@echo "make try-wheel   install that wheel into an empty environment and run the demo there"
 	@echo "make publish REPO=owner/name   show what would go to that repository of the Hub; UPLOAD=1 publishes it"
 	@echo "make setup   create or refresh .venv and nothing else"
-	@echo "make clean   remove build leftovers and caches, not .venv and no pictures"
+	@echo "make clean   remove build leftovers and caches, no environment and no pictures"
 	@echo
 	@echo "PYTHON=python3.11 chooses the interpreter that .venv is made from, ARGS=... goes to the command,"
 	@echo "PIP_ARGS=... goes to pip."
@@ -49,6 +57,16 @@ demo: $(STAMP)
 
 test: $(STAMP)
 	@$(BIN)/python -m pytest $(ARGS)
+
+test-lowest: $(LOWEST_STAMP)
+	@$(LOWEST_VENV)/bin/python -m pytest $(ARGS)
+
+$(LOWEST_STAMP): setup.cfg pyproject.toml $(CONSTRAINTS) $(LOWEST)
+	@rm -f $@
+	@$(LOWEST_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(LOWEST_VENV)
+	$(LOWEST_INSTALL) torch
+	$(LOWEST_INSTALL) -r $(LOWEST) -e ".[test]"
+	@touch $@
 
 check: $(STAMP)
 	$(BIN)/ruff check

@@ -38,7 +38,7 @@ class Worker:
 
     def load(self, source: object, call: dict[str, Any] | None = None, **kwargs: Any) -> dict[str, Any]:
         """Loads; with a call, paints too and adds the "images"."""
-        own = {key: str(kwargs.pop(key)) for key in ("embeds", "save") if key in kwargs}
+        own = {key: str(kwargs.pop(key)) for key in ("embeds", "save", "passed", "over") if key in kwargs}
         order = {"source": str(source), "kwargs": {"trust_remote_code": True, **kwargs}, **own}
         if call is not None:
             order |= {"call": call, "out": str(self.folder / f"{os.urandom(4).hex()}.npy")}

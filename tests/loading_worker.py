@@ -4,6 +4,9 @@ Each line of its input is a JSON object:
 
     {"source": "folder or repo", "kwargs": {...}, "call": {...}, "embeds": "file" or null, "out": "images.npy"}
 
+With "passed", the folder of a VL encoder, that encoder is loaded first and passed; with "over", the pipeline is made
+by `from_pipe` over a plain one.
+
 and each line of its output one that says what was loaded, or the error. `import zimage_vl` fails in this process.
 """
 
@@ -13,10 +16,12 @@ import json
 import sys
 from typing import Any
 
+import diffusers
 import numpy as np
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ZImagePipeline
 from huggingface_hub import snapshot_download
+from transformers import Qwen3VLForConditionalGeneration
 
 
 def paint(pipe: Any, call: dict[str, Any], embeds: str | None) -> np.ndarray:
@@ -32,7 +37,15 @@ def answer(order: dict[str, Any]) -> dict[str, Any]:
     kwargs = order["kwargs"]
     if "custom_snapshot" in kwargs:  # what the model card says to do where there is no network
         kwargs["custom_pipeline"] = snapshot_download(kwargs.pop("custom_snapshot"), allow_patterns=["*.py"])
-    pipe = DiffusionPipeline.from_pretrained(order["source"], **kwargs)
+    if "passed" in order:
+        kwargs["vl_encoder"] = Qwen3VLForConditionalGeneration.from_pretrained(order["passed"], dtype=torch.float32)
+    if "over" in order:
+        if tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 38):
+            kwargs.pop("trust_remote_code")  # taken there for an argument of the pipeline
+        plain = ZImagePipeline.from_pretrained(order["source"])
+        pipe = DiffusionPipeline.from_pipe(plain, torch_dtype=torch.float32, **kwargs)
+    else:
+        pipe = DiffusionPipeline.from_pretrained(order["source"], **kwargs)
     if "save" in order:
         pipe.save_pretrained(order["save"])
     if "out" in order:
@@ -43,6 +56,7 @@ def answer(order: dict[str, Any]) -> dict[str, Any]:
         "version": sys.modules[type(pipe).__module__].__version__,
         "missing": sorted(name for name, part in pipe.components.items() if part is None),
         "vl_model_id": pipe.config.get("vl_model_id"),
+        "has_passed": pipe.vl_encoder is not None and pipe.vl_encoder is kwargs.get("vl_encoder"),
     }
 
 

@@ -31,7 +31,7 @@ ARITHMETIC = DATA | {
     "calibration",
     "text_statistics",
 }
-ENCODING = {"encoding", "vl_forward", "patch_grid", "turn", "images"}
+ENCODING = {"encoding", "vl_forward", "patch_grid", "turn", "images", "versions"}
 PIPELINE = "pipeline_z_image_vl"
 # The pipeline and what it is made of: the only modules below the toy world that know both arithmetic and encoding.
 PIPELINE_SIDE = {
@@ -45,6 +45,7 @@ PIPELINE_SIDE = {
     "vl_loading",
     "saving",
     "image_to_image",
+    "sharing",
 }
 DATA_ONLY = {"recipes", "_version", "iteration"}
 ABOVE_PIPELINE = {"toy", "cli"}

@@ -24,7 +24,7 @@ from command_line import environment
 from hub_stub import HubStub
 from loading_processes import Worker, vl_repository
 from loading_worker import paint
-from tiny_models import tiny_components, tiny_pipeline
+from tiny_models import tiny_components, tiny_pipeline, tiny_vl_encoder
 
 
 TESTS = Path(__file__).parent
@@ -134,6 +134,32 @@ def test_the_single_file_saves_folders_that_describe_themselves_too(saved: Saved
     assert "error" not in offline.load(saved.whole, save=again)
     assert (again / "pipeline.py").read_bytes() == CODE.read_bytes()
     assert_same(offline.load(again, saved.call), saved.images)
+
+
+def test_a_passed_vl_encoder_goes_before_the_saved_one(saved: Saved, offline: Worker) -> None:
+    # diffusers alone loads the saved one in its place, and says nothing.
+    other = saved.folder / "other_vl"
+    mine = tiny_vl_encoder(seed=7)
+    mine.save_pretrained(other)
+    expected = paint(tiny_pipeline(vl_encoder=mine), saved.call, None)
+    assert np.abs(expected - saved.images).max() > 1e-3
+    for options in ({}, {"custom_pipeline": str(BUNDLE)}):
+        answer = offline.load(saved.whole, saved.call, passed=other, **options)
+        assert answer["has_passed"], options
+        assert_same(answer, expected)
+    answer = offline.load(saved.plain, passed=other, custom_pipeline=str(BUNDLE), vl_model_id=None)
+    assert answer["has_passed"]
+    assert answer["missing"] == ["vl_processor"]
+    without = offline.load(saved.whole, vl_encoder=None, vl_processor=None)
+    assert without["missing"] == ["vl_encoder", "vl_processor"]
+    assert without["vl_model_id"] is None
+
+
+def test_over_a_plain_pipeline_that_is_loaded_already(saved: Saved, offline: Worker) -> None:
+    answer = offline.load(saved.plain, saved.call, over=True, custom_pipeline=str(BUNDLE), **vl_parts(saved))
+    assert_same(answer, saved.images)
+    passed = vl_parts(saved)["vl_model_id"]
+    assert offline.load(saved.plain, over=True, passed=passed, custom_pipeline=str(BUNDLE))["has_passed"]
 
 
 def test_a_saved_folder_names_its_code(saved: Saved) -> None:

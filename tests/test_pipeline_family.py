@@ -87,6 +87,19 @@ def test_a_passed_component_goes_before_the_saved_one(whole: Path, pipe: ZImageV
     assert load(whole, vl_encoder=None).vl_encoder is None
 
 
+def test_a_dtype_given_once_reaches_the_vl_parts(whole: Path, plain: Path, tmp_path: Path) -> None:
+    half = load(whole, torch_dtype=torch.bfloat16)
+    models = {name: part for name, part in half.components.items() if isinstance(part, torch.nn.Module)}
+    assert {name: part.dtype for name, part in models.items()} == dict.fromkeys(models, torch.bfloat16)
+    for name in ("vl_encoder", "vl_processor"):
+        getattr(half, name).save_pretrained(tmp_path)
+    lazy = load(plain, torch_dtype=torch.bfloat16, vl_model_id=str(tmp_path))
+    same(paint_with(lazy, PICTURE), paint_with(half, PICTURE))
+    assert lazy.vl_encoder.dtype == torch.bfloat16
+    lazy.load_vl_encoder(dtype=torch.float32)
+    assert lazy.vl_encoder.dtype == torch.float32
+
+
 def test_the_saved_index_names_every_part(whole: Path) -> None:
     index = json.loads((whole / "model_index.json").read_text(encoding="utf-8"))
     assert index["vl_encoder"][-1] == "Qwen3VLForConditionalGeneration"

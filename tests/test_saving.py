@@ -4,11 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from zimage_vl import saving
-from zimage_vl.saving import make_self_describing, plain_class_name, read_single_file
+from zimage_vl.saving import (
+    image_processor_alone,
+    make_self_describing,
+    plain_class_name,
+    read_single_file,
+    refuse_attached_adapters,
+)
 
 
 class ZImageVLPipeline:
@@ -79,6 +87,47 @@ def test_a_folder_without_an_index_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no model_index\.json"):
         make_self_describing(tmp_path, ZImageVLPipeline)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_attached_adapter_is_refused_whatever_its_kind() -> None:
+    class Wrapped(torch.nn.Module):
+        """As every layer of peft: the layer itself below `base_layer`."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.base_layer = torch.nn.Linear(2, 2)
+
+    plain, wrapped = torch.nn.Sequential(torch.nn.Linear(2, 2)), torch.nn.Sequential(Wrapped())
+    refuse_attached_adapters({"transformer": plain, "tokenizer": object(), "vl_encoder": None})
+    with pytest.raises(ValueError, match="attached to text_encoder, transformer: saved like this"):
+        refuse_attached_adapters({"text_encoder": wrapped, "vae": plain, "transformer": wrapped})
+
+
+def test_a_full_processor_gives_way_to_its_image_processor_for_a_while() -> None:
+    full = SimpleNamespace(image_processor=object())
+
+    class Pipe:
+        vl_processor: object = full
+
+        def register_modules(self, **parts: object) -> None:
+            self.__dict__.update(parts)
+
+    pipe = Pipe()
+    seen: list[object] = []
+
+    def save() -> None:
+        with image_processor_alone(pipe):
+            seen.append(pipe.vl_processor)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save()
+    assert seen == [full.image_processor]
+    assert pipe.vl_processor is full
+    for other in (None, object()):
+        pipe.vl_processor = other
+        with image_processor_alone(pipe):
+            assert pipe.vl_processor is other
 
 
 def test_the_class_name_of_a_self_describing_config_is_read_as_a_plain_one() -> None:

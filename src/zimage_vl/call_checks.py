@@ -10,6 +10,7 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from .turn import prompt_turn
+from .versions import takes_attention_kwargs
 
 
 _checks_logger = logging.get_logger(__name__)
@@ -170,7 +171,13 @@ def _check_max_length(pipe: Any, max_sequence_length: Any, prompt: Any) -> None:
             )
 
 
-def warn_about_call(pipe: Any, prompts: Sequence[str] | None, guidance_scale: float, max_sequence_length: int) -> None:
+def warn_about_call(
+    pipe: Any,
+    prompts: Sequence[str] | None,
+    guidance_scale: float,
+    max_sequence_length: int,
+    joint_attention_kwargs: Any = None,
+) -> None:
     """Say once what often goes wrong, and each time what of a prompt is cut off."""
     name = str(getattr(pipe.config, "_name_or_path", "") or "")
     if "turbo" in name.lower() and guidance_scale > 0:
@@ -179,6 +186,11 @@ def warn_about_call(pipe: Any, prompts: Sequence[str] | None, guidance_scale: fl
         )
     if pipe.text_encoder is not None and pipe.text_encoder.dtype == torch.float16:
         warn_once("The text encoder is in float16, in which Qwen3 can overflow: prefer bfloat16 or float32.")
+    if joint_attention_kwargs and not takes_attention_kwargs(pipe.transformer):
+        warn_once(
+            f"`joint_attention_kwargs` {joint_attention_kwargs} have no effect: this version of diffusers does not "
+            "hand them to Z-Image's transformer. For a LoRA's scale use pipe.set_adapters(name, scale)."
+        )
     for prompt in prompts or ():
         length = len(prompt_turn(pipe.tokenizer, prompt, None)[0])
         if length > max_sequence_length:

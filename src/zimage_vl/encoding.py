@@ -23,13 +23,8 @@ from .fingerprints import fingerprint_vl_encoder
 from .patch_grid import fill_hidden, grid_size, resize_to_grid, visible_tokens
 from .regions import Region, TextPosition
 from .turn import reference_turn
+from .versions import get_own_max_pixels
 from .vl_forward import VLInputs, check_vl_encoder, resolve_layers, vl_hidden_states
-
-
-# The library's default bound of Qwen2-VL. transformers 4 puts it in place of the `size` of every
-# preprocessor_config.json, so it says nothing about the model; taken as "no bound of its own", it gives the same
-# grid in every version.
-_UNTOLD_MAX_PIXELS = 28 * 28 * 1280
 
 
 def encode_reference(
@@ -148,7 +143,7 @@ def check_reference_inputs(
 def _find_grid(processor: Any, image: Image.Image, max_pixels: int) -> tuple[int, int, int]:
     """The bound on pixels that holds, and the rows and columns of image tokens."""
     multiple = processor.patch_size * processor.merge_size
-    own = _own_max_pixels(processor)
+    own = get_own_max_pixels(processor)
     bound = max_pixels if own is None else min(max_pixels, own)
     width, height = grid_size(image.size, multiple, bound)
     return bound, height // multiple, width // multiple
@@ -181,13 +176,6 @@ def _image_processor(vl_processor: Any, vision_config: Any) -> Any:
                 f"{getattr(processor, name)}."
             )
     return processor
-
-
-def _own_max_pixels(processor: Any) -> int | None:
-    """The image processor's own bound on pixels, None if it states none."""
-    size: Any = getattr(processor, "size", None) or {}
-    own = size.get("longest_edge") if hasattr(size, "get") else getattr(size, "longest_edge", None)
-    return None if own in (None, _UNTOLD_MAX_PIXELS) else int(own)
 
 
 def _prepare_picture(

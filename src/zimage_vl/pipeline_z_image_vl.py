@@ -6,7 +6,6 @@ diffusers' own `ZImagePipeline` does the rest. No tensor arithmetic here: see `c
 
 # ruff: noqa: UP045 - diffusers 0.36 cannot read `X | None` from a constructor's annotations
 
-import inspect
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -22,7 +21,14 @@ from .pipeline_output import PromptConditioning, ZImageVLPipelineOutput
 from .places import VLAlpha
 from .request import KNOB_NAMES, build_requests
 from .residency import freed_after_error, heal_model_hooks, offload_models
-from .saving import make_self_describing, plain_class_name, read_single_file
+from .saving import (
+    image_processor_alone,
+    make_self_describing,
+    plain_class_name,
+    read_single_file,
+    refuse_attached_adapters,
+)
+from .sharing import SharedModulesMixin
 from .statistics import EmbeddingStatistics
 from .step_window import make_window_callback
 from .vl_forward import check_vl_encoder
@@ -34,7 +40,7 @@ _call_locks: "weakref.WeakKeyDictionary[Any, threading.RLock]" = weakref.WeakKey
 _call_locks_lock = threading.Lock()
 
 
-class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
+class ZImageVLPipeline(VLPartsMixin, SharedModulesMixin, ZImagePipeline):
     """Text-to-image with Z-Image, conditioned by a prompt and, if wanted, by reference pictures.
 
     Experimental: the method shows visible artifacts, and trained adapters are better where there are any.
@@ -60,7 +66,8 @@ class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
         ((64, 64), 1)
     """
 
-    model_cpu_offload_seq = "text_encoder->vl_encoder->transformer->vae"
+    # The VL encoder first: a plain pipeline that runs the shared modules under these hooks then finds its own order.
+    model_cpu_offload_seq = "vl_encoder->text_encoder->transformer->vae"
     _optional_components = ["vl_encoder", "vl_processor"]  # noqa: RUF012 - as every diffusers pipeline declares it
 
     def __init__(
@@ -162,7 +169,7 @@ class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
 
     def encode_prompt(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
         """As the parent's, on copies: the parent writes the chat template into the caller's lists."""
-        heal_model_hooks(self)
+        heal_model_hooks(self, self.text_encoder)
         negative = kwargs.get("negative_prompt")
         if isinstance(negative, list):
             kwargs["negative_prompt"] = list(negative)
@@ -292,8 +299,8 @@ class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
                 vl_text=vl_text,
             )
             steps = len(sigmas) if sigmas is not None else num_inference_steps
-            window = VLConditioning(vl_start=vl_start, vl_end=vl_end).window(steps)
-            warn_about_call(self, prompts, guidance_scale, max_sequence_length)
+            window = requests[0].knobs.window(steps) if requests else []
+            warn_about_call(self, prompts, guidance_scale, max_sequence_length, joint_attention_kwargs)
             encode = {
                 "prompt": prompts,
                 "negative_prompt": negative_prompt,
@@ -304,7 +311,7 @@ class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
             }
             text, ready = self._condition(requests, encode)
             first = ready.prompt_embeds
-            if requests is not None and not all(window):
+            if not all(window):
                 repeats = num_images_per_prompt or 1
                 inside, outside = _repeat_each(first, repeats), _repeat_each(text, repeats)
                 call["callback_on_step_end"] = make_window_callback(window, inside, outside, callback_on_step_end)
@@ -320,37 +327,21 @@ class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
     def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As diffusers' own; the folder also carries this pipeline's code, so that it loads by itself.
 
-        `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` restores all of it.
+        `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` restores all of it. Of a full
+        `Qwen3VLProcessor` the image processor is saved: it is what is used, and loads without torchvision.
+
+        Raises:
+            ValueError: A LoRA or another adapter is attached, or the class has no code to put beside the weights.
         """
-        read_single_file(type(self))  # refuses before gigabytes are written
-        super().save_pretrained(save_directory, *args, **kwargs)
+        read_single_file(type(self))  # refuses before gigabytes are written, as does the next
+        refuse_attached_adapters(self.components)
+        with image_processor_alone(self):
+            super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """As diffusers' own, and the pipeline's code beside it: `save_pretrained` calls this before it uploads."""
         super().save_config(save_directory, *args, **kwargs)
         make_self_describing(save_directory, type(self))
-
-    @classmethod
-    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
-        """As diffusers' own; where no dtype is asked for, the shared modules keep theirs.
-
-        diffusers casts all of them to float32 in place, the source pipeline's too
-        (https://github.com/huggingface/diffusers/issues/12754).
-        """
-        if "torch_dtype" in kwargs or "dtype" in kwargs:
-            return super().from_pipe(pipeline, **kwargs)
-        names = inspect.signature(cls.__init__).parameters
-        unknown = sorted(set(kwargs) - set(names))
-        if unknown:
-            raise TypeError(
-                f"from_pipe got unexpected arguments {unknown}; {cls.__name__} takes {sorted(names)[:-1]}."
-            )
-        own = {"vl_model_id": pipeline.config["vl_model_id"]} if "vl_model_id" in pipeline.config else {}
-        parts = {name: part for name, part in pipeline.components.items() if name in names}
-        made = cls(**{**parts, **own, **kwargs})
-        if getattr(pipeline, "_all_hooks", None):
-            made.enable_model_cpu_offload(device=pipeline._offload_device)
-        return made
 
     @classmethod
     def _dict_from_json_file(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:

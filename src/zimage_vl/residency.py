@@ -14,21 +14,38 @@ from typing import Any
 
 import torch
 
+from .versions import group_offload_settings
 
-def _model_hooks(pipe: Any) -> list[Any]:
+
+def model_hooks(pipe: Any) -> list[Any]:
     """The hooks of `enable_model_cpu_offload`; none without it."""
     return list(getattr(pipe, "_all_hooks", ()))
 
 
-def heal_model_hooks(pipe: Any) -> None:
-    """Put the pipeline's offload hooks back where another pipeline, sharing modules, has replaced them."""
-    if any(getattr(hook.model, "_hf_hook", None) is not hook.hook for hook in _model_hooks(pipe)):
+def heal_model_hooks(pipe: Any, *staying: Any) -> None:
+    """Begin with the pipeline's own offload hooks and nothing on the accelerator.
+
+    Another pipeline that shares modules may have replaced the hooks, or left a model behind. A pipeline that was made
+    of the modules of an offloaded one takes the offload over, for its VL encoder too.
+
+    Args:
+        pipe: The pipeline.
+        staying: Models that may stay where they are.
+    """
+    if not model_hooks(pipe):
+        device = _foreign_offload_device(pipe)
+        if device is not None:
+            pipe.enable_model_cpu_offload(device=device)
+        elif pipe.vl_encoder is not None:
+            join_offload(pipe, pipe.vl_encoder)
+    if any(getattr(hook.model, "_hf_hook", None) is not hook.hook for hook in model_hooks(pipe)):
         pipe.maybe_free_model_hooks()
+    offload_models(pipe, *(hook.model for hook in model_hooks(pipe) if all(hook.model is not m for m in staying)))
 
 
 def offload_models(pipe: Any, *models: Any) -> None:
     """Send these models away from the accelerator, where model offload manages them."""
-    for hook in _model_hooks(pipe):
+    for hook in model_hooks(pipe):
         if any(hook.model is model for model in models):
             hook.offload()
 
@@ -43,19 +60,48 @@ def freed_after_error(pipe: Any) -> Generator[None]:
         raise
 
 
+def _foreign_offload_device(pipe: Any) -> torch.device | None:
+    """Where another pipeline's model offload runs the text encoder; None if no such hook is on it."""
+    from accelerate.hooks import CpuOffload
+
+    hook = getattr(pipe.text_encoder, "_hf_hook", None)
+    return torch.device(hook.execution_device) if isinstance(hook, CpuOffload) else None
+
+
 def place_new_model(pipe: Any, model: torch.nn.Module) -> None:
     """Bring a model that has just been registered to where the pipeline keeps its others."""
-    if _model_hooks(pipe):
+    if model_hooks(pipe):
         pipe.maybe_free_model_hooks()  # sets all hooks anew, the new model's too
-    elif _is_sequentially_offloaded(pipe):
-        _offload_sequentially(pipe, model)
-    elif not getattr(model, "quantization_method", None):
+    elif not join_offload(pipe, model) and not getattr(model, "quantization_method", None):
         model.to(pipe.device)
 
 
-def _is_sequentially_offloaded(pipe: Any) -> bool:
-    hook = getattr(getattr(pipe, "text_encoder", None), "_hf_hook", None)
-    return any(getattr(single, "offload", False) for single in getattr(hook, "hooks", (hook,)))
+def join_offload(pipe: Any, model: torch.nn.Module) -> bool:
+    """Offload a component as the text encoder is, module by module or in groups; whether either is so."""
+    if _is_sequentially_offloaded(pipe.text_encoder):
+        if not _is_sequentially_offloaded(model):
+            _offload_sequentially(pipe, model)
+        return True
+    settings = group_offload_settings(pipe.text_encoder)
+    if settings is not None and group_offload_settings(model) is None:
+        _offload_in_groups(model, settings)
+    return settings is not None
+
+
+def _is_sequentially_offloaded(model: torch.nn.Module | None) -> bool:
+    # The hooks that offload sit on the modules that hold weights, not on the model as a whole.
+    for part in () if model is None else model.modules():
+        hook = getattr(part, "_hf_hook", None)
+        if any(getattr(single, "offload", False) for single in getattr(hook, "hooks", (hook,))):
+            return True
+    return False
+
+
+def _offload_in_groups(model: torch.nn.Module, settings: Any) -> None:
+    from diffusers.hooks import apply_group_offloading
+
+    # Leaf by leaf whatever the others do: blocks need a number that is theirs, streams an order that never varies.
+    apply_group_offloading(model, settings.onload_device, settings.offload_device, offload_type="leaf_level")
 
 
 def _offload_sequentially(pipe: Any, model: torch.nn.Module) -> None:
@@ -69,7 +115,7 @@ def forget_model(pipe: Any, model: torch.nn.Module) -> None:
     """Take a model that is no longer registered off the accelerator's books and give its memory back."""
     from accelerate.hooks import remove_hook_from_module
 
-    if _model_hooks(pipe):
+    if model_hooks(pipe):
         remove_hook_from_module(model, recurse=True)
         pipe.maybe_free_model_hooks()
     gc.collect()

@@ -9,8 +9,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
+
+import torch
 
 
 #: The pipeline as one file without relative imports: the package carries a copy, in the single file it is that file.
@@ -51,6 +55,46 @@ def read_single_file(pipeline_class: type) -> str:
             "by itself. Save a ZImageVLPipeline made of the same components: ZImageVLPipeline(**pipe.components)."
         )
     return source
+
+
+def refuse_attached_adapters(components: Mapping[str, Any]) -> None:
+    """Refuse to save models with a LoRA (or another adapter of peft) attached, fused or not.
+
+    diffusers would write the wrapped layers under names that no model has (`...base_layer.weight`): the folder loads
+    with random weights in their place, and no error.
+
+    Raises:
+        ValueError: Naming the components, and what to do.
+    """
+    wrapped = [
+        name
+        for name, part in components.items()
+        if isinstance(part, torch.nn.Module) and any(".base_layer." in weight for weight, _ in part.named_parameters())
+    ]
+    if wrapped:
+        raise ValueError(
+            f"An adapter is attached to {', '.join(wrapped)}: saved like this, the folder would load with random "
+            "weights in its layers. Take it off with pipe.unload_lora_weights() and load it again after loading the "
+            "folder; or bake it in: pipe.fuse_lora(), then pipe.unload_lora_weights()."
+        )
+
+
+@contextmanager
+def image_processor_alone(pipe: Any) -> Generator[None]:
+    """Within it, the pipeline's `vl_processor` is the image processor, also where it is a full `Qwen3VLProcessor`.
+
+    A full one loads only where torchvision is installed, and the pipeline uses no more of it.
+    """
+    full = pipe.vl_processor
+    image_processor = getattr(full, "image_processor", None)
+    if image_processor is None:
+        yield
+        return
+    pipe.register_modules(vl_processor=image_processor)
+    try:
+        yield
+    finally:
+        pipe.register_modules(vl_processor=full)
 
 
 def make_self_describing(folder: str | os.PathLike[str], pipeline_class: type) -> None:

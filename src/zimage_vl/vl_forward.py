@@ -8,7 +8,6 @@ features between the first blocks; here layer k always has them, as block k read
 
 from __future__ import annotations
 
-import inspect
 import threading
 import weakref
 from collections.abc import Callable, Generator, Sequence
@@ -18,6 +17,8 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+
+from .versions import bring_position_table, compute_position_ids, group_offload_settings
 
 
 _VL_WIDTHS = {2048: "Qwen3-VL-2B", 2560: "Qwen3-VL-4B", 4096: "Qwen3-VL-8B", 5120: "Qwen3-VL-32B"}
@@ -43,24 +44,14 @@ class VLInputs:
     visible: Tensor | None = None
 
 
-# ---- What differs between transformers 4.57 and 5, and how modules are hooked ----
-
-
-def _compute_position_ids(inner: Any, input_ids: Tensor, image_grid_thw: Tensor, image_token_id: int) -> Tensor:
-    """M-RoPE positions `(3, 1, tokens)`, by the model's own rule, as if no token were masked.
-
-    Passed to the model instead of left to it: a mask with holes breaks its own computation, and it would keep
-    `rope_deltas` of this call on the module.
-    """
-    arguments: dict[str, Any] = {"image_grid_thw": image_grid_thw, "attention_mask": torch.ones_like(input_ids)}
-    # Wanted by name from transformers 5.1 on; before, the model finds the image tokens by their id.
-    if "mm_token_type_ids" in inspect.signature(inner.get_rope_index).parameters:
-        arguments["mm_token_type_ids"] = (input_ids == image_token_id).int()
-    return inner.get_rope_index(input_ids, **arguments)[0]
+# ---- Devices and hooks ----
 
 
 def execution_device(module: nn.Module) -> torch.device:
-    """The device that a module's inputs belong on: that of accelerate's hooks if it has some, or of its weights."""
+    """The device that a module's inputs belong on: that of its offload hooks if it has some, or of its weights."""
+    group = group_offload_settings(module)
+    if group is not None:
+        return torch.device(group.onload_device)
     for part in module.modules():
         hook = getattr(part, "_hf_hook", None)
         for single in getattr(hook, "hooks", (hook,)):
@@ -75,6 +66,7 @@ def _bring_to_device(vl_encoder: Any) -> None:
     hook = getattr(vl_encoder, "_hf_hook", None)
     if hook is not None:
         hook.pre_forward(vl_encoder)
+    bring_position_table(vl_encoder.model.visual)
 
 
 # ---- Checks ----
@@ -264,7 +256,7 @@ def _forward_arguments(vl_encoder: Any, inputs: VLInputs, device: torch.device) 
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
-        "position_ids": _compute_position_ids(vl_encoder.model, input_ids, grid, image_token_id),
+        "position_ids": compute_position_ids(vl_encoder.model, input_ids, grid, image_token_id),
         "pixel_values": inputs.pixel_values.to(device),
         "image_grid_thw": grid,
         "use_cache": False,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import weakref
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from PIL import Image
@@ -28,6 +28,13 @@ from .text_statistics import TextStatistics
 from .turn import embeds_regions, prompt_turn
 from .vl_forward import check_vl_encoder, resolve_layers
 from .vl_loading import load_vl_parts
+
+
+class PromptPlan(NamedTuple):
+    """What is known of a prompt before any model runs: its tokens, and alpha for each; None without its words."""
+
+    tokens: tuple[PromptToken, ...] | None = None
+    alpha: torch.Tensor | None = None
 
 
 class VLPartsMixin:
@@ -231,18 +238,18 @@ class VLPartsMixin:
         ]
         return text, PromptConditioning([out for out, _ in results], negative, [report for _, report in results])
 
-    def _plan(self, request: ReferenceRequest, max_sequence_length: int) -> tuple[PromptToken, ...] | None:
-        """What can be found wrong before any model runs; the prompt's tokens where its words are known."""
-        tokens = None
+    def _plan(self, request: ReferenceRequest, max_sequence_length: int) -> PromptPlan:
+        """Finds what can be found wrong before any model runs."""
+        plan = PromptPlan()
         if request.prompt is not None:
             tokens = self.tokenize_prompt(request.prompt, max_sequence_length)
-            resolve_alpha(request.knobs.vl_alpha, tokens, request.prompt)
+            plan = PromptPlan(tokens, resolve_alpha(request.knobs.vl_alpha, tokens, request.prompt))
         if request.needs_vl_encoder:
             self._require_vl_encoder()
             resolve_layers(request.knobs.layers, self.vl_encoder.config.text_config.num_hidden_layers)
             self._check_pictures(request)
         self._check_embeds(request)
-        return tokens
+        return plan
 
     @property
     def _vl_model_name(self) -> str | None:
@@ -282,20 +289,19 @@ class VLPartsMixin:
         self,
         text: torch.Tensor,
         request: ReferenceRequest,
-        tokens: tuple[PromptToken, ...] | None,
+        plan: PromptPlan,
         max_sequence_length: int,
     ) -> tuple[torch.Tensor, ConditioningReport]:
         knobs = request.knobs
         references = [] if knobs.is_inert else self._read_references(request, max_sequence_length)
         neutral = references.pop() if request.neutral is not None and references else None
-        alpha = None if tokens is None else resolve_alpha(knobs.vl_alpha, tokens, request.prompt)
         wanted = knobs.needs_text_statistics and not knobs.is_inert
         return condition_prompt_embeds(
             text,
-            embeds_regions(self.tokenizer, len(text), tokens),
+            embeds_regions(self.tokenizer, len(text), plan.tokens),
             references,
             knobs,
-            alpha=alpha,
+            alpha=plan.alpha,
             text_statistics=self.text_statistics(knobs.vl_exclude_sinks).to(text.device) if wanted else None,
             neutral=neutral,
             max_tokens=None if self.transformer is None else get_max_text_tokens(self.transformer),
