@@ -21,7 +21,7 @@ from .embeddings import ReferenceEmbeds, ReferenceProvenance
 from .patch_grid import fill_hidden, grid_size, resize_to_grid, visible_tokens
 from .regions import Region, TextPosition
 from .turn import reference_turn
-from .vl_forward import VLInputs, check_vl_encoder, resolve_layers, vl_hidden_states
+from .vl_forward import VLInputs, check_vl_encoder, get_full_depth, resolve_vl_layers, vl_hidden_states
 
 
 # The library's default bound of Qwen2-VL. transformers 4 puts it in place of the `size` of every
@@ -86,7 +86,7 @@ def encode_reference(
     check_vl_encoder(vl_encoder)
     _check_image(image)
     config = vl_encoder.config
-    wanted = resolve_layers(layers, config.text_config.num_hidden_layers)
+    wanted = resolve_vl_layers(vl_encoder, layers)
     processor = _image_processor(vl_processor, config.vision_config)
     pixels, rows, columns, visible = _prepare_picture(processor, image, mask, max_pixels)
     ids, regions = reference_turn(tokenizer, text, rows * columns, text_position, max_sequence_length)
@@ -105,7 +105,7 @@ def encode_reference(
     provenance = ReferenceProvenance(
         model_id=model_id,
         revision=revision,
-        num_hidden_layers=config.text_config.num_hidden_layers,
+        num_hidden_layers=get_full_depth(config.text_config),
         image_grid=(rows, columns),
         encoded_size=pixels.size,
         text=text,

@@ -25,7 +25,7 @@ from .residency import freed_after_error, heal_model_hooks, offload_models
 from .saving import make_self_describing, plain_class_name, read_single_file
 from .statistics import EmbeddingStatistics
 from .step_window import make_window_callback
-from .vl_forward import check_vl_encoder
+from .vl_forward import check_vl_encoder, is_cut_short
 from .vl_parts import VLPartsMixin
 
 
@@ -321,8 +321,16 @@ class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
         """As diffusers' own; the folder also carries this pipeline's code, so that it loads by itself.
 
         `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` restores all of it.
+
+        Raises:
+            ValueError: Only the first blocks of the VL encoder were loaded.
         """
         read_single_file(type(self))  # refuses before gigabytes are written
+        if self.vl_encoder is not None and is_cut_short(self.vl_encoder):
+            raise ValueError(
+                "Only the first blocks of `vl_encoder` were loaded (load_vl_encoder with `layers`), so that it cannot "
+                "be saved. Save without it after unload_vl_encoder(), or load all of it: load_vl_encoder()."
+            )
         super().save_pretrained(save_directory, *args, **kwargs)
 
     def save_config(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:

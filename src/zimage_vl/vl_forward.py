@@ -22,6 +22,9 @@ from torch import Tensor, nn
 
 _VL_WIDTHS = {2048: "Qwen3-VL-2B", 2560: "Qwen3-VL-4B", 4096: "Qwen3-VL-8B", 5120: "Qwen3-VL-32B"}
 
+# In the text config of an encoder of which only the first blocks were loaded: how many the whole model has.
+FULL_DEPTH_FIELD = "full_num_hidden_layers"
+
 _model_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _model_locks_lock = threading.Lock()
 
@@ -32,13 +35,13 @@ class VLInputs:
 
     Attributes:
         input_ids: `(tokens,)` int64 ids of the turn.
-        pixel_values: `(patches, patch values)` from the image processor.
+        pixel_values: `(patches, patch values)` from the image processor; None where the picture is not read again.
         image_grid_thw: `(1, 3)` int64: 1, rows and columns of patches (before merging).
         visible: `(image tokens,)` bool, False where a mask removes the token; None without a mask.
     """
 
     input_ids: Tensor
-    pixel_values: Tensor
+    pixel_values: Tensor | None
     image_grid_thw: Tensor
     visible: Tensor | None = None
 
@@ -46,7 +49,7 @@ class VLInputs:
 # ---- What differs between transformers 4.57 and 5, and how modules are hooked ----
 
 
-def _compute_position_ids(inner: Any, input_ids: Tensor, image_grid_thw: Tensor, image_token_id: int) -> Tensor:
+def compute_position_ids(inner: Any, input_ids: Tensor, image_grid_thw: Tensor, image_token_id: int) -> Tensor:
     """M-RoPE positions `(3, 1, tokens)`, by the model's own rule, as if no token were masked.
 
     Passed to the model instead of left to it: a mask with holes breaks its own computation, and it would keep
@@ -70,7 +73,7 @@ def execution_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _bring_to_device(vl_encoder: Any) -> None:
+def bring_to_device(vl_encoder: Any) -> None:
     # Model offload hooks the outer model's forward, which is never called here: its hook has to be told.
     hook = getattr(vl_encoder, "_hf_hook", None)
     if hook is not None:
@@ -143,6 +146,37 @@ def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> dict[int, i
     return {layer: layer % (num_hidden_layers + 1) for layer in layers}
 
 
+def get_full_depth(text_config: Any) -> int:
+    """Blocks of the whole language model, also where only the first of them were loaded: -6 of 36 stays 31."""
+    return getattr(text_config, FULL_DEPTH_FIELD, None) or text_config.num_hidden_layers
+
+
+def is_cut_short(vl_encoder: Any) -> bool:
+    """Whether only the first blocks of a VL encoder were loaded."""
+    config = vl_encoder.config.text_config
+    return config.num_hidden_layers < get_full_depth(config)
+
+
+def resolve_vl_layers(vl_encoder: Any, layers: Sequence[int]) -> dict[int, int]:
+    """As `resolve_layers`, of the whole model's layers; refuses those whose blocks were not loaded.
+
+    Raises:
+        TypeError: As `resolve_layers`.
+        ValueError: As `resolve_layers`; a layer needs blocks that were left out when the encoder was loaded.
+    """
+    config = vl_encoder.config.text_config
+    depth, loaded = get_full_depth(config), config.num_hidden_layers
+    wanted = resolve_layers(layers, depth)
+    for layer, number in wanted.items():
+        if loaded < depth and number > loaded:
+            raise ValueError(
+                f"Layer {layer} needs {min(number, depth)} of the VL encoder's {depth} blocks, but only the first "
+                f"{loaded} were loaded. Load it again, `pipe.unload_vl_encoder()` and then "
+                f"`pipe.load_vl_encoder(layers=({layer},))`, or without `layers` for all blocks."
+            )
+    return wanted
+
+
 # ---- Temporary changes, undone whatever happens ----
 
 
@@ -154,7 +188,7 @@ def early_exit(language_model: Any, layer: int) -> Generator[None]:
     are put back at the end. Bit for bit the `hidden_states[layer]` of a full pass.
     """
     layers, norm = language_model.layers, language_model.norm
-    if layer >= len(layers):
+    if layer >= get_full_depth(language_model.config):
         yield  # the last one is after the final norm: nothing to leave out
         return
     try:
@@ -215,7 +249,7 @@ def isolate_patches(visual: Any, visible: Tensor) -> Generator[None]:
         yield
 
 
-def _lock_of(model: nn.Module) -> threading.RLock:
+def lock_of_model(model: nn.Module) -> threading.RLock:
     with _model_locks_lock:
         return _model_locks.setdefault(model, threading.RLock())
 
@@ -239,21 +273,37 @@ def vl_hidden_states(
     Returns:
         Layer to `(tokens, dims)`, in the model's dtype and on its device; all tokens, also those a mask hides.
     """
+    with lock_of_model(vl_encoder):
+        bring_to_device(vl_encoder)
+        arguments = forward_arguments(vl_encoder, inputs, device or execution_device(vl_encoder))
+        return run_to_layers(vl_encoder, arguments, layers, inputs.visible)
+
+
+def run_to_layers(
+    vl_encoder: Any, arguments: dict[str, Any], layers: Sequence[int], visible: Tensor | None = None
+) -> dict[int, Tensor]:
+    """The pass itself, over ready arguments; the model's lock is held, and it is where it runs.
+
+    Args:
+        vl_encoder: As in `vl_hidden_states`.
+        arguments: Of the inner model.
+        layers: As in `vl_hidden_states`.
+        visible: `(image tokens,)` bool where hidden patches are to be kept apart in the vision tower.
+    """
     inner, deepest = vl_encoder.model, max(layers)
     captured: dict[int, Tensor] = {}
-    with _lock_of(vl_encoder), ExitStack() as undo:
-        _bring_to_device(vl_encoder)
-        arguments = _forward_arguments(vl_encoder, inputs, device or execution_device(vl_encoder))
-        if inputs.visible is not None:
+    with ExitStack() as undo:
+        if visible is not None:
             merge = vl_encoder.config.vision_config.spatial_merge_size
-            undo.enter_context(isolate_patches(inner.visual, inputs.visible.repeat_interleave(merge * merge)))
+            undo.enter_context(isolate_patches(inner.visual, visible.repeat_interleave(merge * merge)))
         undo.enter_context(_capture_inputs(inner.language_model, [k for k in layers if k != deepest], captured))
         undo.enter_context(early_exit(inner.language_model, deepest))
         captured[deepest] = inner(**arguments).last_hidden_state
     return {layer: captured[layer][0] for layer in layers}
 
 
-def _forward_arguments(vl_encoder: Any, inputs: VLInputs, device: torch.device) -> dict[str, Any]:
+def forward_arguments(vl_encoder: Any, inputs: VLInputs, device: torch.device) -> dict[str, Any]:
+    """What the inner model is called with, on its device. Without pixels, what the language model reads alone."""
     image_token_id = vl_encoder.config.image_token_id
     input_ids = inputs.input_ids.to(device)[None]
     grid = inputs.image_grid_thw.to(device)
@@ -261,12 +311,14 @@ def _forward_arguments(vl_encoder: Any, inputs: VLInputs, device: torch.device) 
     attention_mask = torch.ones_like(input_ids)
     if inputs.visible is not None:
         attention_mask[input_ids == image_token_id] = inputs.visible.to(device, attention_mask.dtype)
+    picture = {}
+    if inputs.pixel_values is not None:
+        picture = {"pixel_values": inputs.pixel_values.to(device), "image_grid_thw": grid}
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
-        "position_ids": _compute_position_ids(vl_encoder.model, input_ids, grid, image_token_id),
-        "pixel_values": inputs.pixel_values.to(device),
-        "image_grid_thw": grid,
+        "position_ids": compute_position_ids(vl_encoder.model, input_ids, grid, image_token_id),
+        **picture,
         "use_cache": False,
         "return_dict": True,
     }

@@ -23,7 +23,7 @@ from .request import ReferenceRequest
 from .residency import forget_model, freed_after_error, heal_model_hooks, offload_models, place_new_model
 from .statistics import EmbeddingStatistics
 from .turn import embeds_regions, prompt_turn
-from .vl_forward import check_vl_encoder, resolve_layers
+from .vl_forward import check_vl_encoder, resolve_vl_layers
 from .vl_loading import load_vl_parts
 
 
@@ -52,16 +52,23 @@ class VLPartsMixin:
         model_id: str | None = None,
         revision: str | None = None,
         dtype: torch.dtype | None = None,
+        layers: Sequence[int] | None = None,
     ) -> None:
         """Load the VL encoder and its image processor, and bring them to where the pipeline keeps its models.
+
+        An encoder that is there already is kept until the new one is; to hold no two, `unload_vl_encoder()` first.
 
         Args:
             model_id: Hub id or folder; None is `vl_model_id` of the pipeline.
             revision: Branch, tag or commit on the Hub.
             dtype: None is the text encoder's.
+            layers: Those that will be asked for, such as `(-6,)`: the blocks behind the deepest of them are never read
+                from disk (-6 of 36: 5 blocks of 36). Layers keep their numbers, and results their bits; a deeper layer
+                is refused until the encoder is loaded again with it, and such an encoder is not saved. None loads all.
 
         Raises:
-            ValueError: No `model_id` and `vl_model_id=None`; a model that is not as wide as the text encoder.
+            ValueError: No `model_id` and `vl_model_id=None`; a layer that the model does not have; a model that is not
+                as wide as the text encoder.
             OSError: It cannot be found or downloaded.
         """
         model_id = model_id or cast("Any", self).config.vl_model_id
@@ -70,7 +77,7 @@ class VLPartsMixin:
                 "This pipeline has no VL encoder and `vl_model_id` is None, so none is loaded. Pass `vl_encoder` and "
                 "`vl_processor`, call load_vl_encoder with a `model_id`, or use `reference_embeds`."
             )
-        encoder, processor = load_vl_parts(model_id, revision, dtype or self.text_encoder.dtype)
+        encoder, processor = load_vl_parts(model_id, revision, dtype or self.text_encoder.dtype, layers)
         check_vl_encoder(encoder, self.text_encoder.config.hidden_size)
         self.register_modules(vl_encoder=encoder, vl_processor=processor)
         self.register_to_config(vl_model_id=str(model_id))
@@ -204,7 +211,7 @@ class VLPartsMixin:
             resolve_alpha(request.knobs.vl_alpha, tokens, request.prompt)
         if request.needs_vl_encoder:
             self._require_vl_encoder()
-            resolve_layers(request.knobs.layers, self.vl_encoder.config.text_config.num_hidden_layers)
+            resolve_vl_layers(self.vl_encoder, request.knobs.layers)
             self._check_pictures(request)
         width = self.text_encoder.config.hidden_size
         for reference in request.references:
