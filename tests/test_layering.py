@@ -31,7 +31,17 @@ ARITHMETIC = DATA | {
     "calibration",
     "text_statistics",
 }
-ENCODING = {"encoding", "vl_forward", "patch_grid", "turn", "images"}
+ENCODING = {
+    "encoding",
+    "vl_forward",
+    "patch_grid",
+    "turn",
+    "images",
+    "bounded_store",
+    "encoder_identity",
+    "prefix_cache",
+    "reference_cache",
+}
 PIPELINE = "pipeline_z_image_vl"
 # The pipeline and what it is made of: the only modules below the toy world that know both arithmetic and encoding.
 PIPELINE_SIDE = {
@@ -41,6 +51,7 @@ PIPELINE_SIDE = {
     "request",
     "call_checks",
     "residency",
+    "caching",
     "step_window",
     "vl_loading",
     "saving",

@@ -7,8 +7,6 @@ diffusers' own `ZImagePipeline` does the rest. No tensor arithmetic here: see `c
 # ruff: noqa: UP045 - diffusers 0.36 cannot read `X | None` from a constructor's annotations
 
 import inspect
-import threading
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
@@ -20,18 +18,14 @@ from .call_checks import check_call_inputs, warn_about_call
 from .knobs import VLConditioning
 from .pipeline_output import PromptConditioning, ZImageVLPipelineOutput
 from .places import VLAlpha
+from .reference_cache import ReferenceCache
 from .request import KNOB_NAMES, build_requests
-from .residency import freed_after_error, heal_model_hooks, offload_models
+from .residency import freed_after_error, heal_model_hooks, lock_of_pipeline, offload_models
 from .saving import make_self_describing, plain_class_name, read_single_file
 from .statistics import EmbeddingStatistics
 from .step_window import make_window_callback
 from .vl_forward import check_vl_encoder, is_cut_short
 from .vl_parts import VLPartsMixin
-
-
-# The parent keeps the state of a call on itself and on the scheduler: one call at a time.
-_call_locks: "weakref.WeakKeyDictionary[Any, threading.RLock]" = weakref.WeakKeyDictionary()
-_call_locks_lock = threading.Lock()
 
 
 class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
@@ -81,6 +75,7 @@ class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
         self.register_to_config(vl_model_id=vl_model_id)
         self._vl_revision: str | None = None
         self._statistics: dict[bool, tuple[Any, EmbeddingStatistics]] = {}
+        self._reference_cache, self._prefix_cache = ReferenceCache(), None
 
     # ---- Encoding ----
 
@@ -147,7 +142,7 @@ class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
             neutral_image=neutral_image,
             vl_text=vl_text,
         )
-        with _lock_of_pipeline(self), freed_after_error(self), torch.no_grad():
+        with lock_of_pipeline(self), freed_after_error(self), torch.no_grad():
             heal_model_hooks(self)
             encode = {
                 "prompt": prompts,
@@ -274,7 +269,7 @@ class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
             "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
             "max_sequence_length": max_sequence_length,
         }
-        with _lock_of_pipeline(self), freed_after_error(self):
+        with lock_of_pipeline(self), freed_after_error(self):
             heal_model_hooks(self)
             self._guidance_scale = guidance_scale
             guided = self.do_classifier_free_guidance
@@ -374,8 +369,3 @@ def _complete_knobs(given: dict[str, Any]) -> dict[str, Any]:
 
 def _repeat_each(items: Sequence[torch.Tensor], times: int) -> list[torch.Tensor]:
     return [item for item in items for _ in range(times)]
-
-
-def _lock_of_pipeline(pipe: Any) -> threading.RLock:
-    with _call_locks_lock:
-        return _call_locks.setdefault(pipe, threading.RLock())

@@ -47,14 +47,14 @@ def load_vl_parts(
         ValueError: A layer that the model does not have; nothing but its config has been read then.
     """
     at: dict[str, Any] = {} if revision is None else {"revision": revision}
-    where = {**at, "subfolder": subfolder} if subfolder else at
-    processor_where = {**at, "subfolder": processor_subfolder} if processor_subfolder else at
+    where: dict[str, Any] = {**at, "subfolder": subfolder} if subfolder else at
+    processor_where: dict[str, Any] = {**at, "subfolder": processor_subfolder} if processor_subfolder else at
     try:
         config = None if layers is None else _cut_config(model_id, layers, where)
         processor = AutoImageProcessor.from_pretrained(model_id, **processor_where)
         given: dict[str, Any] = {} if config is None else {"config": config}
         with _ignoring_blocks_left_out(config):
-            encoder = Qwen3VLForConditionalGeneration.from_pretrained(
+            encoder: Any = Qwen3VLForConditionalGeneration.from_pretrained(
                 model_id, dtype=dtype if dtype is not None else "auto", **given, **where
             )
     except OSError as error:

@@ -9,25 +9,33 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
+from .caching import ReferenceCachesMixin
 from .calibration import measure_text_statistics
 from .call_checks import check_finite_embeds, get_max_text_tokens
 from .conditioning import condition_prompt_embeds
 from .embeddings import ReferenceEmbeds
-from .encoding import check_reference_inputs, encode_reference
+from .encoding import check_reference_inputs
 from .images import load_reference_image, load_reference_mask
 from .pipeline_output import PromptConditioning
 from .places import resolve_alpha
 from .regions import PromptToken
 from .report import ConditioningReport
 from .request import ReferenceRequest
-from .residency import forget_model, freed_after_error, heal_model_hooks, offload_models, place_new_model
+from .residency import (
+    forget_model,
+    freed_after_error,
+    heal_model_hooks,
+    lock_of_pipeline,
+    offload_models,
+    place_new_model,
+)
 from .statistics import EmbeddingStatistics
 from .turn import embeds_regions, prompt_turn
 from .vl_forward import check_vl_encoder, resolve_vl_layers
 from .vl_loading import load_vl_parts
 
 
-class VLPartsMixin:
+class VLPartsMixin(ReferenceCachesMixin):
     """What `ZImageVLPipeline` has beyond `ZImagePipeline` to read pictures. It works on the pipeline's components."""
 
     # The pipeline's, which diffusers sets by name.
@@ -85,8 +93,12 @@ class VLPartsMixin:
         place_new_model(self, encoder)
 
     def unload_vl_encoder(self) -> None:
-        """Forget the VL encoder and its processor and give their memory back; a later call may load them again."""
+        """Forget the VL encoder, its processor and what is kept of references, and give their memory back.
+
+        A later call may load the encoder again.
+        """
         encoder = self.vl_encoder
+        self.clear_reference_cache()
         self.register_modules(vl_encoder=None, vl_processor=None)
         if encoder is not None:
             forget_model(self, encoder)
@@ -125,7 +137,7 @@ class VLPartsMixin:
 
         Returns:
             Hidden states `(tokens, dims)` a layer, with regions and provenance. Under model offload nothing stays on
-            the accelerator but these.
+            the accelerator but these. One of the last references is not read again: see `set_reference_cache_size`.
 
         Example:
             >>> from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
@@ -135,18 +147,15 @@ class VLPartsMixin:
         """
         picture = load_reference_image(image, "image")
         cover = None if mask is None else load_reference_mask(mask, picture.size)
-        heal_model_hooks(self)
-        self._require_vl_encoder()
-        with freed_after_error(self):
+        with lock_of_pipeline(self), freed_after_error(self):
+            heal_model_hooks(self)
+            self._require_vl_encoder()
             offload_models(self, self.text_encoder, self.vl_encoder)
-            embeds = encode_reference(
-                self.vl_encoder,
-                self.vl_processor,
-                self.tokenizer,
+            embeds = self._read_once(
                 picture,
                 text,
                 layers,
-                text_position=text_position,  # pyright: ignore[reportArgumentType] - it is checked there
+                text_position=text_position,
                 max_pixels=max_pixels,
                 mask=cover,
                 max_sequence_length=max_sequence_length,
@@ -171,7 +180,7 @@ class VLPartsMixin:
         """Statistics of the text encoder's embeddings over the calibration prompts, measured once an encoder."""
         known = self._statistics.get(exclude_sinks)
         if known is None or known[0]() is not self.text_encoder:
-            with freed_after_error(self):
+            with lock_of_pipeline(self), freed_after_error(self):
                 heal_model_hooks(self)
                 measured = measure_text_statistics(
                     lambda prompts: self.encode_prompt(list(prompts), do_classifier_free_guidance=False)[0],
@@ -254,7 +263,7 @@ class VLPartsMixin:
             alpha=alpha,
             text_statistics=self.text_statistics(knobs.vl_exclude_sinks).to(text.device) if wanted else None,
             neutral=neutral,
-            max_tokens=get_max_text_tokens(self.transformer),
+            max_tokens=None if self.transformer is None else get_max_text_tokens(self.transformer),
         )
 
     def _read_references(self, request: ReferenceRequest, max_sequence_length: int) -> list[ReferenceEmbeds]:
