@@ -38,7 +38,7 @@ def reader_state(vl_encoder: Any, vl_processor: Any, tokenizer: Any) -> tuple[An
     processor = getattr(vl_processor, "image_processor", vl_processor)
     return (
         str(device),
-        torch.is_autocast_enabled(device.type) and str(torch.get_autocast_dtype(device.type)),
+        _autocast_dtype(device.type),
         vl_encoder.training,
         weights_digest(vl_encoder.model),
         _adapter_state(vl_encoder.model),
@@ -46,6 +46,12 @@ def reader_state(vl_encoder: Any, vl_processor: Any, tokenizer: Any) -> tuple[An
         repr(sorted(vars(processor).items(), key=_first)),
         getattr(tokenizer, "chat_template", None),
     )
+
+
+def _autocast_dtype(device_type: str) -> str | None:
+    if not torch.amp.is_autocast_available(device_type) or not torch.is_autocast_enabled(device_type):
+        return None
+    return str(torch.get_autocast_dtype(device_type))
 
 
 def _first(pair: tuple[str, Any]) -> str:

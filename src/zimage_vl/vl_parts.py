@@ -97,11 +97,12 @@ class VLPartsMixin(ReferenceCachesMixin):
 
         A later call may load the encoder again.
         """
-        encoder = self.vl_encoder
-        self.clear_reference_cache()
-        self.register_modules(vl_encoder=None, vl_processor=None)
-        if encoder is not None:
-            forget_model(self, encoder)
+        with lock_of_pipeline(self):
+            encoder = self.vl_encoder
+            self.clear_reference_cache()
+            self.register_modules(vl_encoder=None, vl_processor=None)
+            if encoder is not None:
+                forget_model(self, encoder)
 
     def _require_vl_encoder(self) -> None:
         if self.vl_encoder is None:
