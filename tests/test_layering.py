@@ -57,7 +57,7 @@ PIPELINE_SIDE = {
     "saving",
 }
 DATA_ONLY = {"recipes", "_version", "iteration"}
-ABOVE_PIPELINE = {"toy", "cli"}
+ABOVE_PIPELINE = {"toy", "cli", "low_memory"}
 
 
 def module_files() -> dict[str, Path]:

@@ -70,7 +70,7 @@ class ZImageVLPipeline(VLPartsMixin, ZImagePipeline):
     ):
         super().__init__(scheduler, vae, text_encoder, tokenizer, transformer)
         if vl_encoder is not None:
-            check_vl_encoder(vl_encoder, text_encoder.config.hidden_size)
+            check_vl_encoder(vl_encoder, getattr(getattr(text_encoder, "config", None), "hidden_size", None))
         self.register_modules(vl_encoder=vl_encoder, vl_processor=vl_processor)
         self.register_to_config(vl_model_id=vl_model_id)
         self._vl_revision: str | None = None

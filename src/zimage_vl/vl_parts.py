@@ -112,7 +112,7 @@ class VLPartsMixin(ReferenceCachesMixin):
                 "`vl_encoder` was given without `vl_processor`. Pass its image processor too: "
                 "transformers.AutoImageProcessor.from_pretrained(<the VL encoder's id or folder>)."
             )
-        check_vl_encoder(self.vl_encoder, self.text_encoder.config.hidden_size)
+        check_vl_encoder(self.vl_encoder, None if self.text_encoder is None else self.text_encoder.config.hidden_size)
 
     def encode_reference(
         self,
@@ -220,16 +220,17 @@ class VLPartsMixin(ReferenceCachesMixin):
             tokens = self.tokenize_prompt(request.prompt, max_sequence_length)
             resolve_alpha(request.knobs.vl_alpha, tokens, request.prompt)
         if request.needs_vl_encoder:
-            self._require_vl_encoder()
-            resolve_vl_layers(self.vl_encoder, request.knobs.layers)
-            self._check_pictures(request)
+            self.check_request(request)
         width = self.text_encoder.config.hidden_size
         for reference in request.references:
             if isinstance(reference, ReferenceEmbeds):
                 reference.check_fits(width, request.knobs.layers)
         return tokens
 
-    def _check_pictures(self, request: ReferenceRequest) -> None:
+    def check_request(self, request: ReferenceRequest) -> None:
+        """Refuse layers and pictures that the VL encoder cannot read, before it runs; it is loaded if need be."""
+        self._require_vl_encoder()
+        resolve_vl_layers(self.vl_encoder, request.knobs.layers)
         pictures = [*zip(request.references, request.masks, strict=True), (request.neutral, None)]
         for picture, mask in pictures:
             if isinstance(picture, Image.Image):
@@ -252,7 +253,7 @@ class VLPartsMixin(ReferenceCachesMixin):
         max_sequence_length: int,
     ) -> tuple[torch.Tensor, ConditioningReport]:
         knobs = request.knobs
-        references = [] if knobs.is_inert else self._read_references(request, max_sequence_length)
+        references = [] if knobs.is_inert else self.read_references(request, max_sequence_length)
         neutral = references.pop() if request.neutral is not None and references else None
         alpha = None if tokens is None else resolve_alpha(knobs.vl_alpha, tokens, request.prompt)
         wanted = knobs.needs_text_statistics and not knobs.is_inert
@@ -267,7 +268,7 @@ class VLPartsMixin(ReferenceCachesMixin):
             max_tokens=None if self.transformer is None else get_max_text_tokens(self.transformer),
         )
 
-    def _read_references(self, request: ReferenceRequest, max_sequence_length: int) -> list[ReferenceEmbeds]:
+    def read_references(self, request: ReferenceRequest, max_sequence_length: int) -> list[ReferenceEmbeds]:
         """The references as the VL encoder saw them, and last, where there is one, the neutral picture."""
         pictures = list(zip(request.references, request.masks, strict=True))
         if request.neutral is not None:

@@ -25,6 +25,7 @@ from ._options import (
     GuidanceOption,
     HeightOption,
     LayerOption,
+    LowMemoryOption,
     MaskingOption,
     MaskOption,
     MaxPixelsOption,
@@ -65,6 +66,7 @@ from ._shared import (
     load_pipeline,
     note,
     numbered_paths,
+    paint_in_stages,
     print_json,
     write_png,
 )
@@ -115,6 +117,7 @@ def generate(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     offload: OffloadOption = OffloadChoice.NONE,
+    low_memory: LowMemoryOption = False,
     output_format: FormatOption = OutputFormat.TEXT,
 ) -> None:
     """Paint a prompt, with a reference picture or without.
@@ -129,14 +132,20 @@ def generate(
         raise ValueError("--vl-model does nothing with --model toy, which has a VL model of its own: leave one out.")
     if negative_prompt is not None and not guidance:
         raise ValueError("--negative-prompt does nothing without guidance: add --guidance, as 4.0.")
+    if low_memory and offload is not OffloadChoice.NONE:
+        raise ValueError("--low-memory and --offload exclude each other: --low-memory holds one model at all.")
     knobs = _read_knobs(given)
     request = _read_request(given)
     references = _read_references(given, knobs)
     if references.count and references.conditioning.is_inert:
         note("Alpha is 0 everywhere: the reference is not read, and this is the prompt's own picture.")
-    pipe: Any = load_pipeline(model, vl_model, request.torch_dtype, revision)
-    _place(pipe, request.device, offload)
-    result = pipe(prompt, **request.arguments(), **references.arguments, **knobs)
+    arguments = {**request.arguments(), **references.arguments, **knobs}
+    if low_memory:
+        result = paint_in_stages(model, vl_model, revision, prompt, request.torch_dtype, request.device, arguments)
+    else:
+        pipe: Any = load_pipeline(model, vl_model, request.torch_dtype, revision)
+        _place(pipe, request.device, offload)
+        result = pipe(prompt, **arguments)
     parameters = _parameters(given, knobs, references, request, result.conditioning)
     paths = numbered_paths(output, num_images)
     for index, (image, path) in enumerate(zip(result.images, paths, strict=True)):
