@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gc
 import threading
 import weakref
@@ -98,6 +99,14 @@ def test_several_threads() -> None:
         thread.join()
     assert errors == []
     assert len(store) == 8
+
+
+def test_a_copy_is_empty_and_has_the_same_bounds() -> None:
+    store: BoundedStore[str] = BoundedStore(3, 50)
+    store.put(key("a"), "a", 1)
+    for other in (copy.copy(store), copy.deepcopy(store)):
+        assert (len(other), other.max_entries, other.max_bytes) == (0, 3, 50)
+    assert len(store) == 1
 
 
 @pytest.mark.parametrize("value", [True, 1.0, "8", None])

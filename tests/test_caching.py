@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import gc
+import importlib.util
+import sys
 import threading
 import weakref
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -241,6 +245,27 @@ def test_each_pipeline_keeps_its_own() -> None:
         assert (reads_of(other), reads_of(other)) == (1, 0)
         other.set_reference_cache_size(0)
     assert reads_of(pipe) == 0
+
+
+def test_a_copied_pipeline_reads_with_its_own_parts() -> None:
+    pipe = tiny_pipeline()
+    reads_of(pipe)
+    other = copy.deepcopy(pipe)
+    assert (reads_of(other), reads_of(other), reads_of(pipe)) == (1, 0, 0)
+
+
+def test_the_single_file_keeps_references_too() -> None:
+    path = Path(__file__).parent.parent / "pipelines" / "zimage_vl" / "pipeline.py"
+    spec: Any = importlib.util.spec_from_file_location("single_file_with_caches", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # as dataclasses want it
+    spec.loader.exec_module(module)
+    pipe = module.ZImageVLPipeline(**tiny_pipeline().components, vl_model_id=None)
+    assert (reads_of(pipe), reads_of(pipe)) == (1, 0)
+    pipe.enable_prefix_cache()
+    pipe.encode_reference(PICTURE, PROMPT, (-2,))
+    pipe.encode_reference(PICTURE, OTHER_PROMPT, (-2,))
+    assert len(pipe._prefix_cache.store) == 1
 
 
 def test_inference_mode_does_not_stick() -> None:

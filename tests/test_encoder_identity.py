@@ -114,6 +114,14 @@ def test_moving_to_and_fro_does_not_show() -> None:
     assert reader_state(encoder, *others)[3] == before
 
 
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an accelerator")
+def test_moving_to_an_accelerator_and_back_does_not_show() -> None:
+    encoder = tiny_vl_encoder()
+    before = weights_digest(encoder.model)
+    assert weights_digest(encoder.to("cuda").model) == before
+    assert weights_digest(encoder.to("cpu").model) == before
+
+
 def test_runs_do_not_show() -> None:
     from test_vl_forward import make_inputs
     from zimage_vl.vl_forward import vl_hidden_states

@@ -50,6 +50,10 @@ class BoundedStore(Generic[_Kept]):
         self._lock = threading.Lock()
         self.max_entries, self.max_bytes = max_entries, max_bytes
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A copy begins empty: the objects that its entries belong to would be others.
+        return type(self), (self.max_entries, self.max_bytes)
+
     def __len__(self) -> int:
         return len(self._entries)
 

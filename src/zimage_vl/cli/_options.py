@@ -372,6 +372,8 @@ OffloadOption = Annotated[
 LowMemoryOption = Annotated[
     bool,
     typer.Option(
-        "--low-memory", help="Load VL encoder, text encoder and transformer one after another, never two at a time."
+        "--low-memory",
+        help="Load VL encoder, text encoder and transformer one after another, never two at a time. "
+        "Default: all are loaded.",
     ),
 ]
