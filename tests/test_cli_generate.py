@@ -73,6 +73,8 @@ def test_an_output_that_cannot_be_written(output: str, reason: str, refusal: Ref
         (["--init-image", "REFERENCE", "--end", "0.8"], "--end cannot be had with --init-image"),
         (["--init-image", "REFERENCE", "--width", "50"], "multiples of 16"),
         (["--init-image", "nowhere.png"], "nowhere.png' does not exist"),
+        (["--low-memory", "--offload", "model"], "--low-memory and --offload exclude each other"),
+        (["--low-memory", "--init-image", "REFERENCE"], "--init-image cannot be had with --low-memory"),
         (["--iterations", "2", "--alpha", "0"], "the same picture each time"),
         (["--statistics", "nowhere.safetensors", "--normalization", "per_dim"], "no file nowhere.safetensors"),
     ],

@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from tiny_models import tiny_text_encoder, tiny_tokenizer, tiny_vl_encoder
+from tiny_models import tiny_image_processor, tiny_text_encoder, tiny_tokenizer, tiny_vl_encoder
 from zimage_vl.fingerprints import fingerprint_text_encoder, fingerprint_vl_encoder
+from zimage_vl.vl_loading import load_vl_parts
 
 
 TOKENIZER = tiny_tokenizer()
@@ -91,7 +92,7 @@ def test_a_vl_encoder_is_told_from_others_of_its_width() -> None:
     seen, words = vl_encoder(), vl_encoder()
     with torch.no_grad():
         seen.model.visual.blocks[1].norm2.bias[0] += 0.5
-        words.model.language_model.layers[3].self_attn.q_norm.weight[0] += 0.5
+        words.model.language_model.layers[0].self_attn.q_norm.weight[0] += 0.5
     others = [vl_encoder(seed=1), vl_encoder(num_hidden_layers=5), vl_encoder(width=64), seen, words]
     assert len({base, *map(fingerprint_vl_encoder, others)}) == 6
 
@@ -102,6 +103,15 @@ def test_a_vl_encoder_is_the_same_however_it_is_loaded(dtype: torch.dtype, tmp_p
     stored.save_pretrained(tmp_path)
     loaded = type(stored).from_pretrained(tmp_path, dtype=dtype)
     assert fingerprint_vl_encoder(loaded) == fingerprint_vl_encoder(stored)
+
+
+def test_a_vl_encoder_with_its_first_blocks_alone_is_the_same(tmp_path: Path) -> None:
+    stored = vl_encoder()
+    stored.save_pretrained(tmp_path)
+    tiny_image_processor().save_pretrained(tmp_path)
+    cut, _ = load_vl_parts(tmp_path, layers=(-4,))
+    assert len(cut.model.language_model.layers) < stored.config.text_config.num_hidden_layers
+    assert fingerprint_vl_encoder(cut) == fingerprint_vl_encoder(stored)
 
 
 def test_a_quantised_vl_encoder_is_the_same() -> None:

@@ -15,7 +15,7 @@ from command_line import environment
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "src" / "zimage_vl"
 
-DATA = {"regions", "embeddings", "tensor_files", "fingerprints"}
+DATA = {"regions", "embeddings", "tensor_files", "block_counts", "fingerprints"}
 ARITHMETIC = DATA | {
     "tensor_checks",
     "statistics",
@@ -31,7 +31,18 @@ ARITHMETIC = DATA | {
     "calibration",
     "text_statistics",
 }
-ENCODING = {"encoding", "vl_forward", "patch_grid", "turn", "images", "versions"}
+ENCODING = {
+    "encoding",
+    "vl_forward",
+    "patch_grid",
+    "turn",
+    "images",
+    "versions",
+    "bounded_store",
+    "encoder_identity",
+    "prefix_cache",
+    "reference_cache",
+}
 PIPELINE = "pipeline_z_image_vl"
 # The pipeline and what it is made of: the only modules below the toy world that know both arithmetic and encoding.
 PIPELINE_SIDE = {
@@ -41,6 +52,7 @@ PIPELINE_SIDE = {
     "request",
     "call_checks",
     "residency",
+    "caching",
     "step_window",
     "vl_loading",
     "saving",
@@ -48,7 +60,7 @@ PIPELINE_SIDE = {
     "sharing",
 }
 DATA_ONLY = {"recipes", "_version", "iteration"}
-ABOVE_PIPELINE = {"toy", "cli"}
+ABOVE_PIPELINE = {"toy", "cli", "low_memory"}
 
 
 def module_files() -> dict[str, Path]:

@@ -102,6 +102,65 @@ def test_the_table_sees_what_the_chain_alone_would_leave(table: Table) -> None:
     assert table.most == 2
 
 
+# ---- What is kept of references ----
+
+
+def sweep(pipe: Any) -> list[Any]:
+    """Known and new references in turn, with whatever else may come between."""
+    pictures = [paint_with(pipe, PICTURE, prompt) for prompt in (PROMPT, "a cross", PROMPT)]
+    pipe.encode_prompt(PROMPT)
+    pipe.encode_reference(PICTURE, PROMPT, layers=(-2,))
+    pictures += [paint_with(pipe, [PICTURE, PICTURE], [PROMPT, "a ring"]), paint(pipe)]
+    pipe.encode_prompt_with_reference("a cross", PICTURE, **KNOBS)
+    return [*pictures, paint_with(pipe, PICTURE, vl_alpha=0.3)]
+
+
+@pytest.mark.parametrize("prefixes", [False, True])
+@pytest.mark.parametrize("entries", [0, 1, 8])
+def test_one_model_at_a_time_with_every_size_of_the_caches(table: Table, entries: int, prefixes: bool) -> None:
+    pipe, plain = offloaded(), tiny_pipeline()
+    pipe.set_reference_cache_size(entries)
+    plain.set_reference_cache_size(0)
+    if prefixes:
+        pipe.enable_prefix_cache()
+    with run_where_resident(pipe, table):
+        ours = sweep(pipe)
+    assert table.most == 1
+    assert table.resident == {}
+    for one, other in zip(ours, sweep(plain), strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-4 if prefixes else 0.0)
+
+
+def test_a_known_reference_does_not_bring_its_encoder_in(table: Table) -> None:
+    pipe = offloaded()
+    expected = with_picture(pipe)
+    table.visits.clear()
+    same(with_picture(pipe), expected)
+    assert "Qwen3VLForConditionalGeneration" not in table.visits
+    table.visits.clear()
+    pipe.encode_reference(PICTURE, PROMPT, layers=(-2,))
+    assert table.visits == []
+    pipe.encode_reference(PICTURE, "a cross", layers=(-2,))
+    assert table.visits == ["Qwen3VLForConditionalGeneration"]
+
+
+def test_a_run_over_a_kept_prefix_that_ends_early_frees_the_models(table: Table) -> None:
+    pipe = offloaded()
+    pipe.enable_prefix_cache()
+    with_picture(pipe)
+
+    def fail(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    handle = pipe.vl_encoder.model.language_model.register_forward_hook(fail)
+    with pytest.raises(KeyboardInterrupt):
+        paint_with(pipe, PICTURE, "a cross")
+    handle.remove()
+    assert table.resident == {}
+    paint_with(pipe, PICTURE, "a cross")
+    assert table.most == 1
+
+
 # ---- VL parts that come and go ----
 
 

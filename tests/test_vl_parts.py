@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
 from PIL import Image
@@ -87,3 +89,34 @@ def test_statistics_are_measured_once_an_encoder(monkeypatch):
     assert pipe.text_statistics() is first
     assert len(calls) == count
     assert pipe.text_statistics(exclude_sinks=True).exclude_sinks
+
+
+# ---- Only some blocks, and memory given back ----
+
+
+def test_an_encoder_without_its_last_blocks_is_used_and_not_saved(vl_folder, tmp_path):
+    pipe = tiny_pipeline(with_vl=False, vl_model_id=vl_folder)
+    pipe.load_vl_encoder(layers=(-3, -5))
+    assert len(pipe.vl_encoder.model.language_model.layers) == 4
+    part = pipe.encode_reference(PICTURE, "a red circle", (-3, -5))
+    whole = tiny_pipeline().encode_reference(PICTURE, "a red circle", (-3, -5))
+    assert all(torch.equal(part.hidden_states[layer], whole.hidden_states[layer]) for layer in (-3, -5))
+    assert part.provenance.num_hidden_layers == whole.provenance.num_hidden_layers == 6
+    assert torch.equal(part.get_layer(4), whole.get_layer(-3))
+    with pytest.raises(ValueError, match=r"load_vl_encoder\(layers=\(-2,\)\)"):
+        pipe("a red circle", reference_image=PICTURE, vl_hidden_layer=-2)
+    with pytest.raises(ValueError, match="cannot be saved"):
+        pipe.save_pretrained(tmp_path / "saved")
+    assert not (tmp_path / "saved").exists()
+    pipe.load_vl_encoder()
+    assert pipe.encode_reference(PICTURE, layers=(-1,)).layers == (-1,)
+
+
+def test_unloading_gives_the_memory_back_without_offload_too(vl_folder):
+    pipe = tiny_pipeline(with_vl=False, vl_model_id=vl_folder)
+    pipe("a red circle", reference_image=PICTURE, vl_hidden_layer=-2, height=32, width=32, num_inference_steps=1)
+    encoder = weakref.ref(pipe.vl_encoder)
+    weight = weakref.ref(pipe.vl_encoder.model.language_model.embed_tokens.weight)
+    pipe.unload_vl_encoder()
+    assert encoder() is None
+    assert weight() is None

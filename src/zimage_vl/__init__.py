@@ -34,10 +34,12 @@ if TYPE_CHECKING:
     from .image_to_image import load_init_image, paint_from_image
     from .iteration import refine_iteratively
     from .knobs import VLConditioning
+    from .low_memory import generate_low_memory
     from .normalization import match_token_rms, normalize_hybrid, normalize_per_dimension, scale_embeddings
     from .outliers import get_outlier_dimensions, mask_outlier_dimensions
     from .pipeline_output import PromptConditioning, ZImageVLPipelineOutput
     from .pipeline_z_image_vl import ZImageVLPipeline
+    from .prefix_cache import PrefixCache
     from .report import ConditioningReport
     from .statistics import EmbeddingStatistics, find_sink_tokens, per_dimension_correlation
     from .text_statistics import TextStatistics
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConditioningReport",
     "EmbeddingStatistics",
+    "PrefixCache",
     "PromptConditioning",
     "ReferenceEmbeds",
     "TextStatistics",
@@ -65,6 +68,7 @@ __all__ = [
     "find_sink_tokens",
     "fingerprint_text_encoder",
     "fingerprint_vl_encoder",
+    "generate_low_memory",
     "get_outlier_dimensions",
     "load_init_image",
     "load_toy_pipeline",
@@ -96,10 +100,12 @@ _MODULE_NAMES: dict[str, tuple[str, ...]] = {
     "image_to_image": ("load_init_image", "paint_from_image"),
     "iteration": ("refine_iteratively",),
     "knobs": ("VLConditioning",),
+    "low_memory": ("generate_low_memory",),
     "normalization": ("match_token_rms", "normalize_hybrid", "normalize_per_dimension", "scale_embeddings"),
     "outliers": ("get_outlier_dimensions", "mask_outlier_dimensions"),
     "pipeline_output": ("PromptConditioning", "ZImageVLPipelineOutput"),
     "pipeline_z_image_vl": ("ZImageVLPipeline",),
+    "prefix_cache": ("PrefixCache",),
     "report": ("ConditioningReport",),
     "statistics": ("EmbeddingStatistics", "find_sink_tokens", "per_dimension_correlation"),
     "text_statistics": ("TextStatistics",),

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import PIL
@@ -18,13 +19,17 @@ from PIL import Image
 from torch import Tensor
 
 from ._version import __version__
+from .block_counts import get_full_depth
+from .bounded_store import StoreKey
 from .embeddings import ReferenceEmbeds, ReferenceProvenance
+from .encoder_identity import reader_owners, reader_state
 from .fingerprints import fingerprint_vl_encoder
 from .patch_grid import fill_hidden, grid_size, resize_to_grid, visible_tokens
+from .prefix_cache import PrefixCache
 from .regions import Region, TextPosition
 from .turn import reference_turn
 from .versions import get_own_max_pixels
-from .vl_forward import VLInputs, check_vl_encoder, resolve_layers, vl_hidden_states
+from .vl_forward import VLInputs, check_vl_encoder, resolve_vl_layers, vl_hidden_states
 
 
 def encode_reference(
@@ -42,6 +47,7 @@ def encode_reference(
     model_id: str | None = None,
     revision: str | None = None,
     device: torch.device | None = None,
+    prefix_cache: PrefixCache | None = None,
 ) -> ReferenceEmbeds:
     """Hidden states of Qwen3-VL's language model over one picture and a text.
 
@@ -65,6 +71,8 @@ def encode_reference(
         model_id: For the provenance: where the encoder is from.
         revision: For the provenance: its revision.
         device: Where the encoder runs; None to ask its offload hooks, or else its weights.
+        prefix_cache: Where the picture's keys and values are kept and looked up, so that another text after the same
+            picture is read alone: equal up to rounding. None: always all in one pass.
 
     Returns:
         States, regions and provenance, in the encoder's dtype, on its device.
@@ -83,7 +91,7 @@ def encode_reference(
     check_vl_encoder(vl_encoder)
     _check_image(image)
     config = vl_encoder.config
-    wanted = resolve_layers(layers, config.text_config.num_hidden_layers)
+    wanted = resolve_vl_layers(vl_encoder, layers)
     processor = _image_processor(vl_processor, config.vision_config)
     pixels, rows, columns, visible = _prepare_picture(processor, image, mask, max_pixels)
     ids, regions = reference_turn(tokenizer, text, rows * columns, text_position, max_sequence_length)
@@ -92,8 +100,20 @@ def encode_reference(
             f"The tokenizer's <|image_pad|> is not the image token of `vl_encoder` (id {config.image_token_id}). "
             "Pass the tokenizer that belongs to both models, Qwen3's."
         )
-    inputs = VLInputs(ids, *_patches(processor, pixels, (rows, columns)), visible)
-    states = vl_hidden_states(vl_encoder, inputs, tuple(wanted.values()), device)
+    origin = _picture_provenance(image, mask)
+    grid = torch.tensor([[1, rows * processor.merge_size, columns * processor.merge_size]])
+    inputs = VLInputs(ids, None, grid, visible)
+    numbers = tuple(wanted.values())
+    if prefix_cache is None or text_position == "before":
+        inputs = replace(inputs, pixel_values=_patches(processor, pixels, grid))
+        states = vl_hidden_states(vl_encoder, inputs, numbers, device)
+    else:
+        state = reader_state(vl_encoder, vl_processor, tokenizer)
+        seen = origin["image_sha256"], origin["mask_sha256"], pixels.size
+        key = StoreKey(reader_owners(vl_encoder, vl_processor, tokenizer), (state, seen, str(device)))
+        states = prefix_cache.hidden_states(
+            key, vl_encoder, inputs, lambda: _patches(processor, pixels, grid), numbers, device
+        )
     kept = _kept_tokens(regions, visible)
     hidden_states = {
         layer: _checked(states[index][kept.to(states[index].device)], layer) for layer, index in wanted.items()
@@ -104,14 +124,14 @@ def encode_reference(
         model_id=os.path.abspath(model_id) if model_id is not None and os.path.isdir(model_id) else model_id,
         revision=revision,
         vl_fingerprint=fingerprint_vl_encoder(vl_encoder),
-        num_hidden_layers=config.text_config.num_hidden_layers,
+        num_hidden_layers=get_full_depth(config.text_config),
         image_grid=(rows, columns),
         encoded_size=pixels.size,
         text=text,
         text_position=text_position,
         max_pixels=max_pixels,
         dtype=str(first.dtype).removeprefix("torch."),
-        **_picture_provenance(image, mask),
+        **origin,
     )
     return ReferenceEmbeds(hidden_states, regions[kept].to(first.device), provenance)
 
@@ -191,17 +211,16 @@ def _prepare_picture(
     return pixels, rows, columns, None if bool(visible.all()) else visible
 
 
-def _patches(processor: Any, pixels: Image.Image, grid: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """`pixel_values` and `image_grid_thw`; the picture has its size already, so the processor must not resize it."""
+def _patches(processor: Any, pixels: Image.Image, grid: Tensor) -> Tensor:
+    """`pixel_values`; the picture has its size already, so the processor must not resize it."""
     features = processor(images=[pixels], do_resize=False, return_tensors="pt")
-    expected = [[1, grid[0] * processor.merge_size, grid[1] * processor.merge_size]]
-    if features["image_grid_thw"].tolist() != expected:
+    if features["image_grid_thw"].tolist() != grid.tolist():
         raise ValueError(
             f"The image processor made a grid of {features['image_grid_thw'].tolist()} patches from a picture of "
-            f"{pixels.size} pixels, expected {expected}. Load it with transformers.AutoImageProcessor from the VL "
-            "encoder's folder."
+            f"{pixels.size} pixels, expected {grid.tolist()}. Load it with transformers.AutoImageProcessor from the "
+            "VL encoder's folder."
         )
-    return features["pixel_values"], features["image_grid_thw"]
+    return features["pixel_values"]
 
 
 def _kept_tokens(regions: Tensor, visible: Tensor | None) -> Tensor:
@@ -222,9 +241,9 @@ def _checked(states: Tensor, layer: int) -> Tensor:
 
 def _picture_provenance(image: Image.Image, mask: Image.Image | None) -> dict[str, Any]:
     return {
-        "image_sha256": _sha256_of_pixels(image),
+        "image_sha256": sha256_of_pixels(image),
         "image_size": image.size,
-        "mask_sha256": None if mask is None else _sha256_of_pixels(mask),
+        "mask_sha256": None if mask is None else sha256_of_pixels(mask),
         "versions": {
             "zimage_vl": __version__,
             "torch": str(torch.__version__),
@@ -234,6 +253,7 @@ def _picture_provenance(image: Image.Image, mask: Image.Image | None) -> dict[st
     }
 
 
-def _sha256_of_pixels(image: Image.Image) -> str:
+def sha256_of_pixels(image: Image.Image) -> str:
+    """SHA-256 of a picture's mode, size and bytes, whatever file it came from."""
     header = f"{image.mode} {image.width}x{image.height} "
     return hashlib.sha256(header.encode() + image.tobytes()).hexdigest()

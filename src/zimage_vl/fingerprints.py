@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .block_counts import get_full_depth
+
 
 _CONFIG_SIZES = (
     "hidden_size",
@@ -61,12 +63,12 @@ def fingerprint_text_encoder(text_encoder: Any) -> str:
 
 
 def fingerprint_vl_encoder(vl_encoder: Any) -> str | None:
-    """Which Qwen3-VL it is: the SHA-256 of the sizes in its configs and of the weights and biases of all its norms, in
-    the language model and in the vision tower.
+    """Which Qwen3-VL it is: the SHA-256 of the sizes in its configs and of the weights and biases of the norms in its
+    vision tower and in its language model's first block.
 
     As with `fingerprint_text_encoder`, neither dtype, device, version, quantisation nor any offload of accelerate's
-    changes it; the same model from the Hub and from a folder has one fingerprint. Training that leaves the norms as
-    they are, such as a LoRA, does not show.
+    changes it, nor does it matter whether all blocks were loaded; the same model from the Hub and from a folder has
+    one fingerprint. Training that leaves these norms as they are, such as a LoRA, does not show.
 
     Args:
         vl_encoder: A `Qwen3VLForConditionalGeneration`.
@@ -81,9 +83,16 @@ def fingerprint_vl_encoder(vl_encoder: Any) -> str | None:
     """
     from accelerate.utils import align_module_device
 
-    digest = _sizes_digest(vl_encoder.config.text_config, _CONFIG_SIZES)
+    text_config, inner = vl_encoder.config.text_config, vl_encoder.model
+    digest = _sizes_digest(text_config, _CONFIG_SIZES, num_hidden_layers=get_full_depth(text_config))
     digest.update(_sizes_digest(vl_encoder.config.vision_config, _VISION_SIZES).digest())
-    norms = {name: module for name, module in vl_encoder.model.named_modules() if "norm" in name.rpartition(".")[2]}
+    read = {"visual": inner.visual, "first": inner.language_model.layers[0]}
+    norms = {
+        f"{place}.{name}": module
+        for place, part in read.items()
+        for name, module in part.named_modules()
+        if "norm" in name.rpartition(".")[2]
+    }
     for name in sorted(norms):
         with align_module_device(norms[name]):  # brings in what is offloaded layer by layer
             for _, weight in sorted(norms[name].named_parameters(recurse=False)):
@@ -93,8 +102,8 @@ def fingerprint_vl_encoder(vl_encoder: Any) -> str | None:
     return digest.hexdigest()
 
 
-def _sizes_digest(config: Any, names: tuple[str, ...]) -> Any:
-    return hashlib.sha256(json.dumps({name: getattr(config, name) for name in names}).encode())
+def _sizes_digest(config: Any, names: tuple[str, ...], **known: int) -> Any:
+    return hashlib.sha256(json.dumps({**{name: getattr(config, name) for name in names}, **known}).encode())
 
 
 def _settled_bytes(weight: Tensor) -> bytes:

@@ -6,8 +6,6 @@ diffusers' own `ZImagePipeline` does the rest. No tensor arithmetic here: see `c
 
 # ruff: noqa: UP045 - diffusers 0.36 cannot read `X | None` from a constructor's annotations
 
-import threading
-import weakref
 from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
@@ -15,12 +13,14 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
 from transformers import AutoTokenizer, PreTrainedModel, Qwen3VLForConditionalGeneration
 
+from .block_counts import is_cut_short
 from .call_checks import check_call_inputs, warn_about_call
 from .knobs import VLConditioning
 from .pipeline_output import PromptConditioning, ZImageVLPipelineOutput
 from .places import VLAlpha
+from .reference_cache import ReferenceCache
 from .request import KNOB_NAMES, build_requests
-from .residency import freed_after_error, heal_model_hooks, offload_models
+from .residency import freed_after_error, heal_model_hooks, lock_of_pipeline, offload_models
 from .saving import (
     image_processor_alone,
     make_self_describing,
@@ -33,11 +33,6 @@ from .statistics import EmbeddingStatistics
 from .step_window import make_window_callback
 from .vl_forward import check_vl_encoder
 from .vl_parts import VLPartsMixin
-
-
-# The parent keeps the state of a call on itself and on the scheduler: one call at a time.
-_call_locks: "weakref.WeakKeyDictionary[Any, threading.RLock]" = weakref.WeakKeyDictionary()
-_call_locks_lock = threading.Lock()
 
 
 class ZImageVLPipeline(VLPartsMixin, SharedModulesMixin, ZImagePipeline):
@@ -83,11 +78,12 @@ class ZImageVLPipeline(VLPartsMixin, SharedModulesMixin, ZImagePipeline):
     ):
         super().__init__(scheduler, vae, text_encoder, tokenizer, transformer)
         if vl_encoder is not None:
-            check_vl_encoder(vl_encoder, text_encoder.config.hidden_size)
+            check_vl_encoder(vl_encoder, getattr(getattr(text_encoder, "config", None), "hidden_size", None))
         self.register_modules(vl_encoder=vl_encoder, vl_processor=vl_processor)
         self.register_to_config(vl_model_id=vl_model_id)
         self._vl_revision: str | None = None
         self._statistics: dict[bool, tuple[Any, EmbeddingStatistics]] = {}
+        self._reference_cache, self._prefix_cache = ReferenceCache(), None
 
     # ---- Encoding ----
 
@@ -154,7 +150,7 @@ class ZImageVLPipeline(VLPartsMixin, SharedModulesMixin, ZImagePipeline):
             neutral_image=neutral_image,
             vl_text=vl_text,
         )
-        with _lock_of_pipeline(self), freed_after_error(self), torch.no_grad():
+        with lock_of_pipeline(self), freed_after_error(self), torch.no_grad():
             heal_model_hooks(self)
             encode = {
                 "prompt": prompts,
@@ -281,7 +277,7 @@ class ZImageVLPipeline(VLPartsMixin, SharedModulesMixin, ZImagePipeline):
             "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
             "max_sequence_length": max_sequence_length,
         }
-        with _lock_of_pipeline(self), freed_after_error(self):
+        with lock_of_pipeline(self), freed_after_error(self):
             heal_model_hooks(self)
             self._guidance_scale = guidance_scale
             guided = self.do_classifier_free_guidance
@@ -331,10 +327,16 @@ class ZImageVLPipeline(VLPartsMixin, SharedModulesMixin, ZImagePipeline):
         `Qwen3VLProcessor` the image processor is saved: it is what is used, and loads without torchvision.
 
         Raises:
-            ValueError: A LoRA or another adapter is attached, or the class has no code to put beside the weights.
+            ValueError: A LoRA or another adapter is attached; only the first blocks of the VL encoder were loaded; the
+                class has no code to put beside the weights.
         """
-        read_single_file(type(self))  # refuses before gigabytes are written, as does the next
+        read_single_file(type(self))  # refuses before gigabytes are written, as do the next two
         refuse_attached_adapters(self.components)
+        if self.vl_encoder is not None and is_cut_short(self.vl_encoder):
+            raise ValueError(
+                "Only the first blocks of `vl_encoder` were loaded (load_vl_encoder with `layers`), so that it cannot "
+                "be saved. Save without it after unload_vl_encoder(), or load all of it: load_vl_encoder()."
+            )
         with image_processor_alone(self):
             super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -357,8 +359,3 @@ def _complete_knobs(given: dict[str, Any]) -> dict[str, Any]:
 
 def _repeat_each(items: Sequence[torch.Tensor], times: int) -> list[torch.Tensor]:
     return [item for item in items for _ in range(times)]
-
-
-def _lock_of_pipeline(pipe: Any) -> threading.RLock:
-    with _call_locks_lock:
-        return _call_locks.setdefault(pipe, threading.RLock())

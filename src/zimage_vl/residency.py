@@ -8,6 +8,8 @@ would leave encoders resident beside the transformer.
 from __future__ import annotations
 
 import gc
+import threading
+import weakref
 from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +17,18 @@ from typing import Any
 import torch
 
 from .versions import group_offload_settings
+
+
+# The parent keeps the state of a call on itself and on the scheduler, and offload moves one model at a time: one call
+# at a time.
+_call_locks: weakref.WeakKeyDictionary[Any, threading.RLock] = weakref.WeakKeyDictionary()
+_call_locks_lock = threading.Lock()
+
+
+def lock_of_pipeline(pipe: Any) -> threading.RLock:
+    """What a thread holds while it runs a pipeline's models."""
+    with _call_locks_lock:
+        return _call_locks.setdefault(pipe, threading.RLock())
 
 
 def model_hooks(pipe: Any) -> list[Any]:

@@ -18,6 +18,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from .block_counts import get_full_depth
 from .versions import bring_position_table, compute_position_ids, group_offload_settings
 
 
@@ -33,13 +34,13 @@ class VLInputs:
 
     Attributes:
         input_ids: `(tokens,)` int64 ids of the turn.
-        pixel_values: `(patches, patch values)` from the image processor.
+        pixel_values: `(patches, patch values)` from the image processor; None where the picture is not read again.
         image_grid_thw: `(1, 3)` int64: 1, rows and columns of patches (before merging).
         visible: `(image tokens,)` bool, False where a mask removes the token; None without a mask.
     """
 
     input_ids: Tensor
-    pixel_values: Tensor
+    pixel_values: Tensor | None
     image_grid_thw: Tensor
     visible: Tensor | None = None
 
@@ -61,7 +62,7 @@ def execution_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def _bring_to_device(vl_encoder: Any) -> None:
+def bring_to_device(vl_encoder: Any) -> None:
     # Model offload hooks the outer model's forward, which is never called here: its hook has to be told.
     hook = getattr(vl_encoder, "_hf_hook", None)
     if hook is not None:
@@ -135,6 +136,26 @@ def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> dict[int, i
     return {layer: layer % (num_hidden_layers + 1) for layer in layers}
 
 
+def resolve_vl_layers(vl_encoder: Any, layers: Sequence[int]) -> dict[int, int]:
+    """As `resolve_layers`, of the whole model's layers; refuses those whose blocks were not loaded.
+
+    Raises:
+        TypeError: As `resolve_layers`.
+        ValueError: As `resolve_layers`; a layer needs blocks that were left out when the encoder was loaded.
+    """
+    config = vl_encoder.config.text_config
+    depth, loaded = get_full_depth(config), config.num_hidden_layers
+    wanted = resolve_layers(layers, depth)
+    for layer, number in wanted.items():
+        if loaded < depth and number > loaded:
+            raise ValueError(
+                f"Layer {layer} needs {min(number, depth)} of the VL encoder's {depth} blocks, but only the first "
+                f"{loaded} were loaded. Load it again, `pipe.unload_vl_encoder()` and then "
+                f"`pipe.load_vl_encoder(layers=({layer},))`, or without `layers` for all blocks."
+            )
+    return wanted
+
+
 # ---- Temporary changes, undone whatever happens ----
 
 
@@ -146,7 +167,7 @@ def early_exit(language_model: Any, layer: int) -> Generator[None]:
     are put back at the end. Bit for bit the `hidden_states[layer]` of a full pass.
     """
     layers, norm = language_model.layers, language_model.norm
-    if layer >= len(layers):
+    if layer >= get_full_depth(language_model.config):
         yield  # the last one is after the final norm: nothing to leave out
         return
     try:
@@ -207,7 +228,7 @@ def isolate_patches(visual: Any, visible: Tensor) -> Generator[None]:
         yield
 
 
-def _lock_of(model: nn.Module) -> threading.RLock:
+def lock_of_model(model: nn.Module) -> threading.RLock:
     with _model_locks_lock:
         return _model_locks.setdefault(model, threading.RLock())
 
@@ -231,21 +252,37 @@ def vl_hidden_states(
     Returns:
         Layer to `(tokens, dims)`, in the model's dtype and on its device; all tokens, also those a mask hides.
     """
+    with lock_of_model(vl_encoder):
+        bring_to_device(vl_encoder)
+        arguments = forward_arguments(vl_encoder, inputs, device or execution_device(vl_encoder))
+        return run_to_layers(vl_encoder, arguments, layers, inputs.visible)
+
+
+def run_to_layers(
+    vl_encoder: Any, arguments: dict[str, Any], layers: Sequence[int], visible: Tensor | None = None
+) -> dict[int, Tensor]:
+    """The pass itself, over ready arguments; the model's lock is held, and it is where it runs.
+
+    Args:
+        vl_encoder: As in `vl_hidden_states`.
+        arguments: Of the inner model.
+        layers: As in `vl_hidden_states`.
+        visible: `(image tokens,)` bool where hidden patches are to be kept apart in the vision tower.
+    """
     inner, deepest = vl_encoder.model, max(layers)
     captured: dict[int, Tensor] = {}
-    with _lock_of(vl_encoder), ExitStack() as undo:
-        _bring_to_device(vl_encoder)
-        arguments = _forward_arguments(vl_encoder, inputs, device or execution_device(vl_encoder))
-        if inputs.visible is not None:
+    with ExitStack() as undo:
+        if visible is not None:
             merge = vl_encoder.config.vision_config.spatial_merge_size
-            undo.enter_context(isolate_patches(inner.visual, inputs.visible.repeat_interleave(merge * merge)))
+            undo.enter_context(isolate_patches(inner.visual, visible.repeat_interleave(merge * merge)))
         undo.enter_context(_capture_inputs(inner.language_model, [k for k in layers if k != deepest], captured))
         undo.enter_context(early_exit(inner.language_model, deepest))
         captured[deepest] = inner(**arguments).last_hidden_state
     return {layer: captured[layer][0] for layer in layers}
 
 
-def _forward_arguments(vl_encoder: Any, inputs: VLInputs, device: torch.device) -> dict[str, Any]:
+def forward_arguments(vl_encoder: Any, inputs: VLInputs, device: torch.device) -> dict[str, Any]:
+    """What the inner model is called with, on its device. Without pixels, what the language model reads alone."""
     image_token_id = vl_encoder.config.image_token_id
     input_ids = inputs.input_ids.to(device)[None]
     grid = inputs.image_grid_thw.to(device)
@@ -253,12 +290,14 @@ def _forward_arguments(vl_encoder: Any, inputs: VLInputs, device: torch.device) 
     attention_mask = torch.ones_like(input_ids)
     if inputs.visible is not None:
         attention_mask[input_ids == image_token_id] = inputs.visible.to(device, attention_mask.dtype)
+    picture = {}
+    if inputs.pixel_values is not None:
+        picture = {"pixel_values": inputs.pixel_values.to(device), "image_grid_thw": grid}
     return {
         "input_ids": input_ids,
         "attention_mask": attention_mask,
         "position_ids": compute_position_ids(vl_encoder.model, input_ids, grid, image_token_id),
-        "pixel_values": inputs.pixel_values.to(device),
-        "image_grid_thw": grid,
+        **picture,
         "use_cache": False,
         "return_dict": True,
     }

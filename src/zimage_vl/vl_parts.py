@@ -10,11 +10,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from PIL import Image
 
+from .caching import ReferenceCachesMixin
 from .calibration import measure_text_statistics
 from .call_checks import check_finite_embeds, get_max_text_tokens, warn_once
 from .conditioning import condition_prompt_embeds
 from .embeddings import ReferenceEmbeds
-from .encoding import check_reference_inputs, encode_reference
+from .encoding import check_reference_inputs
 from .fingerprints import fingerprint_vl_encoder
 from .images import load_reference_image, load_reference_mask
 from .pipeline_output import PromptConditioning
@@ -22,11 +23,18 @@ from .places import resolve_alpha
 from .regions import PromptToken
 from .report import ConditioningReport
 from .request import ReferenceRequest
-from .residency import forget_model, freed_after_error, heal_model_hooks, offload_models, place_new_model
+from .residency import (
+    forget_model,
+    freed_after_error,
+    heal_model_hooks,
+    lock_of_pipeline,
+    offload_models,
+    place_new_model,
+)
 from .statistics import EmbeddingStatistics
 from .text_statistics import TextStatistics
 from .turn import embeds_regions, prompt_turn
-from .vl_forward import check_vl_encoder, resolve_layers
+from .vl_forward import check_vl_encoder, resolve_vl_layers
 from .vl_loading import load_vl_parts
 
 
@@ -37,7 +45,7 @@ class PromptPlan(NamedTuple):
     alpha: torch.Tensor | None = None
 
 
-class VLPartsMixin:
+class VLPartsMixin(ReferenceCachesMixin):
     """What `ZImageVLPipeline` has beyond `ZImagePipeline` to read pictures. It works on the pipeline's components."""
 
     # The pipeline's, which diffusers sets by name.
@@ -62,16 +70,23 @@ class VLPartsMixin:
         model_id: str | None = None,
         revision: str | None = None,
         dtype: torch.dtype | None = None,
+        layers: Sequence[int] | None = None,
     ) -> None:
         """Load the VL encoder and its image processor, and bring them to where the pipeline keeps its models.
+
+        An encoder that is there already is kept until the new one is; to hold no two, `unload_vl_encoder()` first.
 
         Args:
             model_id: Hub id or folder; None is `vl_model_id` of the pipeline.
             revision: Branch, tag or commit on the Hub.
             dtype: None is the text encoder's.
+            layers: Those that will be asked for, such as `(-6,)`: the blocks behind the deepest of them are never read
+                from disk (-6 of 36: 5 blocks of 36). Layers keep their numbers, and results their bits; a deeper layer
+                is refused until the encoder is loaded again with it, and such an encoder is not saved. None loads all.
 
         Raises:
-            ValueError: No `model_id` and `vl_model_id=None`; a model that is not as wide as the text encoder.
+            ValueError: No `model_id` and `vl_model_id=None`; a layer that the model does not have; a model that is not
+                as wide as the text encoder.
             OSError: It cannot be found or downloaded.
         """
         model_id = model_id or cast("Any", self).config.vl_model_id
@@ -80,7 +95,7 @@ class VLPartsMixin:
                 "This pipeline has no VL encoder and `vl_model_id` is None, so none is loaded. Pass `vl_encoder` and "
                 "`vl_processor`, call load_vl_encoder with a `model_id`, or use `reference_embeds`."
             )
-        encoder, processor = load_vl_parts(model_id, revision, dtype or self.text_encoder.dtype)
+        encoder, processor = load_vl_parts(model_id, revision, dtype or self.text_encoder.dtype, layers)
         check_vl_encoder(encoder, self.text_encoder.config.hidden_size)
         self.register_modules(vl_encoder=encoder, vl_processor=processor)
         self.register_to_config(vl_model_id=str(model_id))
@@ -88,11 +103,16 @@ class VLPartsMixin:
         place_new_model(self, encoder)
 
     def unload_vl_encoder(self) -> None:
-        """Forget the VL encoder and its processor and give their memory back; a later call may load them again."""
-        encoder = self.vl_encoder
-        self.register_modules(vl_encoder=None, vl_processor=None)
-        if encoder is not None:
-            forget_model(self, encoder)
+        """Forget the VL encoder, its processor and what is kept of references, and give their memory back.
+
+        A later call may load the encoder again.
+        """
+        with lock_of_pipeline(self):
+            encoder = self.vl_encoder
+            self.clear_reference_cache()
+            self.register_modules(vl_encoder=None, vl_processor=None)
+            if encoder is not None:
+                forget_model(self, encoder)
 
     def _require_vl_encoder(self) -> None:
         if self.vl_encoder is None:
@@ -102,7 +122,7 @@ class VLPartsMixin:
                 "`vl_encoder` was given without `vl_processor`. Pass its image processor too: "
                 "transformers.AutoImageProcessor.from_pretrained(<the VL encoder's id or folder>)."
             )
-        check_vl_encoder(self.vl_encoder, self.text_encoder.config.hidden_size)
+        check_vl_encoder(self.vl_encoder, None if self.text_encoder is None else self.text_encoder.config.hidden_size)
 
     def encode_reference(
         self,
@@ -128,7 +148,7 @@ class VLPartsMixin:
 
         Returns:
             Hidden states `(tokens, dims)` a layer, with regions and provenance. Under model offload nothing stays on
-            the accelerator but these.
+            the accelerator but these. One of the last references is not read again: see `set_reference_cache_size`.
 
         Example:
             >>> from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
@@ -138,18 +158,15 @@ class VLPartsMixin:
         """
         picture = load_reference_image(image, "image")
         cover = None if mask is None else load_reference_mask(mask, picture.size)
-        heal_model_hooks(self)
-        self._require_vl_encoder()
-        with freed_after_error(self):
+        with lock_of_pipeline(self), freed_after_error(self):
+            heal_model_hooks(self)
+            self._require_vl_encoder()
             offload_models(self, self.text_encoder, self.vl_encoder)
-            embeds = encode_reference(
-                self.vl_encoder,
-                self.vl_processor,
-                self.tokenizer,
+            embeds = self._read_once(
                 picture,
                 text,
                 layers,
-                text_position=text_position,  # pyright: ignore[reportArgumentType] - it is checked there
+                text_position=text_position,
                 max_pixels=max_pixels,
                 mask=cover,
                 max_sequence_length=max_sequence_length,
@@ -177,7 +194,7 @@ class VLPartsMixin:
         """
         known = self._statistics.get(exclude_sinks)
         if known is None or known[0]() is not self.text_encoder:
-            with freed_after_error(self):
+            with lock_of_pipeline(self), freed_after_error(self):
                 heal_model_hooks(self)
                 measured = measure_text_statistics(
                     lambda prompts: self.encode_prompt(list(prompts), do_classifier_free_guidance=False)[0],
@@ -245,9 +262,7 @@ class VLPartsMixin:
             tokens = self.tokenize_prompt(request.prompt, max_sequence_length)
             plan = PromptPlan(tokens, resolve_alpha(request.knobs.vl_alpha, tokens, request.prompt))
         if request.needs_vl_encoder:
-            self._require_vl_encoder()
-            resolve_layers(request.knobs.layers, self.vl_encoder.config.text_config.num_hidden_layers)
-            self._check_pictures(request)
+            self.check_request(request)
         self._check_embeds(request)
         return plan
 
@@ -270,7 +285,10 @@ class VLPartsMixin:
                     "cannot be told whether they are the same model. Only width and layers were compared."
                 )
 
-    def _check_pictures(self, request: ReferenceRequest) -> None:
+    def check_request(self, request: ReferenceRequest) -> None:
+        """Refuse layers and pictures that the VL encoder cannot read, before it runs; it is loaded if need be."""
+        self._require_vl_encoder()
+        resolve_vl_layers(self.vl_encoder, request.knobs.layers)
         pictures = [*zip(request.references, request.masks, strict=True), (request.neutral, None)]
         for picture, mask in pictures:
             if isinstance(picture, Image.Image):
@@ -293,7 +311,7 @@ class VLPartsMixin:
         max_sequence_length: int,
     ) -> tuple[torch.Tensor, ConditioningReport]:
         knobs = request.knobs
-        references = [] if knobs.is_inert else self._read_references(request, max_sequence_length)
+        references = [] if knobs.is_inert else self.read_references(request, max_sequence_length)
         neutral = references.pop() if request.neutral is not None and references else None
         wanted = knobs.needs_text_statistics and not knobs.is_inert
         return condition_prompt_embeds(
@@ -307,7 +325,7 @@ class VLPartsMixin:
             max_tokens=None if self.transformer is None else get_max_text_tokens(self.transformer),
         )
 
-    def _read_references(self, request: ReferenceRequest, max_sequence_length: int) -> list[ReferenceEmbeds]:
+    def read_references(self, request: ReferenceRequest, max_sequence_length: int) -> list[ReferenceEmbeds]:
         """The references as the VL encoder saw them, and last, where there is one, the neutral picture."""
         pictures = list(zip(request.references, request.masks, strict=True))
         if request.neutral is not None:

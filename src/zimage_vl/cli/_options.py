@@ -369,3 +369,11 @@ OffloadOption = Annotated[
         help="none, model, sequential: keep one model or one layer at a time on the accelerator, for little memory.",
     ),
 ]
+LowMemoryOption = Annotated[
+    bool,
+    typer.Option(
+        "--low-memory",
+        help="Load VL encoder, text encoder and transformer one after another, never two at a time. "
+        "Default: all are loaded.",
+    ),
+]

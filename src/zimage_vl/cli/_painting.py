@@ -137,6 +137,20 @@ def check_iterations(given: dict[str, Any], conditioning: VLConditioning) -> int
     return iterations
 
 
+def check_low_memory(given: dict[str, Any]) -> None:
+    """Refuses what `--low-memory` cannot be had with.
+
+    Raises:
+        ValueError: Offload, a start picture, or a file of statistics.
+    """
+    if given["offload"].value != "none":
+        raise ValueError("--low-memory and --offload exclude each other: --low-memory holds one model at a time.")
+    for name in ("init_image", "statistics"):
+        if given[name] is not None:
+            flag = "--" + name.replace("_", "-")
+            raise ValueError(f"{flag} cannot be had with --low-memory: leave out one of them.")
+
+
 def read_statistics(path: Path | None, conditioning: VLConditioning) -> dict[str, str] | None:
     """What is recorded of a file of statistics, once it is known that it will be used.
 

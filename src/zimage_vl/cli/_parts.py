@@ -45,9 +45,9 @@ class ReferenceReader:
         Raises:
             ValueError: Naming the layer and those that there are.
         """
-        from zimage_vl.vl_forward import resolve_layers
+        from zimage_vl.vl_forward import resolve_vl_layers
 
-        resolve_layers(layers, self.vl_encoder.config.text_config.num_hidden_layers)
+        resolve_vl_layers(self.vl_encoder, layers)
 
     def read(
         self, image: Image, text: str, layers: tuple[int, ...], *, text_position: Any, max_pixels: int

@@ -182,3 +182,43 @@ def load_pipeline(model: str, vl_model: str | None, dtype: torch.dtype, revision
         reason = " ".join(str(error).split())
         advice = "Instead of an id, a folder with the model's files can be given."
         raise OSError(f"--model {model!r} could not be loaded: {reason} {advice}") from error
+
+
+def paint_in_stages(
+    model: str,
+    vl_model: str | None,
+    revision: str | None,
+    dtype: torch.dtype,
+    device: str,
+    prompt: str,
+    **arguments: Any,
+) -> Any:
+    """What a pipeline from `load_pipeline` would paint, with one model in memory at a time.
+
+    Args:
+        model: As in `load_pipeline`; the toy world is written to a temporary folder first.
+        vl_model: As in `load_pipeline`.
+        revision: As in `load_pipeline`.
+        dtype: Of the weights.
+        device: Where each model runs.
+        prompt: What to paint.
+        arguments: Everything else that the pipeline's call takes.
+
+    Raises:
+        OSError: As `load_pipeline`.
+    """
+    import tempfile
+
+    from zimage_vl.low_memory import generate_low_memory
+
+    with tempfile.TemporaryDirectory() as folder:
+        if model == TOY_MODEL:
+            load_pipeline(model, None, dtype, None).save_pretrained(folder)
+        options: dict[str, Any] = {"torch_dtype": dtype, "device": device, "revision": revision, **arguments}
+        source = folder if model == TOY_MODEL else model
+        try:
+            return generate_low_memory(source, prompt, vl_model_id=vl_model, **options)
+        except OSError as error:
+            reason = " ".join(str(error).split())
+            advice = "Instead of an id, a folder with the model's files can be given."
+            raise OSError(f"--model {model!r} could not be loaded: {reason} {advice}") from error

@@ -6,6 +6,7 @@ import hashlib
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from ._options import (
     GuidanceOption,
     HeightOption,
     LayerOption,
+    LowMemoryOption,
     MaskingOption,
     MaskOption,
     MaxPixelsOption,
@@ -62,6 +64,7 @@ from ._painting import (
     StatisticsFileOption,
     StrengthOption,
     check_iterations,
+    check_low_memory,
     choose_size,
     describe_start,
     paint,
@@ -79,6 +82,7 @@ from ._shared import (
     get_package_versions,
     load_pipeline,
     note,
+    paint_in_stages,
     print_json,
 )
 
@@ -132,6 +136,7 @@ def generate(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     offload: OffloadOption = OffloadChoice.NONE,
+    low_memory: LowMemoryOption = False,
     output_format: FormatOption = OutputFormat.TEXT,
 ) -> None:
     """Paint a prompt, with a reference picture or without; over a start picture, or in rounds that read the last one.
@@ -146,6 +151,8 @@ def generate(
         raise ValueError("--vl-model does nothing with --model toy, which has a VL model of its own: leave one out.")
     if negative_prompt is not None and not guidance:
         raise ValueError("--negative-prompt does nothing without guidance: add --guidance, as 4.0.")
+    if low_memory:
+        check_low_memory(given)
     knobs = _read_knobs(given)
     start = read_start(given, knobs, _read_image)
     request = _read_request(given, start)
@@ -154,17 +161,22 @@ def generate(
     used_statistics = read_statistics(statistics, references.conditioning)
     if references.count and references.conditioning.is_inert:
         note("Alpha is 0 everywhere: the reference is not read, and this is the prompt's own picture.")
-    pipe: Any = load_pipeline(model, vl_model, request.torch_dtype, revision)
-    if statistics is not None:
-        pipe.load_text_statistics(statistics)
-    _place(pipe, request.device, offload)
     recorded = {
         **_parameters(given, knobs, references, request),
         "init_image": describe_start(start, request.steps),
         "statistics": used_statistics,
     }
+    if low_memory:
+        painter: Any = partial(paint_in_stages, model, vl_model, revision, request.torch_dtype, request.device)
+    else:
+        painter = load_pipeline(model, vl_model, request.torch_dtype, revision)
+        if statistics is not None:
+            painter.load_text_statistics(statistics)
+        _place(painter, request.device, offload)
     pictures = Pictures(output, recorded, request.seeds, rounds)
-    paint(pipe, prompt, lambda seeds: {**request.arguments(seeds), **references.arguments, **knobs}, pictures, start)
+    paint(
+        painter, prompt, lambda seeds: {**request.arguments(seeds), **references.arguments, **knobs}, pictures, start
+    )
     if output_format is OutputFormat.JSON:
         print_json(pictures.to_dict())
         return
