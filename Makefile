@@ -21,7 +21,7 @@ help:
 	@echo "make test    run the tests                    (ARGS=\"-k images\" for some of them)"
 	@echo "make check   ruff, pyright, the layering of the package, the single-file pipeline"
 	@echo "make bundle  write the single-file pipeline for the Hub to pipelines/"
-	@echo "make bench   run the benchmarks"
+	@echo "make bench   measure speed, write docs/performance.md   (ARGS=\"--only a f\" for some parts)"
 	@echo "make setup   create or refresh .venv and nothing else"
 	@echo "make clean   remove build leftovers and caches, not .venv and no pictures"
 	@echo
@@ -62,11 +62,9 @@ bundle: $(STAMP)
 		echo "The single-file pipeline is not built yet: there is no tools/build_pipeline.py." >&2; exit 1; \
 	fi
 
+# benchmarks/ holds more: gpu.py wants a GPU, the others print the tables that the README shows.
 bench: $(STAMP)
-	@found=0; for file in benchmarks/*.py; do \
-		[ -f "$$file" ] || continue; \
-		found=1; echo "$$file"; $(BIN)/python "$$file" $(ARGS) || exit 1; \
-	done; [ $$found = 1 ] || echo "There are no benchmarks yet: none lies in benchmarks/."
+	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache

@@ -36,7 +36,7 @@ class Sizes:
     unused_rounds: int = 40
     scale: int = 4
     extraction: tuple[tuple[int, int], ...] = ((256, 12), (512, 8), (1024, 5))  # pixels, rounds
-    reading: tuple[tuple[int, int], ...] = ((256, 8), (512, 5))
+    reading: tuple[tuple[int, int], ...] = ((512, 6), (1024, 3))
     call_rounds: int = 20
     alphas: tuple[float, ...] = (0.15, 0.3, 0.5, 0.7, 1.0)
     layers: tuple[int, ...] = (-6, -4, -3, -2)

@@ -86,7 +86,7 @@ def _by_number(
 def growth_section(tables: list[str], scale: int) -> Section:
     intro = (
         f"Random weights at 1/{scale} of the real width, float32. The patches grow with the area, and so does all "
-        "arithmetic but attention over the patches, which grows with its square. Several references are read one after "
-        "the other."
+        "arithmetic but attention over the patches, which grows with its square. Several references are read one "
+        "after the other."
     )
     return Section("Growth with size and number of references", [intro, *tables])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,8 +19,9 @@ weights cost what trained ones cost; the toy world is a trained miniature, and i
 models. The method itself is experimental.
 """
 _GAP = "\n\n"
+GPU_PARTS = ("gpu-reading", "gpu-again", "gpu-calls", "gpu-resident", "gpu-offloaded")
 # In the order of the page.
-SECTIONS = ("machine", "a", "b", "c", "d", "e", "f", "g", "host-memory", "gpu")
+SECTIONS = ("machine", "a", "b", "c", "d", "e", "f", "g", "host-memory", "gpu", *GPU_PARTS)
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ def read_section(path: Path, name: str) -> str | None:
     return found.group(1) if found else None
 
 
-def write_sections(path: Path, texts: dict[str, str]) -> None:
-    """Put these sections into the page and leave all others as they are."""
+def write_sections(path: Path, texts: Mapping[str, str | None]) -> None:
+    """Put these sections into the page, take those of None out of it, and leave all others as they are."""
     unknown = sorted(set(texts) - set(SECTIONS))
     if unknown:
         raise ValueError(f"The page has no sections {unknown}; there are {list(SECTIONS)}.")

@@ -102,7 +102,9 @@ def measure_sweep(
     settings = list(product(alphas, layers, range(seeds)))
     ready: dict[str, Any] = {}
 
+    @torch.no_grad()
     def prepare(_: int) -> None:
+        pipe.clear_reference_cache()
         ready["reference"] = pipe.encode_reference(photo, PROMPT, tuple(layers))
         ready["text"] = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)[0]
 
@@ -110,11 +112,7 @@ def measure_sweep(
         alpha, layer, seed = settings[i]
         return {"vl_alpha": alpha, "vl_hidden_layer": layer, "generator": seeded(seed), **call}
 
-    def clean_prepare(number: int) -> None:
-        pipe.clear_reference_cache()
-        prepare(number)
-
-    preparing = interleave({"once": clean_prepare}, 3)["once"]
+    once = Spread.of(interleave({"once": prepare}, 3)["once"]).median
     pipe.clear_reference_cache()
     sides: dict[str, Callable[[int], Any]] = {
         "plain": lambda i: plain(PROMPT, generator=seeded(settings[i][2]), **call).images,
@@ -123,7 +121,6 @@ def measure_sweep(
     }
     bits = _BitCount("picture")
     times = interleave(sides, len(settings), check=bits)
-    once = Spread.of(preparing).median
     whole = {name: sum(values) for name, values in times.items()}
     total = (whole["ready"] + once) / whole["plain"]
     findings = [
