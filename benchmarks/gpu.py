@@ -117,6 +117,7 @@ class Run:
         ]
         found: list[str] = []
         for side in sides:
+            self.accelerator.free()
             before, peak = self.accelerator.allocated(), self.accelerator.peak_of(side)
             found.append(show_bytes(None if before is None or peak is None else peak - before))
         return found[0], found[1]
@@ -144,7 +145,14 @@ class Run:
 
     def resident(self) -> list[str]:
         findings, peaks = measure_resident(
-            *(self.pipe, self.plain, self.prompt, self.picture, self.call(MEMORY_STEPS), self.accelerator)
+            *(
+                self.pipe,
+                self.plain,
+                self.prompt,
+                self.picture,
+                self.call(min(MEMORY_STEPS, self.plan.steps)),
+                self.accelerator,
+            )
         )
         return ["### Peak memory, all on the device", peaks, findings_table(findings)]
 
@@ -154,7 +162,14 @@ class Run:
             encoder = materialise(encoder, self.accelerator.device, self.dtype)
             self.pipe.register_modules(vl_encoder=encoder, vl_processor=make_image_processor())
         findings, base = measure_offload(
-            *(self.pipe, self.plain, self.prompt, self.picture, self.call(MEMORY_STEPS), self.accelerator)
+            *(
+                self.pipe,
+                self.plain,
+                self.prompt,
+                self.picture,
+                self.call(min(MEMORY_STEPS, self.plan.steps)),
+                self.accelerator,
+            )
         )
         return ["### Peak memory, model offload", base, findings_table(findings)]
 

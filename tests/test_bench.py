@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +12,8 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from tiny_models import tiny_image_processor, tiny_tokenizer, tiny_vl_encoder
+from pipeline_samples import SMALL, make_parent, make_picture
+from tiny_models import tiny_image_processor, tiny_pipeline, tiny_tokenizer, tiny_vl_encoder
 from zimage_vl.vl_forward import vl_hidden_states
 
 
@@ -19,7 +22,7 @@ sys.path.insert(0, BENCHMARKS)
 
 import bench  # noqa: E402
 import gpu  # noqa: E402
-from performance import arithmetic, extraction, machine, page, random_models, real_shapes, timing  # noqa: E402
+from performance import arithmetic, device_memory, extraction, machine, page, random_models, real_shapes, timing  # noqa: E402
 from performance.accelerator import Accelerator  # noqa: E402
 
 
@@ -181,12 +184,41 @@ def test_the_quick_run_measures_every_part(tmp_path: Path, capsys: pytest.Captur
     assert "| yes |" in str(sections["b"])  # same bits
 
 
+class Counting(Accelerator):
+    """The CPU, with live tensors counted as a GPU's allocator would."""
+
+    def allocated(self) -> int:
+        self.free()
+        tensors = [thing for thing in gc.get_objects() if isinstance(thing, torch.Tensor) and not thing.is_meta]
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        return sum(storages.values())
+
+    def peak_of(self, work: Callable[[], Any]) -> int:
+        work()
+        return 2**30
+
+
+def test_memory_that_is_counted_is_compared() -> None:
+    pipe = tiny_pipeline()
+    models = (pipe, make_parent(pipe), "a red circle", make_picture(), {**SMALL, "num_inference_steps": 1})
+    models[-1].pop("guidance_scale")
+    offloaded, sentence = device_memory.measure_offload(*models, Counting("cpu"))
+    assert "GiB at the peak" in sentence
+    assert len(offloaded) == 9
+    assert all("GiB" in finding.result and finding.met is not None for finding in offloaded)
+    size = device_memory.count_bytes(pipe.vl_encoder)
+    findings, _ = device_memory.measure_resident(*models, Counting("cpu"))
+    assert [finding.met for finding in findings] == [True, True]
+    assert device_memory.show_bytes(size) in findings[1].result
+    assert pipe.vl_encoder is None
+
+
 @pytest.mark.slow
 def test_the_gpu_script_runs_on_a_cpu_and_says_that_the_column_is_open(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "page.md"
-    small = ["--scale", "32", "--pixels", "64", "--sizes", "64", "96", "--steps", "2", "--rounds", "1"]
+    small = ["--scale", "32", "--pixels", "64", "--sizes", "64", "96", "--steps", "1", "--rounds", "1"]
     gpu.main(["--device", "cpu", *small, "--output", str(target)])
     assert "NO GPU" in capsys.readouterr().out
     assert "**The GPU column is open**" in str(page.read_section(target, "gpu"))
