@@ -197,7 +197,7 @@ def measure_extraction(
         times,
         limit(encoder.config, patches, tokens, LAYER),
         limit(vl_config(1), patches, tokens, LAYER),
-        Spread.of([time_of_parts(pipe, prepared, accelerator) for _ in range(min(rounds, 5))]),
+        Spread.of([time_of_parts(pipe, prepared, accelerator) for _ in range(min(rounds, 3))]),
         count_operations(work),
         time_of_products(work, accelerator, encoder.dtype) if time_products else None,
         all(equal),

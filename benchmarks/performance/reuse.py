@@ -138,9 +138,14 @@ def measure_reading(pipe: Any, pixels: int, rounds: int, accelerator: Accelerato
         ),
     ]
     first, fresh = (show_seconds(Spread.of(times[name])) for name in ("first", "new prompt"))
+    off = (
+        f"are off by {max(errors):.1e} (relative, the worst round)"
+        if any(errors)
+        else "are the same bits at this size"
+    )
     sentence = (
         f"{pixels} px: {len(ids)} tokens, {new} of them after the picture; first {first}, new prompt {fresh}. States "
-        f"with the prefix cache are off by {max(errors):.1e} (relative, the worst round)."
+        f"with the prefix cache {off}."
     )
     if before is not None and after is not None:
         sentence += f" The prefix takes {(after - before) / 2**20:.0f} MiB of the accelerator."
