@@ -27,7 +27,9 @@ from .real_shapes import SCHEDULER, TEXT, VISION, VL_TEXT, scale_text, scale_tra
 
 def load_tokenizer() -> Any:
     """The toy world's tokenizer: Qwen's form, special tokens and chat template, with a small vocabulary."""
-    return AutoTokenizer.from_pretrained(CHECKPOINT / "tokenizer")
+    tokenizer = AutoTokenizer.from_pretrained(CHECKPOINT / "tokenizer")
+    tokenizer.model_max_length = TEXT["max_position_embeddings"]  # the toy's own would only bring warnings
+    return tokenizer
 
 
 def make_image_processor() -> Any:
