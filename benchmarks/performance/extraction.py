@@ -214,7 +214,7 @@ def find(each: Extraction, ours: str = "ours", obvious: str = "obvious", what: s
     )
 
 
-def extraction_tables(results: Sequence[Extraction]) -> list[str]:
+def extraction_tables(results: Sequence[Extraction], judged: bool = True) -> list[str]:
     """The findings and what stands behind them."""
     findings = [find(each) for each in results]
     findings += [
@@ -236,7 +236,7 @@ def extraction_tables(results: Sequence[Extraction]) -> list[str]:
         )
         for each in results
     ]
-    return [findings_table(findings), table(head, rows)]
+    return [findings_table(findings, judged), table(head, rows)]
 
 
 def extraction_section(results: Sequence[Extraction], scale: int) -> Section:

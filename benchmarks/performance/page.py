@@ -62,7 +62,10 @@ def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(str(cell) for cell in row) + " |" for row in rows)])
 
 
-def findings_table(findings: Sequence[Finding]) -> str:
+def findings_table(findings: Sequence[Finding], judged: bool = True) -> str:
+    """One row a finding; where nothing is to be judged, whether a goal is met stays out."""
+    if not judged:
+        return table(("measured", "goal", "here"), [(each.what, each.goal or "-", each.result) for each in findings])
     words = {None: "-", True: "yes", False: "**no**"}
     return table(
         ("measured", "goal", "median [quartiles]", "met"),
