@@ -2,7 +2,8 @@
 """Measure what the method costs beside diffusers' own pipeline and write docs/performance.md: benchmarks/bench.py
 
 Ratios within one run, the sides in turns. Parts: a unused, b reading a reference, c reading it again, d a sweep over
-ready embeddings, e batches, f start-up, g growth. Leave the machine alone meanwhile: 10 to 15 minutes on two cores.
+ready embeddings, e batches, f start-up, g growth, h host memory. Leave the machine alone meanwhile: 10 to 15 minutes
+on two cores.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import torch
 from performance.accelerator import Accelerator
 from performance.extraction import extraction_section, measure_extraction
 from performance.growth import growth_section, measure_growth
+from performance.host import measure_host_memory
 from performance.imports import measure_imports
 from performance.machine import describe_load, describe_machine
 from performance.page import PAGE, Section, findings_table, read_section, write_sections
@@ -122,19 +124,28 @@ class Parts:
         )
         return growth_section(tables, sizes.scale)
 
+    def h(self) -> Section:
+        return measure_host_memory()
 
-LETTERS = tuple("abcdefg")
+
+LETTERS = tuple("abcdefgh")
+QUICK_LETTERS = tuple("abcdefg")  # host memory has one size, and writes it to disk
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=LETTERS, default=list(LETTERS), help="some of the parts")
+    parser.add_argument(
+        "--only", nargs="+", choices=LETTERS, help="some of the parts; default: all, with --quick all but h"
+    )
     parser.add_argument(
         "--quick", action="store_true", help="the smallest sizes: does it run? Writes no page by itself"
     )
     parser.add_argument("--threads", type=int, help="threads of torch; default: torch's own choice")
     parser.add_argument("--output", type=Path, help=f"the page; default: docs/{PAGE.name}, none with --quick")
-    return parser.parse_args(arguments)
+    chosen = parser.parse_args(arguments)
+    if chosen.only is None:
+        chosen.only = list(QUICK_LETTERS if chosen.quick else LETTERS)
+    return chosen
 
 
 def check_page(page: Path, machine: str, only: list[str]) -> None:
@@ -158,7 +169,7 @@ def main(arguments: list[str] | None = None) -> None:
     command = "make bench" if set(chosen.only) == set(LETTERS) and not chosen.quick else "python benchmarks/bench.py"
     command += " --quick" if chosen.quick else ""
     parts = Parts(QUICK if chosen.quick else Sizes())
-    about = f"## Measured on\n\n{machine}\n\n{load} Sections (a) to (g) are printed by `{command}`, " + (
+    about = f"## Measured on\n\n{machine}\n\n{load} Sections (a) to (h) are printed by `{command}`, " + (
         "each again by `python benchmarks/bench.py --only` and its letter." if not chosen.quick else "sizes for tests."
     )
     print(about, flush=True)

@@ -22,7 +22,7 @@ sys.path.insert(0, BENCHMARKS)
 
 import bench  # noqa: E402
 import gpu  # noqa: E402
-from performance import arithmetic, device_memory, extraction, machine, page, random_models, real_shapes, timing  # noqa: E402
+from performance import arithmetic, device_memory, extraction, host, machine, page, random_models, real_shapes, timing  # noqa: E402
 from performance.accelerator import Accelerator  # noqa: E402
 
 
@@ -176,7 +176,7 @@ def test_part_of_a_page_is_not_measured_on_another_machine(tmp_path: Path) -> No
 def test_the_quick_run_measures_every_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = tmp_path / "page.md"
     bench.main(["--quick", "--output", str(target)])
-    sections = {name: page.read_section(target, name) for name in ("machine", *bench.LETTERS)}
+    sections = {name: page.read_section(target, name) for name in ("machine", *bench.QUICK_LETTERS)}
     assert all(sections.values())
     printed = capsys.readouterr().out
     assert all(str(text) in printed for text in sections.values())
@@ -212,6 +212,25 @@ def test_memory_that_is_counted_is_compared() -> None:
     assert [finding.met for finding in findings] == [True, True]
     assert device_memory.show_bytes(size) in findings[1].result
     assert pipe.vl_encoder is None
+
+
+@pytest.mark.slow
+def test_host_memory_is_part_of_the_page() -> None:
+    text = host.measure_host_memory().render()
+    assert "benchmarks/host_memory.py" in text
+    assert "\n\n| way |" in text
+
+
+def test_a_script_that_fails_is_said_to(tmp_path: Path) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text("raise SystemExit('no memory')")
+    with pytest.raises(RuntimeError, match="no memory"):
+        host.measure_host_memory(script)
+
+
+def test_tables_stand_apart() -> None:
+    assert host.set_tables_apart("sizes\n| a |\n|---|\nend\n") == "sizes\n\n| a |\n|---|\n\nend"
+    assert host.set_tables_apart("one\n\n| a |\n|---|") == "one\n\n| a |\n|---|"
 
 
 @pytest.mark.slow
