@@ -32,7 +32,7 @@ help:
 	@echo "make test-lowest  run them with the oldest diffusers and transformers, in .venv-lowest"
 	@echo "make check   ruff, pyright, the layering of the package, the single-file pipeline"
 	@echo "make bundle  write the single-file pipeline for the Hub to pipelines/"
-	@echo "make bench   run the benchmarks"
+	@echo "make bench   measure speed, write docs/performance.md   (ARGS=\"--only a f\" for some parts)"
 	@echo "make dist    build the wheel and the sdist into dist/"
 	@echo "make try-wheel   install that wheel into an empty environment and run the demo there"
 	@echo "make publish REPO=owner/name   show what would go to that repository of the Hub; UPLOAD=1 publishes it"
@@ -95,8 +95,9 @@ try-wheel: dist
 publish: $(STAMP)
 	@$(BIN)/python tools/publish.py "$(REPO)" $(if $(filter 1 yes true,$(UPLOAD)),--upload) $(ARGS)
 
+# benchmarks/ holds more: gpu.py wants a GPU, the others print the tables that the README shows.
 bench: $(STAMP)
-	@for file in benchmarks/*.py; do echo "$$file"; $(BIN)/python "$$file" $(ARGS) || exit 1; done
+	@$(BIN)/python benchmarks/bench.py $(ARGS)
 
 clean:
 	rm -rf build dist .pytest_cache .ruff_cache

@@ -1,0 +1,272 @@
+"""The benchmarks run at their smallest sizes, and what they are made of is right."""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from pipeline_samples import SMALL, make_parent, make_picture
+from tiny_models import tiny_image_processor, tiny_pipeline, tiny_tokenizer, tiny_vl_encoder
+from zimage_vl.vl_forward import vl_hidden_states
+
+
+BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")
+sys.path.insert(0, BENCHMARKS)
+
+import bench  # noqa: E402
+import gpu  # noqa: E402
+from performance import arithmetic, device_memory, extraction, host, machine, page, random_models, real_shapes, timing  # noqa: E402
+from performance.accelerator import Accelerator  # noqa: E402
+
+
+CPU = Accelerator("cpu")
+
+
+# ---- Clocks ----
+
+
+def test_the_sides_take_turns_and_each_round_has_its_number() -> None:
+    calls: list[tuple[str, int]] = []
+    checked: list[dict[str, Any]] = []
+    sides = {name: lambda i, name=name: calls.append((name, i)) or name for name in "ab"}
+    times = timing.interleave(sides, 2, warmups=1, check=checked.append)
+    assert calls == [("a", -1), ("b", -1), ("a", 0), ("b", 0), ("a", 1), ("b", 1)]
+    assert checked == [{"a": "a", "b": "b"}] * 2
+    assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
+
+
+def test_a_ratio_compares_neighbours_in_time() -> None:
+    times = {"a": [1.0, 10.0, 2.0, 4.0, 3.0], "b": [2.0, 30.0, 2.0, 16.0, 15.0]}
+    found = timing.ratio(times, "b", "a")  # 2, 3, 1, 4, 5
+    assert (found.median, found.lower, found.upper, found.count) == (3.0, 2.0, 4.0, 5)
+    assert found.holds(2.0)
+    assert not found.holds(1.9)
+
+
+def test_a_spread_of_nothing_is_refused() -> None:
+    with pytest.raises(ValueError, match="at least one value"):
+        timing.Spread.of([])
+
+
+# ---- Arithmetic ----
+
+
+def counted(encoder: Any, run: Any) -> int:
+    with FlopCounterMode(display=False) as counter:
+        run()
+    return counter.get_total_flops()
+
+
+def test_the_arithmetic_is_what_torch_counts() -> None:
+    tokenizer = tiny_tokenizer()
+    encoder = tiny_vl_encoder(attn_implementation="eager", tokenizer=tokenizer)
+
+    class Parts:
+        vl_encoder, vl_processor = encoder, tiny_image_processor()
+
+    Parts.tokenizer = tokenizer  # type: ignore[attr-defined]
+    prepared = extraction.prepare_obvious(Parts, random_models.make_picture(64), "a red circle")
+    patches, tokens = prepared["pixel_values"].shape[0], prepared["input_ids"].shape[1]
+    assert patches == 64
+    # Rotary angles are products too, of one column each: under a percent.
+    found = counted(encoder, lambda: extraction.obvious_states(encoder, prepared, -2))
+    expected = arithmetic.count_operations(arithmetic.obvious_work(encoder.config, patches, tokens))
+    assert expected <= found <= 1.01 * expected
+    inputs = extraction.our_inputs(prepared)
+    found = counted(encoder, lambda: vl_hidden_states(encoder, inputs, (5,)))
+    expected = arithmetic.count_operations(arithmetic.extraction_work(encoder.config, patches, tokens, -2))
+    assert expected <= found <= 1.01 * expected
+
+
+def test_the_limit_at_the_real_shape() -> None:
+    config = random_models.vl_config()
+    limits = [arithmetic.limit(config, (pixels // 16) ** 2, (pixels // 32) ** 2 + 34) for pixels in (256, 512, 1024)]
+    assert limits == sorted(limits)
+    assert limits[1] == pytest.approx(0.84, abs=0.01)
+    assert arithmetic.limit(config, 1024, 290, layer=-1) > 36 / 40  # all blocks, but no logits
+    assert arithmetic.prefix_limit(config, 4096, 1060, 24) < 0.02
+
+
+# ---- Models ----
+
+
+def test_the_real_shapes_have_their_numbers_of_parameters() -> None:
+    models = random_models.empty_models()
+    counts = {name: round(random_models.count_parameters(model) / 1e9, 3) for name, model in models.items()}
+    assert counts == {"transformer": 6.155, "text_encoder": 4.022, "vl_encoder": 4.438, "vae": 0.084}
+    assert all(parameter.is_meta for model in models.values() for parameter in model.parameters())
+
+
+def test_another_scale_than_one_that_divides_all_is_refused() -> None:
+    with pytest.raises(ValueError, match="must be one of"):
+        real_shapes.scale_transformer(3)
+
+
+def test_random_models_are_drawn_anew_from_their_seed_and_stay_tied() -> None:
+    first, again, other = (
+        random_models.materialise(random_models.empty_models(32)["vl_encoder"], CPU.device, torch.float32, seed)
+        for seed in (0, 0, 1)
+    )
+    assert first.lm_head.weight is first.model.language_model.embed_tokens.weight
+    assert not any(tensor.is_meta for tensor in (*first.parameters(), *first.buffers()))
+    for (name, one), two, three in zip(first.named_parameters(), again.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two), name
+        assert one.dim() == 1 or not torch.equal(one, three), name
+
+
+def test_prompts_have_the_tokens_asked_for_and_differ() -> None:
+    tokenizer = random_models.load_tokenizer()
+    prompts = [random_models.make_prompt(tokenizer, 24, seed) for seed in range(5)]
+    assert {len(tokenizer(prompt)["input_ids"]) for prompt in prompts} == {24}
+    assert len(set(prompts)) == 5
+
+
+# ---- The page ----
+
+
+def test_a_section_is_written_and_the_others_stay(tmp_path: Path) -> None:
+    target = tmp_path / "docs" / "page.md"
+    page.write_sections(target, {"f": "the start", "a": "one\n\ntwo"})
+    page.write_sections(target, {"f": "another start", "gpu": r"\1 open"})
+    assert [page.read_section(target, name) for name in ("a", "f", "gpu", "b")] == [
+        *("one\n\ntwo", "another start", r"\1 open", None)
+    ]
+    text = target.read_text(encoding="utf-8")
+    assert (
+        text.index("one") < text.index("another start") < text.index("open")
+    )  # the page's order, not that of writing
+    page.write_sections(target, {"f": None})
+    assert page.read_section(target, "f") is None
+    with pytest.raises(ValueError, match="no sections"):
+        page.write_sections(target, {"z": ""})
+
+
+def test_a_finding_says_whether_its_goal_is_met() -> None:
+    rows = page.findings_table([page.Finding("x", "<= 1", "2", met) for met in (True, False, None)]).splitlines()
+    assert [row.split("|")[4].strip() for row in rows[2:]] == ["yes", "**no**", "-"]
+    assert "yes" not in page.findings_table([page.Finding("x", "<= 1", "2", True)], judged=False)
+
+
+def test_the_machine_is_named_without_its_name_or_a_path() -> None:
+    import platform
+
+    text = machine.describe_machine("Some GPU")
+    assert platform.node() not in text
+    assert "/" not in text.replace("GNU/Linux", "")
+    assert all(word in text for word in ("Some GPU", "processor", "GiB", "torch", "diffusers", "transformers"))
+
+
+def test_part_of_a_page_is_not_measured_on_another_machine(tmp_path: Path) -> None:
+    target = tmp_path / "page.md"
+    page.write_sections(target, {"machine": "- another processor"})
+    with pytest.raises(SystemExit, match="another machine"):
+        bench.main(["--only", "f", "--quick", "--output", str(target)])
+
+
+# ---- Whole runs ----
+
+
+def test_the_quick_run_measures_every_part(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = tmp_path / "page.md"
+    bench.main(["--quick", "--output", str(target)])
+    sections = {name: page.read_section(target, name) for name in ("machine", *bench.QUICK_LETTERS)}
+    assert all(sections.values())
+    printed = capsys.readouterr().out
+    assert all(str(text) in printed for text in sections.values())
+    for letter in ("a", "d"):
+        assert "| **no** |" not in [row[-10:] for row in str(sections[letter]).splitlines() if "same bits" in row]
+    assert "| yes |" in str(sections["b"])  # same bits
+
+
+class Counting(Accelerator):
+    """The CPU, with live tensors counted as a GPU's allocator would."""
+
+    def allocated(self) -> int:
+        self.free()
+        tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor) and not thing.is_meta]
+        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
+        return sum(storages.values())
+
+    def peak_of(self, work: Callable[[], Any]) -> int:
+        work()
+        return 2**30
+
+
+def test_memory_that_is_counted_is_compared() -> None:
+    pipe = tiny_pipeline()
+    models = (pipe, make_parent(pipe), "a red circle", make_picture(), {**SMALL, "num_inference_steps": 1})
+    models[-1].pop("guidance_scale")
+    offloaded, sentence = device_memory.measure_offload(*models, Counting("cpu"))
+    assert "GiB at the peak" in sentence
+    assert len(offloaded) == 9
+    assert all("GiB" in finding.result and finding.met is not None for finding in offloaded)
+    size = device_memory.count_bytes(pipe.vl_encoder)
+    findings, _ = device_memory.measure_resident(*models, Counting("cpu"))
+    assert [finding.met for finding in findings] == [True, True]
+    assert device_memory.show_bytes(size) in findings[1].result
+    assert pipe.vl_encoder is None
+
+
+@pytest.mark.slow
+def test_host_memory_is_part_of_the_page() -> None:
+    text = host.measure_host_memory().render()
+    assert "benchmarks/host_memory.py" in text
+    assert "\n\n| way |" in text
+
+
+def test_a_script_that_fails_is_said_to(tmp_path: Path) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text("raise SystemExit('no memory')")
+    with pytest.raises(RuntimeError, match="no memory"):
+        host.measure_host_memory(script)
+
+
+def test_tables_stand_apart() -> None:
+    assert host.set_tables_apart("sizes\n| a |\n|---|\nend\n") == "sizes\n\n| a |\n|---|\n\nend"
+    assert host.set_tables_apart("one\n\n| a |\n|---|") == "one\n\n| a |\n|---|"
+
+
+@pytest.mark.slow
+def test_the_gpu_script_runs_on_a_cpu_and_says_that_the_column_is_open(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    target = tmp_path / "page.md"
+    small = ["--scale", "32", "--pixels", "64", "--sizes", "64", "96", "--steps", "1", "--rounds", "1"]
+    gpu.main(["--device", "cpu", *small, "--output", str(target)])
+    assert "NO GPU" in capsys.readouterr().out
+    assert "**The GPU column is open**" in str(page.read_section(target, "gpu"))
+    assert all(page.read_section(target, name) for name in page.GPU_PARTS)
+    assert "| <= 1.02 | open |" in str(page.read_section(target, "gpu-offloaded"))
+
+
+def test_figures_of_a_gpu_are_not_overwritten_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "page.md"
+    page.write_sections(target, {"gpu": "- accelerator: one", "gpu-calls": "figures"})
+    before = target.read_bytes()
+    monkeypatch.setattr(gpu.Run, "calls", lambda _: ["nothing"])
+    gpu.main(["--device", "cpu", "--scale", "32", "--only", "calls", "--output", str(target)])
+    assert target.read_bytes() == before
+
+
+def test_parts_measured_elsewhere_go_when_another_device_begins(tmp_path: Path) -> None:
+    target = tmp_path / "page.md"
+    page.write_sections(target, {"gpu": "open", "gpu-calls": "old", "a": "stays"})
+    gpu.start_section(target, "on one\n- accelerator", ["on one", "- accelerator"])
+    assert [page.read_section(target, name) for name in ("gpu-calls", "a")] == [None, "stays"]
+    page.write_sections(target, {"gpu-calls": "new"})
+    gpu.start_section(target, "on one\n- accelerator, again", ["on one", "- accelerator"])
+    assert page.read_section(target, "gpu-calls") == "new"
+
+
+def test_no_gpu_is_an_error_where_one_is_asked_for() -> None:
+    if torch.cuda.is_available():
+        pytest.skip("there is one")
+    with pytest.raises(RuntimeError, match="--device cpu"):
+        Accelerator("cuda")
