@@ -50,8 +50,10 @@ CALLS: dict[str, dict[str, Any]] = {
         "vl_alignment": "concat",
     },
     "several references and layers": {
-        **{"reference_image": [[PICTURE, OTHER]], "reference_weights": (1, 3)},
-        **{"vl_alpha": 0.6, "vl_hidden_layer": {-2: 1, 3: 2}},
+        "reference_image": [[PICTURE, OTHER]],
+        "reference_weights": (1, 3),
+        "vl_alpha": 0.6,
+        "vl_hidden_layer": {-2: 1, 3: 2},
     },
     "a mask": {"reference_image": PICTURE, **KNOBS, "reference_mask": MASK, "vl_max_pixels": 1024},
     "a style": {
@@ -62,7 +64,10 @@ CALLS: dict[str, dict[str, Any]] = {
         "vl_normalization": "none",
     },
     "a window": {
-        **{"reference_image": PICTURE, **KNOBS, "vl_start": 0.5, "num_images_per_prompt": 2},
+        "reference_image": PICTURE,
+        **KNOBS,
+        "vl_start": 0.5,
+        "num_images_per_prompt": 2,
         "vl_normalization": "per_dim",
     },
     "a text and places": {
