@@ -17,6 +17,10 @@ CONSTRAINTS := requirements/constraints.txt
 PIP_OPTIONS := --disable-pip-version-check -c $(CONSTRAINTS) $(PIP_ARGS)
 PIP_INSTALL := $(BIN)/python -m pip install $(PIP_OPTIONS)
 
+# A process a core with a thread each: the models of the tests are too small for more threads.
+WORKERS ?= auto
+TESTING := OMP_NUM_THREADS=1
+
 # The oldest pair of diffusers and transformers, in an environment of its own.
 LOWEST := requirements/lowest.txt
 LOWEST_VENV := .venv-lowest
@@ -40,7 +44,7 @@ help:
 	@echo "make clean   remove build leftovers and caches, no environment and no pictures"
 	@echo
 	@echo "PYTHON=python3.11 chooses the interpreter that .venv is made from, ARGS=... goes to the command,"
-	@echo "PIP_ARGS=... goes to pip."
+	@echo "PIP_ARGS=... goes to pip, WORKERS=1 runs the tests in fewer processes."
 
 setup: $(STAMP)
 
@@ -56,10 +60,10 @@ demo: $(STAMP)
 	@$(BIN)/zimage-vl demo $(ARGS)
 
 test: $(STAMP)
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(TESTING) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 test-lowest: $(LOWEST_STAMP)
-	@$(LOWEST_VENV)/bin/python -m pytest $(ARGS)
+	@$(TESTING) $(LOWEST_VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 $(LOWEST_STAMP): setup.cfg pyproject.toml $(CONSTRAINTS) $(LOWEST)
 	@rm -f $@
