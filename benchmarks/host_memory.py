@@ -25,19 +25,19 @@ import torch
 _WIDTH, _BLOCKS = 512, 18
 
 
-def _text_config(vocab_size: int) -> dict[str, Any]:
+def _text_config(vocab_size: int, blocks: int) -> dict[str, Any]:
     return {
         "vocab_size": vocab_size,
         "hidden_size": _WIDTH,
         "intermediate_size": 4 * _WIDTH,
-        "num_hidden_layers": _BLOCKS,
+        "num_hidden_layers": blocks,
         "num_attention_heads": 16,
         "num_key_value_heads": 4,
         "head_dim": 32,
     }
 
 
-def save_models(folder: Path) -> dict[str, float]:
+def save_models(folder: Path, blocks: int = _BLOCKS) -> dict[str, float]:
     """A pipeline with random weights, and the megabytes of each of its models."""
     from diffusers import ZImageTransformer2DModel
     from transformers import Qwen3Config, Qwen3Model, Qwen3VLConfig, Qwen3VLForConditionalGeneration
@@ -45,7 +45,7 @@ def save_models(folder: Path) -> dict[str, float]:
     from zimage_vl import ZImageVLPipeline, load_toy_pipeline
 
     toy: Any = load_toy_pipeline()
-    vl, text = toy.vl_encoder.config, _text_config(toy.text_encoder.config.vocab_size)
+    vl, text = toy.vl_encoder.config, _text_config(toy.text_encoder.config.vocab_size, blocks)
     rope = {"rope_type": "default", "mrope_section": [6, 5, 5], "mrope_interleaved": True}
     encoder = Qwen3VLForConditionalGeneration(
         Qwen3VLConfig(
@@ -134,6 +134,7 @@ def measure_way(name: str, folder: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--blocks", type=int, default=_BLOCKS, help="of both language models; default: %(default)s")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -141,7 +142,7 @@ def main() -> None:
         run_way(options.way, options.folder)
         return
     with tempfile.TemporaryDirectory() as folder:
-        sizes = save_models(Path(folder))
+        sizes = save_models(Path(folder), options.blocks)
         measured = {name: measure_way(name, folder) for name in WAYS}
     print(", ".join(f"{name} {size:.0f} MB" for name, size in sizes.items()))
     base = measured["imports alone"]["peak"]

@@ -216,7 +216,7 @@ def test_memory_that_is_counted_is_compared() -> None:
 
 @pytest.mark.slow
 def test_host_memory_is_part_of_the_page() -> None:
-    text = host.measure_host_memory().render()
+    text = host.measure_host_memory(host.SCRIPT, "--blocks", "6").render()
     assert "benchmarks/host_memory.py" in text
     assert "\n\n| way |" in text
 
