@@ -134,7 +134,6 @@ def measure_way(name: str, folder: str) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--blocks", type=int, default=_BLOCKS, help="of both language models; default: %(default)s")
     parser.add_argument("--way", choices=WAYS, help=argparse.SUPPRESS)
     parser.add_argument("--folder", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -142,7 +141,7 @@ def main() -> None:
         run_way(options.way, options.folder)
         return
     with tempfile.TemporaryDirectory() as folder:
-        sizes = save_models(Path(folder), options.blocks)
+        sizes = save_models(Path(folder))
         measured = {name: measure_way(name, folder) for name in WAYS}
     print(", ".join(f"{name} {size:.0f} MB" for name, size in sizes.items()))
     base = measured["imports alone"]["peak"]

@@ -22,6 +22,7 @@ sys.path.insert(0, BENCHMARKS)
 
 import bench  # noqa: E402
 import gpu  # noqa: E402
+import host_memory  # noqa: E402
 from performance import arithmetic, device_memory, extraction, host, machine, page, random_models, real_shapes, timing  # noqa: E402
 from performance.accelerator import Accelerator  # noqa: E402
 
@@ -214,11 +215,20 @@ def test_memory_that_is_counted_is_compared() -> None:
     assert pipe.vl_encoder is None
 
 
+def test_host_memory_is_part_of_the_page(tmp_path: Path) -> None:
+    script = tmp_path / "sizes.py"
+    script.write_text("print('sizes\\n| way | peak |\\n|---|---|\\n| one | 1 MB |')")
+    text = host.measure_host_memory(script).render()
+    assert "benchmarks/sizes.py" in text
+    assert "sizes\n\n| way | peak |" in text
+
+
 @pytest.mark.slow
-def test_host_memory_is_part_of_the_page() -> None:
-    text = host.measure_host_memory(host.SCRIPT, "--blocks", "6").render()
-    assert "benchmarks/host_memory.py" in text
-    assert "\n\n| way |" in text
+def test_a_way_of_painting_is_measured_in_a_process_of_its_own(tmp_path: Path) -> None:
+    sizes = host_memory.save_models(tmp_path, blocks=6)
+    measured = host_memory.measure_way("low memory", str(tmp_path))
+    assert measured["peak"] > max(sizes.values())
+    assert len(measured["picture"]) == 64
 
 
 def test_a_script_that_fails_is_said_to(tmp_path: Path) -> None:

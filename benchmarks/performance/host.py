@@ -12,13 +12,13 @@ from .page import Section
 SCRIPT = Path(__file__).resolve().parents[1] / "host_memory.py"
 
 
-def measure_host_memory(script: Path = SCRIPT, *options: str) -> Section:
+def measure_host_memory(script: Path = SCRIPT) -> Section:
     """Runs it, for a peak can only be measured in a process of its own.
 
     Raises:
         RuntimeError: It failed; with its last lines.
     """
-    done = subprocess.run([sys.executable, str(script), *options], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{script.name} failed:\n{done.stderr[-2000:]}")
     intro = (
