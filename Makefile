@@ -4,7 +4,7 @@
 PYTHON ?= python3
 # More options for pip, such as the index of torch's CPU builds: see CONTRIBUTING.md.
 PIP_ARGS ?=
-# More arguments for the command of demo, test and bench, such as ARGS="-k images".
+# More arguments for the command of demo, test, evidence and bench, such as ARGS="-k images".
 ARGS ?=
 
 VENV := .venv
@@ -13,7 +13,7 @@ STAMP := $(VENV)/.setup-stamp
 CONSTRAINTS := requirements/constraints.txt
 PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS) $(PIP_ARGS)
 
-.PHONY: help setup demo test check bundle bench clean
+.PHONY: help setup demo test check bundle evidence bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test    run the tests                    (ARGS=\"-k images\" for some of them)"
 	@echo "make check   ruff, pyright, the layering of the package, the single-file pipeline"
 	@echo "make bundle  write the single-file pipeline for the Hub to pipelines/"
+	@echo "make evidence  measure every knob on the toy world and write docs/evidence.md (about 20 minutes on one core)"
 	@echo "make bench   run the benchmarks"
 	@echo "make setup   create or refresh .venv and nothing else"
 	@echo "make clean   remove build leftovers and caches, not .venv and no pictures"
@@ -61,6 +62,9 @@ bundle: $(STAMP)
 	else \
 		echo "The single-file pipeline is not built yet: there is no tools/build_pipeline.py." >&2; exit 1; \
 	fi
+
+evidence: $(STAMP)
+	@$(BIN)/zimage-vl evidence $(ARGS)
 
 bench: $(STAMP)
 	@found=0; for file in benchmarks/*.py; do \

@@ -10,11 +10,12 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
-from ..embeddings import ReferenceEmbeds
-from ..report import ConditioningReport
-from ..toy.judging import judge
-from ..toy.measuring import ATTRIBUTES, reference_picture
-from ..toy.world import ALL_SCENES, SIZE, STEPS, Scene, disagreeing_pairs, draw_scene
+from zimage_vl.embeddings import ReferenceEmbeds
+from zimage_vl.report import ConditioningReport
+from zimage_vl.toy.judging import judge
+from zimage_vl.toy.measuring import ATTRIBUTES, reference_picture
+from zimage_vl.toy.world import ALL_SCENES, SIZE, STEPS, Scene, disagreeing_pairs, draw_scene
+
 from .outcomes import EXCLUDED, NEITHER, PROMPT, REFERENCE, SECOND, Outcome
 from .quality import get_stray_share
 from .settings import Setting
@@ -55,7 +56,8 @@ class EvidenceBench:
             for number, judged in enumerate(rounds):
                 images, reports = self._paint(setting, rows, pictures)
                 judged += [
-                    self._judge(setting, n, *both) for n, both in zip(rows, zip(images, reports, strict=True), strict=True)
+                    self._judge(setting, n, *both)
+                    for n, both in zip(rows, zip(images, reports, strict=True), strict=True)
                 ]
                 pictures = dict(zip(rows, images, strict=True))
                 on_batch(len(rows) if number == 0 else 0)
@@ -149,9 +151,7 @@ def draw_second_scenes(pairs: Sequence[tuple[Scene, Scene]], seed: int) -> list[
         True
     """
     rng = random.Random(f"second {seed}")
-    return [
-        rng.choice([s for s in ALL_SCENES if all(s.disagrees_with(other) for other in pair)]) for pair in pairs
-    ]
+    return [rng.choice([s for s in ALL_SCENES if all(s.disagrees_with(other) for other in pair)]) for pair in pairs]
 
 
 def _draw_mask(kind: str) -> Image.Image | None:

@@ -1,4 +1,4 @@
-"""Tables of the toy's embeddings, for which nothing has to be painted: sizes, correlations, outliers, effective alpha."""
+"""Tables of the toy's embeddings, for which nothing is painted: sizes, correlations, outliers, effective alpha."""
 
 from __future__ import annotations
 
@@ -8,11 +8,12 @@ from typing import Any
 
 import torch
 
-from ..embeddings import ReferenceEmbeds
-from ..outliers import get_outlier_dimensions
-from ..regions import select_tokens
-from ..statistics import find_sink_tokens, get_overall_std, per_dimension_correlation
-from ..toy.world import Scene, draw_scene
+from zimage_vl.embeddings import ReferenceEmbeds
+from zimage_vl.outliers import get_outlier_dimensions
+from zimage_vl.regions import select_tokens
+from zimage_vl.statistics import find_sink_tokens, get_overall_std, per_dimension_correlation
+from zimage_vl.toy.world import Scene, draw_scene
+
 from .tables import Table
 
 

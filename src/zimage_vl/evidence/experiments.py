@@ -74,7 +74,7 @@ LAYERS = Experiment(
             for k in (-1, -2, -4, -6, -8)
         ),
     ),
-    "All tokens, anchored, linear, token_rms; \"not normalised\" is the normalization none.",
+    'All tokens, anchored, linear, token_rms; "not normalised" is the normalization none.',
 )
 
 _TOKEN_CLAIMS = {
@@ -86,9 +86,9 @@ _TOKEN_CLAIMS = {
 TOKENS = Experiment(
     "tokens",
     "Token selection",
-    "Text tokens are nearly identical to Qwen3-4B's (.999) and give the fewest artifacts, image tokens (.737) the most "
-    "and need per_dim (section 3). The author's correction: text tokens alone leave the picture next to unchanged at "
-    "alpha 0.3.",
+    "Text tokens are nearly identical to Qwen3-4B's (.999) and give the fewest artifacts, image tokens (.737) the "
+    "most and need per_dim (section 3). The author's correction: text tokens alone leave the picture next to "
+    "unchanged at alpha 0.3.",
     (
         *(
             row(f"{tokens}, alpha {alpha:g}", claim, vl_alpha=alpha, vl_token_selection=tokens, **BASE)
@@ -126,7 +126,7 @@ TOKENS = Experiment(
         ),
     ),
     f"{BASE_WORDS}, unless the row says otherwise. Anchored, image tokens lie on the prompt's words alone; pooled, on "
-    "every token. Anchored with token_rms, \"image\" and \"image_no_markers\" are the same, so the second is measured "
+    'every token. Anchored with token_rms, "image" and "image_no_markers" are the same, so the second is measured '
     "pooled only.",
 )
 

@@ -21,7 +21,13 @@ NORMALIZATION = Experiment(
     "Normalization",
     "global suffices for text tokens, image tokens need per_dim, hybrid is experimental (section 5).",
     tuple(
-        row(f"{mode}, layer {layer}, alpha {alpha:g}", claim, vl_alpha=alpha, vl_hidden_layer=layer, vl_normalization=mode)
+        row(
+            f"{mode}, layer {layer}, alpha {alpha:g}",
+            claim,
+            vl_alpha=alpha,
+            vl_hidden_layer=layer,
+            vl_normalization=mode,
+        )
         for layer, alpha in ((-2, 0.3), (-2, 0.5), (-6, 0.5), (-2, 1.0))
         for mode, claim in _NORMALIZATION_CLAIMS.items()
     )
@@ -63,7 +69,12 @@ MASKING = Experiment(
             vl_alignment="anchored" if tokens == "all" else "pool",
             **BASE,
         )
-        for tokens, alpha, threshold in (("all", 0.5, 10.0), ("image", 1.0, 10.0), ("image", 1.0, 1.5), ("all", 0.5, 1.5))
+        for tokens, alpha, threshold in (
+            ("all", 0.5, 10.0),
+            ("image", 1.0, 10.0),
+            ("image", 1.0, 1.5),
+            ("all", 0.5, 1.5),
+        )
         for mode, claim in _MASKING_CLAIMS.items()
         if mode != "none" or threshold == 10.0
     ),
@@ -95,7 +106,7 @@ BLEND = Experiment(
     "blend",
     "Blend modes",
     "Style delta failed, AdaIN per token shows no style, AdaIN per dimension transfers colours and corrupts the "
-    "subject: \"visible style transfer requires accepting content corruption\" (Blending Mode Variations).",
+    'subject: "visible style transfer requires accepting content corruption" (Blending Mode Variations).',
     tuple(_blends()),
     f"{BASE_WORDS.removesuffix(', linear')}, all tokens (style_delta: no normalization). The neutral picture is flat "
     "grey, or the reference's own shape in the prompt's colours, so that the difference is the colours alone.",
@@ -115,7 +126,9 @@ RECIPE_SETTINGS = (
     recipe_row("colour-palette, the colours in words", "colour-palette", _PALETTE, text=STYLE_WORDS),
     recipe_row("colour-palette, the prompt beside", "colour-palette", _PALETTE),
     recipe_row("guide", "guide", "the guide's defaults to the letter"),
-    recipe_row("guide, target std the text's", "guide", "(the same, the constant 70 measured instead)", vl_target_std=None),
+    recipe_row(
+        "guide, target std the text's", "guide", "(the same, the constant 70 measured instead)", vl_target_std=None
+    ),
     recipe_row("calibrated", "calibrated", "(alpha means what it says)"),
     recipe_row("appearance", "appearance", "(colours and background of the reference, the prompt's content)"),
     recipe_row("structure", "structure", "(the reference's shape in the prompt's colours)"),
@@ -133,8 +146,8 @@ RECIPES_MEASURED = Experiment(
     "Recipes",
     "The four of the guide (Use Case Recipes), its defaults, and three that came later.",
     RECIPE_SETTINGS,
-    "The recipes as `--recipe` has them. The words beside the reference give its colours away, so that the control has "
-    "the same words and noise for a picture.",
+    "The recipes as `--recipe` has them. The words beside the reference give its colours away, so that the control "
+    "has the same words and noise for a picture.",
 )
 
 _PLACES: tuple[tuple[str, Any], ...] = (
@@ -159,13 +172,13 @@ _PROTOTYPE = {
 POSITIONS = Experiment(
     "positions",
     "Alpha per token",
-    "\"Different alpha for different token positions\" is an idea of the guide, untested. A prototype of the toy found "
+    '"Different alpha for different token positions" is an idea of the guide, untested. A prototype of the toy found '
     "that the template's tail carries appearance and the words structure: its figures stand in the second column, as "
     "prompt/reference for shape, colour, background.",
     tuple(
         row(
             f"{tokens}: {place}",
-            _PROTOTYPE.get((tokens, place), "–"),
+            _PROTOTYPE.get((tokens, place), "-"),
             vl_alpha=alpha,
             vl_token_selection=tokens,
             **BASE,
@@ -174,7 +187,8 @@ POSITIONS = Experiment(
         for place, alpha in _PLACES
     )
     + tuple(
-        row(f"all: the template after the prompt, alpha {a:g}", vl_alpha={"suffix": a}, **BASE) for a in (0.3, 0.5, 0.7)
+        row(f"all: the template after the prompt, alpha {a:g}", vl_alpha={"suffix": a}, **BASE)
+        for a in (0.3, 0.5, 0.7)
     )
     + (
         row("all: words at 1, the template after at 0.5", vl_alpha={"prompt": 1.0, "suffix": 0.5}, **BASE),
@@ -187,7 +201,7 @@ POSITIONS = Experiment(
 REFERENCES_MEASURED = Experiment(
     "references",
     "Several references",
-    "\"Blend VL from multiple reference images\": an idea of the guide, untested.",
+    '"Blend VL from multiple reference images": an idea of the guide, untested.',
     tuple(
         row(f"weights {first:g}:{second:g}, alpha {alpha:g}", vl_alpha=alpha, second=(first, second), **BASE)
         for alpha in (0.5, 1.0)
@@ -206,7 +220,7 @@ _MIXES: dict[str, dict[int, float]] = {
 LAYER_MIXES = Experiment(
     "layer-mixes",
     "Layer mixes",
-    "\"Combine hidden states from multiple layers\": an idea of the guide, untested.",
+    '"Combine hidden states from multiple layers": an idea of the guide, untested.',
     tuple(
         row(f"{name}, alpha {alpha:g}", vl_alpha=alpha, vl_hidden_layer=mix, vl_normalization="token_rms")
         for alpha in (0.5, 1.0)
@@ -218,7 +232,7 @@ LAYER_MIXES = Experiment(
 MASKS_MEASURED = Experiment(
     "masks",
     "Masks on the reference",
-    "\"Mask certain VL tokens during attention\": an idea of the guide, untested.",
+    '"Mask certain VL tokens during attention": an idea of the guide, untested.',
     tuple(
         row(f"{name}, alpha {alpha:g}", vl_alpha=alpha, mask=mask, **BASE)
         for alpha in (0.5, 1.0)
@@ -231,7 +245,7 @@ MASKS_MEASURED = Experiment(
 REFINEMENT = Experiment(
     "refinement",
     "Iterative refinement",
-    "\"Use output as new reference, iterate\": an idea of the guide, untested.",
+    '"Use output as new reference, iterate": an idea of the guide, untested.',
     tuple(row(f"alpha {alpha:g}", vl_alpha=alpha, rounds=3, **BASE) for alpha in (0.3, 0.5, 0.7)),
     f"{BASE_WORDS}, all tokens; three rounds from the same noise, each judged against the prompt and the first "
     "reference.",

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from ..toy.judging import BORDER, DIFFERENT
-from ..toy.world import SIZE
+from zimage_vl.toy.judging import BORDER, DIFFERENT
+from zimage_vl.toy.world import SIZE
 
 
 def get_stray_share(image: Image.Image) -> float:

@@ -11,8 +11,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from .._version import __version__
-from ..toy.loading import CHECKPOINT
+from zimage_vl._version import __version__
+from zimage_vl.toy.loading import CHECKPOINT
+
 from .bench import EvidenceBench
 from .embedding_tables import measure_embedding_tables
 from .experiments_more import EXPERIMENTS
@@ -102,5 +103,3 @@ def run_experiments(
         spent = time.monotonic() - started
         measurements.remarks["seconds"] = round(measurements.remarks.get("seconds", 0.0) + spent, 1)
         measurements.save(path)
-
-

@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..knobs import VLConditioning
-from ..recipes import RECIPES
+from zimage_vl.knobs import VLConditioning
+from zimage_vl.recipes import RECIPES
 
 
 REFERENCES = ("scene", "grey", "noise")
@@ -16,7 +16,7 @@ MASKS = ("", "middle", "border")
 NEUTRALS = ("", "grey", "recoloured")
 # Fields for captions and places: the prompt's shape, colour, background, and the reference's.
 FIELDS = ("ps", "pc", "pb", "rs", "rc", "rb")
-NO_CLAIM = "–"
+NO_CLAIM = "-"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,117 @@
+"""Which plots the page has, and what is on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .experiments_more import EXPERIMENTS
+from .outcomes import PROMPT, REFERENCE
+from .plots import PROMPT_COLOUR, REFERENCE_COLOUR, Line, pick_colour, plot_lines, plot_rows
+from .reading import NotMeasured, Reader
+
+
+@dataclass(frozen=True)
+class PlotSpec:
+    """One plot: its experiment, its words for those who cannot see it, and what draws it."""
+
+    experiment: str
+    alt: str
+    draw: Callable[[Reader, Path], None]
+
+
+def draw_plots(reader: Reader, folder: Path) -> dict[str, tuple[str, str]]:
+    """Draw what is measured.
+
+    Args:
+        reader: The measurements.
+        folder: Where the PNGs go; it exists.
+
+    Returns:
+        `{experiment: (file name, alt text)}` of what was drawn.
+    """
+    drawn: dict[str, tuple[str, str]] = {}
+    for plot in PLOTS:
+        name = f"{plot.experiment}.png"
+        try:
+            plot.draw(reader, folder / name)
+        except NotMeasured:
+            (folder / name).unlink(missing_ok=True)  # no plot of another run beside the tables of this
+            continue
+        drawn[plot.experiment] = (name, plot.alt)
+    return drawn
+
+
+def _plot_alpha(reader: Reader, path: Path) -> None:
+    alphas = (0.0, 0.15, 0.3, 0.4, 0.5, 0.6, 0.7, 0.85, 1.0)
+    base = [(alpha, reader.get("alpha", f"alpha {alpha:g}")) for alpha in alphas]
+    default = [
+        (alpha, reader.get("alpha", f"the call's defaults, alpha {alpha:g}")) for alpha in (0.15, 0.3, 0.5, 0.7, 1.0)
+    ]
+    lines = [
+        Line("prompt's value", base, PROMPT, PROMPT_COLOUR),
+        Line("reference's value", base, REFERENCE, REFERENCE_COLOUR, marker="s"),
+        Line("prompt's, the call's defaults", default, PROMPT, PROMPT_COLOUR, dashed=True),
+        Line("reference's, the call's defaults", default, REFERENCE, REFERENCE_COLOUR, dashed=True, marker="s"),
+    ]
+    plot_lines(path, "The prompt gives way to the reference as alpha grows", "alpha", lines, (0, 0.25, 0.5, 0.75, 1))
+
+
+def _plot_layers(reader: Reader, path: Path) -> None:
+    layers = range(-8, 0)
+    full = [((9 + k) / 8, reader.get("layers", f"layer {k}, alpha 1")) for k in layers]
+    half = [((9 + k) / 8, reader.get("layers", f"layer {k}, alpha 0.5")) for k in layers]
+    lines = [
+        Line("reference's value, alpha 1", full, REFERENCE, REFERENCE_COLOUR, marker="s"),
+        Line("reference's value, alpha 0.5", half, REFERENCE, REFERENCE_COLOUR, dashed=True, marker="s"),
+        Line("prompt's value, alpha 0.5", half, PROMPT, PROMPT_COLOUR, dashed=True),
+    ]
+    plot_lines(
+        path, "Which layer the reference is read from (the guide's -6 of 36 is at .86)", "relative depth", lines
+    )
+
+
+def _plot_tokens(reader: Reader, path: Path) -> None:
+    lines = [
+        Line(
+            f"{tokens} tokens: {side_name}",
+            [(a, reader.get("tokens", f"{tokens}, alpha {a:g}")) for a in (0.3, 0.5, 0.7, 1.0)],
+            side,
+            pick_colour(number),
+            dashed=side == PROMPT,
+            marker="o" if side == PROMPT else "s",
+        )
+        for side, side_name in ((REFERENCE, "reference's value"), (PROMPT, "prompt's value"))
+        for number, tokens in enumerate(("all", "text", "image"))
+    ]
+    plot_lines(path, "Which tokens of the reference count (anchored)", "alpha", lines)
+
+
+def _plot_all_rows(experiment: str, title: str) -> Callable[[Reader, Path], None]:
+    def draw(reader: Reader, path: Path) -> None:
+        labels = [setting.label for setting in EXPERIMENTS[experiment].settings]
+        plot_rows(path, title, [(label, reader.get(experiment, label)) for label in labels])
+
+    return draw
+
+
+PLOTS = (
+    PlotSpec(
+        "alpha", "Shares of the prompt's and the reference's shape, colour and background against alpha", _plot_alpha
+    ),
+    PlotSpec("layers", "Shares of the reference's values against the relative depth of the layer", _plot_layers),
+    PlotSpec("tokens", "Shares against alpha for all, text and image tokens", _plot_tokens),
+    PlotSpec("blend", "Shares for each blend mode", _plot_all_rows("blend", "Blend modes")),
+    PlotSpec("recipes", "Shares for each recipe", _plot_all_rows("recipes", "The recipes as they are shipped")),
+    PlotSpec(
+        "positions",
+        "Shares for each place of the blend",
+        _plot_all_rows("positions", "Where in the prompt the blend happens"),
+    ),
+    PlotSpec(
+        "steps",
+        "Shares for each window of steps",
+        _plot_all_rows("steps", "During which steps the reference counts (alpha 1)"),
+    ),
+)
