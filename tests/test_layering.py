@@ -46,7 +46,7 @@ PIPELINE_SIDE = {
     "saving",
 }
 DATA_ONLY = {"recipes", "_version", "iteration"}
-ABOVE_PIPELINE = {"toy", "cli"}
+ABOVE_PIPELINE = {"toy", "cli", "evidence"}
 
 
 def module_files() -> dict[str, Path]:
