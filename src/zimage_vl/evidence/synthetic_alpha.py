@@ -191,9 +191,9 @@ def tabulate_regions() -> Table:
         rows.append((name, *(f"{float(part):.2f}" for part in parts)))
     note = (
         "As above, nominal alpha 0.3, 512 x 512 pixels, with the default alignment 'anchored', and with the "
-        "reference's text tokens as large as the text encoder's (RMS 10.5; the guide finds the two nearly identical) beside image tokens of RMS "
-        "7. One factor cannot fit both: 'global' is set by the image tokens, which are many, and overshoots on the "
-        "template even without sinks. 'token_rms' alone is exact everywhere. " + _OPEN
+        "reference's text tokens as large as the text encoder's (RMS 10.5; the guide finds the two nearly identical) "
+        "beside image tokens of RMS 7. One factor cannot fit both: 'global' is set by the image tokens, which are "
+        "many, and overshoots on the template even without sinks. 'token_rms' alone is exact everywhere. " + _OPEN
     )
     return Table("Effective alpha by part of the prompt", ("scaling", "prefix", "words", "suffix"), tuple(rows), note)
 

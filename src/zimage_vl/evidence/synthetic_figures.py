@@ -96,8 +96,8 @@ def tabulate_sink() -> Table:
         "Published: means, stds and the 61.1 are measured on Qwen3-4B's layer -2 by the guide's author, the others "
         "computed from those. By formula: one token a prompt with 13504 in dim 4 and -4544 in dim 396, ordinary "
         "tokens of RMS 10.5 whose means in these dimensions make the published ones come out. The published global "
-        "stds of 24, 16 and 11 tokens belong to ordinary tokens of RMS 11.6. The global std tells how long a prompt is, not "
-        "how large its tokens are. That it is one token, the first, waits for real weights."
+        "stds of 24, 16 and 11 tokens belong to ordinary tokens of RMS 11.6. The global std tells how long a prompt "
+        "is, not how large its tokens are. That it is one token, the first, waits for real weights."
     )
     return Table("One sink a prompt", ("figure", "published", "by formula", "synthetic"), tuple(rows), note)
 
