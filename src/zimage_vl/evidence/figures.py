@@ -55,7 +55,7 @@ def _plot_alpha(reader: Reader, path: Path) -> None:
         Line("prompt's, the call's defaults", default, PROMPT, PROMPT_COLOUR, dashed=True),
         Line("reference's, the call's defaults", default, REFERENCE, REFERENCE_COLOUR, dashed=True, marker="s"),
     ]
-    plot_lines(path, "The prompt gives way to the reference as alpha grows", "alpha", lines, (0, 0.25, 0.5, 0.75, 1))
+    plot_lines(path, "Whose values the picture shows, by alpha", "alpha", lines, (0, 0.25, 0.5, 0.75, 1))
 
 
 def _plot_layers(reader: Reader, path: Path) -> None:
@@ -73,19 +73,24 @@ def _plot_layers(reader: Reader, path: Path) -> None:
 
 
 def _plot_tokens(reader: Reader, path: Path) -> None:
+    rows = [
+        (f"{tokens}, anchored", f"{tokens}, alpha {{:g}}", (0.3, 0.5, 0.7, 1.0)) for tokens in ("all", "text", "image")
+    ]
+    rows.append(("image, pool", "image, pool, alpha {:g}", (0.5, 1.0)))
     lines = [
         Line(
-            f"{tokens} tokens: {side_name}",
-            [(a, reader.get("tokens", f"{tokens}, alpha {a:g}")) for a in (0.3, 0.5, 0.7, 1.0)],
-            side,
+            name,
+            # Set apart a little: some lie on each other.
+            [(alpha + 0.008 * (number - 1.5), reader.get("tokens", label.format(alpha))) for alpha in alphas],
+            REFERENCE,
             pick_colour(number),
-            dashed=side == PROMPT,
-            marker="o" if side == PROMPT else "s",
+            dashed=number == 3,
+            marker="osD^"[number],
         )
-        for side, side_name in ((REFERENCE, "reference's value"), (PROMPT, "prompt's value"))
-        for number, tokens in enumerate(("all", "text", "image"))
+        for number, (name, label, alphas) in enumerate(rows)
     ]
-    plot_lines(path, "Which tokens of the reference count (anchored)", "alpha", lines)
+    title = "The reference's value in the picture, by the tokens that count"
+    plot_lines(path, title, "alpha", lines, (0.3, 0.5, 0.7, 1.0))
 
 
 def _plot_all_rows(experiment: str, title: str) -> Callable[[Reader, Path], None]:
@@ -101,7 +106,7 @@ PLOTS = (
         "alpha", "Shares of the prompt's and the reference's shape, colour and background against alpha", _plot_alpha
     ),
     PlotSpec("layers", "Shares of the reference's values against the relative depth of the layer", _plot_layers),
-    PlotSpec("tokens", "Shares against alpha for all, text and image tokens", _plot_tokens),
+    PlotSpec("tokens", "Shares of the reference's values against alpha for all, text and image tokens", _plot_tokens),
     PlotSpec("blend", "Shares for each blend mode", _plot_all_rows("blend", "Blend modes")),
     PlotSpec("recipes", "Shares for each recipe", _plot_all_rows("recipes", "The recipes as they are shipped")),
     PlotSpec(

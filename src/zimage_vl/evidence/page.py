@@ -161,7 +161,7 @@ def _write_section(experiment: Experiment, reader: Reader, plots: Mapping[str, t
 
 def _tell_paragraphs(name: str, reader: Reader) -> list[str]:
     try:
-        return PARAGRAPHS[name](reader)
+        return PARAGRAPHS.get(name, lambda _: ["..."])(reader)
     except NotMeasured as missing:
         return [f"This paragraph needs a row that is not measured yet ({missing})."]
 
