@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .experiments_more import EXPERIMENTS
-from .outcomes import PROMPT, REFERENCE
+from .outcomes import PROMPT, REFERENCE, Outcome
 from .plots import PROMPT_COLOUR, REFERENCE_COLOUR, Line, pick_colour, plot_lines, plot_rows
 from .reading import NotMeasured, Reader
 
@@ -73,8 +73,9 @@ def _plot_layers(reader: Reader, path: Path) -> None:
 
 
 def _plot_tokens(reader: Reader, path: Path) -> None:
-    rows = [
-        (f"{tokens}, anchored", f"{tokens}, alpha {{:g}}", (0.3, 0.5, 0.7, 1.0)) for tokens in ("all", "text", "image")
+    anchored = (0.3, 0.5, 0.7, 1.0)
+    rows: list[tuple[str, str, tuple[float, ...]]] = [
+        (f"{tokens}, anchored", f"{tokens}, alpha {{:g}}", anchored) for tokens in ("all", "text", "image")
     ]
     rows.append(("image, pool", "image, pool, alpha {:g}", (0.5, 1.0)))
     lines = [
@@ -93,6 +94,25 @@ def _plot_tokens(reader: Reader, path: Path) -> None:
     plot_lines(path, title, "alpha", lines, (0.3, 0.5, 0.7, 1.0))
 
 
+def _plot_doses(reader: Reader, path: Path) -> None:
+    """Every row of linear, anchored blends of all tokens, whatever made its dose."""
+    rows: dict[str, Outcome] = {}
+    for experiment in ("alpha", "normalization", "layers"):
+        for setting in EXPERIMENTS[experiment].settings:
+            knobs = setting.knobs
+            deep = knobs.get("vl_hidden_layer", -6) not in (-1, -7, -8)  # those do not give the reference at any dose
+            if deep and "vl_alignment" not in knobs:
+                rows[setting.key] = reader.get(experiment, setting.label)
+    dosed = sorted((o.effective_alpha, key) for key, o in rows.items() if o.effective_alpha is not None)
+    points = [(dose, rows[key]) for dose, key in dosed]
+    lines = [
+        Line("prompt's value", points, PROMPT, PROMPT_COLOUR, marker="o", joined=False),
+        Line("reference's value", points, REFERENCE, REFERENCE_COLOUR, marker="s", joined=False),
+    ]
+    title = f"{len(points)} settings of alpha, layer (-2 to -6) and normalization, by effective alpha"
+    plot_lines(path, title, "effective alpha", lines, (0, 0.25, 0.5, 0.75, 1))
+
+
 def _plot_all_rows(experiment: str, title: str) -> Callable[[Reader, Path], None]:
     def draw(reader: Reader, path: Path) -> None:
         labels = [setting.label for setting in EXPERIMENTS[experiment].settings]
@@ -107,6 +127,9 @@ PLOTS = (
     ),
     PlotSpec("layers", "Shares of the reference's values against the relative depth of the layer", _plot_layers),
     PlotSpec("tokens", "Shares of the reference's values against alpha for all, text and image tokens", _plot_tokens),
+    PlotSpec(
+        "normalization", "Shares of the prompt's and the reference's values against the effective alpha", _plot_doses
+    ),
     PlotSpec("blend", "Shares for each blend mode", _plot_all_rows("blend", "Blend modes")),
     PlotSpec("recipes", "Shares for each recipe", _plot_all_rows("recipes", "The recipes as they are shipped")),
     PlotSpec(

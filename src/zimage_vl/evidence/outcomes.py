@@ -108,11 +108,11 @@ class Measurements:
             "provenance": self.provenance,
             "remarks": self.remarks,
             "tables": {name: [asdict(table) for table in tables] for name, tables in self.tables.items()},
-            "outcomes": {key: [asdict(outcome) for outcome in rounds] for key, rounds in self.outcomes.items()},
         }
         # A line an outcome: short, and its changes can be read.
-        lines = [f"{json.dumps(k)}: {json.dumps(v)}" for k, v in content.items() if k != "outcomes"]
-        outcomes = ",\n".join(f"{json.dumps(k)}: {json.dumps(v)}" for k, v in content["outcomes"].items())
+        lines = [f"{json.dumps(name)}: {json.dumps(value)}" for name, value in content.items()]
+        rounds = {key: json.dumps([asdict(outcome) for outcome in found]) for key, found in self.outcomes.items()}
+        outcomes = ",\n".join(f"{json.dumps(key)}: {found}" for key, found in rounds.items())
         lines.append(f'"outcomes": {{\n{outcomes}\n}}')
         unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
         try:

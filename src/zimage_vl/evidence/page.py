@@ -11,10 +11,11 @@ from zimage_vl.toy.measuring import ATTRIBUTES, CHANCE
 
 from .experiments_more import EXPERIMENTS
 from .outcomes import PROMPT, REFERENCE, SECOND, Measurements, Outcome
-from .prose import PARAGRAPHS, TRANSFER_TITLE, tell_transfers
+from .prose_rest import PARAGRAPHS
 from .reading import NotMeasured, Reader, format_share, tell_outcome
 from .settings import Experiment, Setting
 from .tables import Table
+from .transfers import tabulate_transfers
 from .wishes import tabulate_wishes
 
 
@@ -31,6 +32,11 @@ _WAITING = (
     "best; whether text tokens carry the picture; whether places of the prompt divide structure from appearance; "
     "everything that hangs on attention sinks, which the toy does not have (for these the synthetic tables below use "
     "the published sizes)."
+)
+
+_TRANSFERS = (
+    "**The guide:** what may transfer does so with artifacts, no combination of parameters is free of them. Its "
+    "entries one by one, with what the toy can and cannot say:"
 )
 
 
@@ -60,7 +66,8 @@ def write_page(
         parts.append(_write_section(experiment, reader, plots, folder))
         if experiment.name == "normalization":
             parts += ["### Effective against nominal alpha", *_tables_of(measurements)]
-    parts += [_section(TRANSFER_TITLE), *tell_transfers(reader)]
+    parts += [_section("What transfers, what is unreliable, what does not work"), _TRANSFERS]
+    parts.append(tabulate_transfers(reader).to_markdown().split("\n", 2)[2])
     parts.append(_section("Synthetic embeddings with the published sink"))
     parts.append(
         "No model at all: tokens made to the published sizes, through the package's own conditioning. This is where "
@@ -161,7 +168,7 @@ def _write_section(experiment: Experiment, reader: Reader, plots: Mapping[str, t
 
 def _tell_paragraphs(name: str, reader: Reader) -> list[str]:
     try:
-        return PARAGRAPHS.get(name, lambda _: ["..."])(reader)
+        return PARAGRAPHS[name](reader)
     except NotMeasured as missing:
         return [f"This paragraph needs a row that is not measured yet ({missing})."]
 

@@ -27,6 +27,7 @@ class Line:
     side: str
     colour: str
     dashed: bool = False
+    joined: bool = True
     marker: str = "o"
 
 
@@ -81,7 +82,7 @@ def plot_lines(path: Path, title: str, x_label: str, lines: Sequence[Line], tick
                 [outcome.error(name, line.side) for _, outcome in line.points],
                 label=line.label,
                 color=line.colour,
-                linestyle="--" if line.dashed else "-",
+                linestyle=("--" if line.dashed else "-") if line.joined else "none",
                 marker=line.marker,
                 markersize=4.5,
                 linewidth=1.7,
