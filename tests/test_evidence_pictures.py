@@ -10,8 +10,8 @@ import torch
 from PIL import Image
 
 from pipeline_samples import record_runs
+from zimage_vl.evidence.picture_settings import Setting
 from zimage_vl.evidence.pictures import COLUMNS, measure_pictures
-from zimage_vl.evidence.settings import Setting
 from zimage_vl.evidence.similarity import MEASURES, PictureReader, describe_picture
 from zimage_vl.evidence.summaries import format_mean, get_typical_alpha
 from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
@@ -161,6 +161,19 @@ def test_a_setting_that_does_not_fit_does_not_lose_the_others(pipe, files) -> No
     assert get_row(tables, "alpha 1")["pictures"] == "2"
 
 
+def test_settings_by_name_have_controls_beside_them(pipe, files) -> None:
+    named = {"mine": {**KNOBS, "vl_alpha": 0.5}}
+    sizes = set()
+    tables = measure_pictures(
+        pipe, files[:1], PROMPTS[:1], settings=named, steps=1, size=(64, 48),
+        on_picture=lambda *event: sizes.add(event[-1].size),
+    )  # fmt: skip
+    assert [table.title for table in tables] == ["Settings", "Controls"]
+    assert [row[0] for row in tables[0].rows] == ["the prompt alone", "mine"]
+    assert "grey, alpha 1" in [row[0] for row in tables[1].rows]
+    assert sizes == {(64, 48)}
+
+
 def test_a_broken_picture_names_itself_before_anything_runs(pipe, files, tmp_path: Path) -> None:
     broken = tmp_path / "broken.png"
     broken.write_bytes(files[0].read_bytes()[:60])
@@ -182,7 +195,9 @@ def test_a_broken_picture_names_itself_before_anything_runs(pipe, files, tmp_pat
         ({"prompts": ["a", " "]}, ValueError, "empty text"),
         ({"prompts": [3]}, TypeError, "got 3 of type int"),
         ({"settings": []}, ValueError, "`settings` must hold at least one"),
+        ({"settings": {"deep": {"vl_hidden_layer": -24}}}, ValueError, "'deep' does not fit the VL encoder: .*-24"),
         ({"size": 100}, ValueError, "`size` must be a multiple of 16, at least 16, got 100"),
+        ({"size": (64, 72)}, ValueError, r"`size` must be a multiple of 16, at least 16, got \(64, 72\)"),
     ],
 )
 def test_bad_arguments_are_refused_before_any_model_runs(pipe, files, arguments, kind, message) -> None:

@@ -7,7 +7,7 @@ prompt alone would have given.
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
 from pathlib import Path
@@ -18,7 +18,7 @@ import torch
 from PIL import Image
 
 from zimage_vl.embeddings import ReferenceEmbeds
-from zimage_vl.evidence.settings import ReferenceShown, Setting, make_settings
+from zimage_vl.evidence.picture_settings import ReferenceShown, Setting, make_settings
 from zimage_vl.evidence.similarity import (
     MEASURES,
     PictureFeatures,
@@ -30,6 +30,7 @@ from zimage_vl.evidence.summaries import format_mean, get_typical_alpha
 from zimage_vl.evidence.tables import Table
 from zimage_vl.images import load_reference_image
 from zimage_vl.report import ConditioningReport
+from zimage_vl.vl_forward import resolve_layers
 
 
 READING_SIZE = 512
@@ -129,8 +130,8 @@ def measure_pictures(
     seed: int = 0,
     steps: int = 9,
     guidance_scale: float = 0.0,
-    size: int = 1024,
-    settings: Sequence[Setting] | None = None,
+    size: int | tuple[int, int] = 1024,
+    settings: Sequence[Setting] | Mapping[str, Mapping[str, Any]] | None = None,
     on_picture: OnPicture | None = None,
 ) -> list[Table]:
     """Paint every prompt with every picture under many settings, and measure what came of it.
@@ -146,9 +147,10 @@ def measure_pictures(
         seed: Prompt n starts from noise of seed + n; the noise reference of picture n has seed + n too.
         steps: `num_inference_steps`.
         guidance_scale: As in the call.
-        size: Height and width of the painted pictures, in pixels.
-        settings: What to compare; None is `make_settings` for the VL encoder's number of layers, some sixty.
-            Settings that come to the same are painted once.
+        size: Of the painted pictures, in pixels: a side, or width and height.
+        settings: What to compare; None is `make_settings` for the VL encoder's number of layers, some sixty. Also
+            `{name: keyword arguments of the call}`, which make one table, with one of controls beside it. Settings
+            that come to the same are painted once.
         on_picture: Called with each painted picture, to keep or show it.
 
     Returns:
@@ -158,8 +160,8 @@ def measure_pictures(
     Raises:
         FileNotFoundError: A picture does not exist.
         TypeError: A prompt that is not a string, a path that is none.
-        ValueError: No picture, no prompt, an empty prompt, no setting, a size that is no multiple of 16, or a file
-            that is no picture, by its name.
+        ValueError: No picture, no prompt, an empty prompt, no setting, a size that is no multiple of 16, a layer that
+            the VL encoder has not, or a file that is no picture, by its name.
 
     Example:
         >>> import tempfile
@@ -175,22 +177,21 @@ def measure_pictures(
     """
     images = _read_pictures(pictures)
     _check_prompts(prompts)
-    if size < 16 or size % 16:
+    width, height = (size, size) if isinstance(size, int) else size
+    if min(width, height) < 16 or width % 16 or height % 16:
         raise ValueError(f"`size` must be a multiple of 16, at least 16, got {size}.")
-    chosen = make_settings(count_layers(pipe)) if settings is None else list(settings)
-    if not chosen:
-        raise ValueError("`settings` must hold at least one setting, got none; None takes the guide's tables.")
+    chosen = _choose_settings(pipe, settings)
     studio = Studio(
         pipe,
-        PictureReader(pipe, min(size, READING_SIZE)),
+        PictureReader(pipe, min(width, height, READING_SIZE)),
         tuple(prompts),
         tuple(sorted({layer for setting in chosen for layer in setting.layers})),
         seed,
-        {"height": size, "width": size, "num_inference_steps": steps, "guidance_scale": guidance_scale},
+        {"height": height, "width": width, "num_inference_steps": steps, "guidance_scale": guidance_scale},
     )
     alone, outcomes = _paint_all(studio, images, chosen, on_picture or _ignore)
     note = (
-        f"{len(images)} pictures, {len(prompts)} prompts, {size} x {size} pixels, {steps} steps, guidance scale "
+        f"{len(images)} pictures, {len(prompts)} prompts, {width} x {height} pixels, {steps} steps, guidance scale "
         f"{guidance_scale:g}, seed {seed}, VL encoder {pipe.config.vl_model_id or 'in the pipeline'}. Mean and "
         "standard error over the pairs, which share prompts and pictures: the true error is larger. 1 is the same "
         "picture; colour 0 is black against white, structure and semantics are near 0 for pictures with nothing in "
@@ -208,6 +209,25 @@ def _read_pictures(pictures: Sequence[str | PathLike[str]]) -> list[Image.Image]
     if isinstance(pictures, (str, PathLike)) or not pictures:
         raise ValueError(f"`pictures` must be a list of at least one file, got {pictures!r}.")
     return [load_reference_image(Path(path), "pictures") for path in pictures]
+
+
+def _choose_settings(
+    pipe: Any, settings: Sequence[Setting] | Mapping[str, Mapping[str, Any]] | None
+) -> Sequence[Setting]:
+    if settings is not None and not settings:
+        raise ValueError("`settings` must hold at least one setting, got none; None takes the guide's tables.")
+    chosen = [] if settings is None or isinstance(settings, Mapping) else list(settings)
+    if isinstance(settings, Mapping):
+        chosen = [Setting("Settings", name, knobs) for name, knobs in settings.items()]
+    num_layers = count_layers(pipe)
+    if settings is None or isinstance(settings, Mapping):
+        chosen += [one for one in make_settings(num_layers) if settings is None or one.group == "Controls"]
+    for setting in chosen:
+        try:
+            resolve_layers(setting.layers, num_layers)
+        except ValueError as error:
+            raise ValueError(f"The setting {setting.name!r} does not fit the VL encoder: {error}") from error
+    return chosen
 
 
 def _check_prompts(prompts: Sequence[str]) -> None:

@@ -6,7 +6,7 @@ from typing import get_args
 
 import pytest
 
-from zimage_vl.evidence.settings import Setting, make_settings
+from zimage_vl.evidence.picture_settings import Setting, make_settings
 from zimage_vl.knobs import Alignment, BlendMode, Normalization
 from zimage_vl.outliers import OutlierMasking
 from zimage_vl.recipes import RECIPES
