@@ -251,7 +251,8 @@ def count_layers(pipe: Any) -> int:
     """Layers of a pipeline's VL encoder, which is loaded where it is missing."""
     if pipe.vl_encoder is None:
         pipe.load_vl_encoder()
-    return pipe.vl_encoder.config.text_config.num_hidden_layers
+    encoder: Any = pipe.components["vl_encoder"]
+    return encoder.config.text_config.num_hidden_layers
 
 
 class PictureReader:
