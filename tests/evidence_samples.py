@@ -28,4 +28,5 @@ def made_measurements(seed: int = 0) -> Measurements:
             letters = "prs-" if setting.second else "pr-"
             made.outcomes[setting.key] = [random_outcome(rng, letters=letters) for _ in range(setting.rounds)]
     made.tables["embeddings"] = [Table("Sizes", ("a", "b"), (("1", "2"),), "A note.")]
+    made.tables["synthetic"] = [Table("A sink", ("a",), (("1",),), "Computed.")]
     return made

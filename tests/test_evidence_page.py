@@ -8,18 +8,14 @@ import pytest
 
 from evidence_samples import made_measurements
 from zimage_vl.evidence.experiments_more import EXPERIMENTS
-from zimage_vl.evidence.model_settings import tabulate_claims
 from zimage_vl.evidence.outcomes import PROMPT, Measurements
 from zimage_vl.evidence.page import tabulate, tell_command, write_model_page, write_page
 from zimage_vl.evidence.reading import Reader
 from zimage_vl.evidence.tables import Table
 
 
-SYNTHETIC = [Table("A sink", ("a",), (("1",),), "Computed.")]
-
-
 def page(measurements: Measurements) -> str:
-    return write_page(measurements, {"alpha": ("alpha.png", "a plot")}, "evidence", SYNTHETIC)
+    return write_page(measurements, {"alpha": ("alpha.png", "a plot")}, "evidence")
 
 
 def sections(text: str) -> dict[str, str]:
@@ -103,10 +99,8 @@ def test_what_is_not_measured_is_said() -> None:
 
 
 def test_the_page_of_a_model_has_the_claims_beside_what_was_measured() -> None:
-    measured = Table("Colour", ("setting", "likeness"), (("alpha 0.3", "0.5"),))
-    text = write_model_page(
-        "a/model", "zimage-vl evidence --model a/model", {"seed": 3}, [measured], tabulate_claims()
-    )
+    measured = Table("Blend", ("setting", "likeness"), (("adain", "0.5"),))
+    text = write_model_page("a/model", "zimage-vl evidence --model a/model", {"seed": 3}, [measured])
     assert "`zimage-vl evidence --model a/model`; seed 3." in text
-    assert "| layer -24 | severe artifacts |" in text
-    assert "### Colour" in text
+    assert "| adain | keeps the content perfectly, no visible style | 0.5 |" in text
+    assert "### Blend" in text

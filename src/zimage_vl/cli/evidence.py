@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import platform
+import re
 import shlex
 import sys
 from collections.abc import Sequence
@@ -23,12 +24,16 @@ from ._shared import (
     get_package_versions,
     load_pipeline,
     note,
+    write_png,
 )
 from ._sources import find_sources
 
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from zimage_vl.evidence.outcomes import Measurements
+    from zimage_vl.evidence.tables import Table
 
 TOY_OUTPUT, MODEL_OUTPUT = Path("docs/evidence.md"), Path("outputs/evidence.md")
 PAIRS, SEED = 60, 1
@@ -172,14 +177,14 @@ def _measure_toy(
         return
     import torch
 
-    from zimage_vl.evidence.running import describe_run, get_missing, open_measurements, run_experiments
+    from zimage_vl.evidence.running import describe_run, get_missing, lacks_tables, open_measurements, run_experiments
     from zimage_vl.toy import load_toy_pipeline
 
     if threads is not None:
         torch.set_num_threads(threads)
     measurements = open_measurements(kept, describe_run(pairs or PAIRS, seed), fresh)
     missing = get_missing(experiments, measurements)
-    if missing:
+    if missing or lacks_tables(measurements):
         folder.mkdir(exist_ok=True)
         measurements.remarks |= {"threads": torch.get_num_threads(), "python": platform.python_version()}
         note(f"Loading the toy world ... {len(missing)} settings of {pairs or PAIRS} pairs are to be measured.")
@@ -197,11 +202,10 @@ def _render(path: Path, folder: Path, measurements: Measurements) -> None:
     from zimage_vl.evidence.figures import draw_plots
     from zimage_vl.evidence.page import write_page
     from zimage_vl.evidence.reading import Reader
-    from zimage_vl.evidence.synthetic import synthetic_experiments
 
     note("Writing the page ...")
     plots = draw_plots(Reader(measurements), folder)
-    _write_text(path, write_page(measurements, plots, folder.name, synthetic_experiments()))
+    _write_text(path, write_page(measurements, plots, folder.name))
 
 
 def _measure_model(path: Path, seed: int, threads: int | None, given: dict[str, Any]) -> None:
@@ -219,36 +223,56 @@ def _measure_model(path: Path, seed: int, threads: int | None, given: dict[str, 
     precision: DtypeChoice = given["dtype"] or DtypeChoice.BFLOAT16
     import torch
 
-    from zimage_vl.evidence.model_settings import MODEL_SETTINGS, tabulate_claims
-    from zimage_vl.evidence.page import write_model_page
-    from zimage_vl.evidence.pictures import measure_pictures
-
     if threads is not None:
         torch.set_num_threads(threads)
     note(f"Loading {model} ...")
     pipe = load_pipeline(model, given["vl_model"], getattr(torch, precision.value), given["revision"]).to(where)
     pipe.set_progress_bar_config(disable=True)
-    steps = given["steps"] or _REAL_STEPS
-    guidance = 0.0 if given["guidance_scale"] is None else given["guidance_scale"]
-    files = [Path(source.name) for source in sources]
-    tables = measure_pictures(
-        pipe, files, prompts, seed=seed, steps=steps, guidance_scale=guidance, size=size, settings=MODEL_SETTINGS
-    )
-    facts = {
+    call = {
         "seed": seed,
-        "steps": steps,
-        "guidance scale": guidance,
+        "steps": given["steps"] or _REAL_STEPS,
+        "guidance_scale": 0.0 if given["guidance_scale"] is None else given["guidance_scale"],
+    }
+    folder = path.parent / path.stem
+    folder.mkdir(exist_ok=True)
+    tables = _paint_and_measure(pipe, [Path(source.name) for source in sources], prompts, folder, size=size, **call)
+    facts = {
+        **call,
         "size": f"{size[0]} x {size[1]}",
-        "pictures": len(files),
-        "prompts": len(prompts),
         "precision": precision.value,
         "device": where,
         "threads": torch.get_num_threads(),
         "zimage-vl": __version__,
         **get_package_versions(_RECORDED_PACKAGES),
     }
-    command = shlex.join(["zimage-vl", *sys.argv[1:]])
-    _write_text(path, write_model_page(model, command, facts, tables, tabulate_claims()))
+    from zimage_vl.evidence.page import write_model_page
+
+    _write_text(path, write_model_page(model, _tell_model_command(given), facts, tables))
+
+
+def _paint_and_measure(pipe: Any, files: list[Path], prompts: list[str], folder: Path, **call: Any) -> list[Table]:
+    """The tables; every painted picture goes into the folder as it comes."""
+    from zimage_vl.evidence.pictures import measure_pictures
+
+    with typer.progressbar(length=None, label="Painting", file=sys.stderr, show_pos=True) as bar:
+
+        def keep(setting: Any, picture: int, prompt: int, image: Image) -> None:
+            name = "prompt-alone" if setting is None else f"picture-{picture} {setting.group} {setting.name}"
+            name = re.sub(r"[^a-z0-9.-]+", "-", f"prompt-{prompt} {name}".lower())
+            write_png(image, folder / f"{name}.png", {"prompt": prompts[prompt], **call})
+            bar.update(1)
+
+        return measure_pictures(pipe, files, prompts, on_picture=keep, **call)
+
+
+def _tell_model_command(given: dict[str, Any]) -> str:
+    """The command line as it can be typed again."""
+    words = ["zimage-vl", "evidence", "--model", given["model"]]
+    for name in ("seed", *_MODEL_ONLY):
+        values = given[name] if isinstance(given[name], list) else [given[name]]
+        for value in values:
+            words += [] if value is None else [f"--{name.replace('_', '-')}", str(getattr(value, "value", value))]
+    return shlex.join(words)
 
 
 def _write_text(path: Path, text: str) -> None:

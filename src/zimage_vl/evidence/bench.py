@@ -111,6 +111,8 @@ class EvidenceBench:
             return draw_scene(self.seconds[n], seed)
         if kind == "recoloured":
             return draw_scene(Scene(reference.shape, prompt.colour, prompt.background), seed)
+        if kind == "desaturated":
+            return draw_scene(reference, seed).convert("L").convert("RGB")
         return reference_picture(kind, reference, seed)
 
     def _fill(self, value: Any, n: int) -> Any:

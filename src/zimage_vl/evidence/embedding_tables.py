@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -47,21 +47,17 @@ class _Readings:
 
 
 def measure_embedding_tables(
-    pipe: Any, pairs: Sequence[tuple[Scene, Scene]], on_step: Callable[[], object] = lambda: None
+    pipe: Any, pairs: Sequence[tuple[Scene, Scene]], alphas: Sequence[float] = _ALPHAS
 ) -> list[Table]:
     """Sizes and outliers of the toy's tokens, and effective against nominal alpha.
 
     Args:
         pipe: A toy pipeline.
         pairs: Pairs of prompt and reference.
-        on_step: Called after each table.
+        alphas: Nominal ones.
     """
     readings = _Readings(pipe, pairs)
-    made: list[Table] = []
-    for tabulate in (_tabulate_sizes, _tabulate_alpha):
-        made.append(tabulate(readings))
-        on_step()
-    return made
+    return [_tabulate_sizes(readings), _tabulate_alpha(readings, alphas)]
 
 
 def _tabulate_sizes(readings: _Readings) -> Table:
@@ -94,7 +90,7 @@ def _tabulate_sizes(readings: _Readings) -> Table:
     )
 
 
-def _tabulate_alpha(readings: _Readings) -> Table:
+def _tabulate_alpha(readings: _Readings, alphas: Sequence[float]) -> Table:
     rows: list[tuple[str, ...]] = []
     for layer, selection, alignment in (
         (-2, "all", "anchored"),
@@ -109,11 +105,11 @@ def _tabulate_alpha(readings: _Readings) -> Table:
                 "vl_alignment": alignment,
                 "vl_normalization": normalization,
             }
-            cells = [_mean(readings.effective_alphas(vl_alpha=alpha, **knobs)) for alpha in _ALPHAS]
+            cells = [_mean(readings.effective_alphas(vl_alpha=alpha, **knobs)) for alpha in alphas]
             rows.append((normalization, f"{layer}", f"{selection}, {alignment}", *cells))
     return Table(
         "Effective against nominal alpha on the toy",
-        ("normalization", "layer", "tokens", *(f"nominal {alpha:g}" for alpha in _ALPHAS)),
+        ("normalization", "layer", "tokens", *(f"nominal {alpha:g}" for alpha in alphas)),
         tuple(rows),
         f"From `report.effective_alpha`: mean and standard error over {len(readings.embeds)} pairs of the median over "
         "the tokens acted on. global and hybrid to the std of the prompt's own text. The toy has no sink tokens, so "

@@ -93,7 +93,7 @@ def _blends() -> list[Setting]:
         ("adain_per_dim", "transfers colours, corrupts the subject"),
     ):
         made += [row(f"{mode}, alpha {a:g}", claim, vl_alpha=a, vl_blend_mode=mode, **BASE) for a in (0.3, 0.5, 1.0)]
-    for neutral in ("recoloured", "grey"):
+    for neutral in ("recoloured", "desaturated", "grey"):
         claim = "failed: even at 0.3 it destroys the content"
         made += [
             row(f"style_delta, neutral {neutral}, alpha {a:g}", claim, vl_alpha=a, neutral=neutral, **_DELTA)
@@ -109,7 +109,8 @@ BLEND = Experiment(
     'subject: "visible style transfer requires accepting content corruption" (Blending Mode Variations).',
     tuple(_blends()),
     f"{BASE_WORDS.removesuffix(', linear')}, all tokens (style_delta: no normalization). The neutral picture is flat "
-    "grey, or the reference's own shape in the prompt's colours, so that the difference is the colours alone.",
+    "grey; the reference in black and white (desaturated), which everybody can make; or the reference's own shape in "
+    "the prompt's colours (recoloured), so that the difference is the colours alone.",
 )
 
 _VARIATION = "stays near the reference, with an accurate description beside it"

@@ -15,6 +15,8 @@ from .tables import Table
 # What a picture shows of an attribute: the prompt's value, the reference's, the second reference's, none of these; or
 # the pair does not count for the attribute.
 PROMPT, REFERENCE, SECOND, NEITHER, EXCLUDED = "p", "r", "s", "-", "x"
+# Names of the tables that need no pictures.
+TOY_TABLES, SYNTHETIC_TABLES = "embeddings", "synthetic"
 SCHEMA = "zimage_vl.evidence/1"
 
 

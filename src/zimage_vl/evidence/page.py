@@ -10,7 +10,8 @@ from typing import Any
 from zimage_vl.toy.measuring import ATTRIBUTES, CHANCE
 
 from .experiments_more import EXPERIMENTS
-from .outcomes import PROMPT, REFERENCE, SECOND, Measurements, Outcome
+from .model_claims import add_claims
+from .outcomes import PROMPT, REFERENCE, SECOND, SYNTHETIC_TABLES, TOY_TABLES, Measurements, Outcome
 from .prose_rest import PARAGRAPHS
 from .reading import NotMeasured, Reader, format_share, tell_outcome
 from .settings import Experiment, Setting
@@ -40,16 +41,13 @@ _TRANSFERS = (
 )
 
 
-def write_page(
-    measurements: Measurements, plots: Mapping[str, tuple[str, str]], folder: str, synthetic: Sequence[Table]
-) -> str:
+def write_page(measurements: Measurements, plots: Mapping[str, tuple[str, str]], folder: str) -> str:
     """The page of a toy run.
 
     Args:
         measurements: Of the run, whole or in part.
         plots: `{experiment: (file name, alt text)}`.
         folder: Of the plots, as seen from the page.
-        synthetic: The tables that need no model.
 
     Returns:
         Markdown.
@@ -65,7 +63,7 @@ def write_page(
     for experiment in EXPERIMENTS.values():
         parts.append(_write_section(experiment, reader, plots, folder))
         if experiment.name == "normalization":
-            parts += ["### Effective against nominal alpha", *_tables_of(measurements)]
+            parts += ["### Effective against nominal alpha", *_tables_of(measurements, TOY_TABLES)]
     parts += [_section("What transfers, what is unreliable, what does not work"), _TRANSFERS]
     parts.append(tabulate_transfers(reader).to_markdown().split("\n", 2)[2])
     parts.append(_section("Synthetic embeddings with the published sink"))
@@ -73,31 +71,28 @@ def write_page(
         "No model at all: tokens made to the published sizes, through the package's own conditioning. This is where "
         "the attention sink shows, which the toy has not."
     )
-    parts += [table.to_markdown() for table in synthetic]
+    parts += _tables_of(measurements, SYNTHETIC_TABLES)
     parts += [_section("Which setting for which wish"), *tabulate_wishes(reader)]
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-def write_model_page(
-    model: str, command: str, facts: Mapping[str, Any], tables: Sequence[Table], claims: Table
-) -> str:
+def write_model_page(model: str, command: str, facts: Mapping[str, Any], tables: Sequence[Table]) -> str:
     """The page of a run on a checkpoint and pictures of the user's own.
 
     Args:
         model: Its name.
         command: What printed the page.
         facts: Seed, steps, versions and the like.
-        tables: What was measured.
-        claims: The guide's claims, row by row.
+        tables: What was measured; the guide's claims are put beside it.
     """
     told = ", ".join(f"{name} {value}" for name, value in facts.items())
     parts = [
         f"# What each knob does on {model}",
         f"Printed by `{command}`; {told}.",
-        "Measured on the pictures and prompts that were given, and true of those. Colour, structure and similarity "
-        "are measured by arithmetic on pixels: they do not see whether a picture is good. Look at the pictures too.",
-        claims.to_markdown(),
-        *(table.to_markdown() for table in tables),
+        "Measured on the pictures and prompts that were given, and true of those. Colour, structure and semantics "
+        "are measured as likeness, by arithmetic and by the model's own eyes: none of it sees whether a picture is "
+        "good or full of artifacts. For that, look at the painted pictures in the folder beside this page.",
+        *(table.to_markdown() for table in add_claims(tables)),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -195,6 +190,5 @@ def _show_shares(setting: Setting, outcome: Outcome, attribute: str) -> str:
     return " / ".join(format_share(outcome, attribute, side) for side in sides)
 
 
-def _tables_of(measurements: Measurements) -> list[str]:
-    tables = measurements.tables.get("embeddings", [])
-    return [table.to_markdown() for table in tables] or ["Not measured yet."]
+def _tables_of(measurements: Measurements, name: str) -> list[str]:
+    return [table.to_markdown() for table in measurements.tables.get(name, [])] or ["Not measured yet."]

@@ -17,8 +17,9 @@ from zimage_vl.toy.loading import CHECKPOINT
 from .bench import EvidenceBench
 from .embedding_tables import measure_embedding_tables
 from .experiments_more import EXPERIMENTS
-from .outcomes import Measurements
+from .outcomes import SYNTHETIC_TABLES, TOY_TABLES, Measurements
 from .settings import Experiment, Setting
+from .synthetic import synthetic_experiments
 
 
 EMBEDDING_PAIRS = 24  # of the bench's, for the tables that need no pictures
@@ -75,6 +76,11 @@ def get_missing(experiments: Iterable[Experiment], measurements: Measurements) -
     return [setting for key, setting in wanted.items() if key not in measurements.outcomes]
 
 
+def lacks_tables(measurements: Measurements) -> bool:
+    """Whether a table that needs no pictures is still to be made."""
+    return not {TOY_TABLES, SYNTHETIC_TABLES} <= set(measurements.tables)
+
+
 def run_experiments(
     pipe: Any,
     missing: Sequence[Setting],
@@ -94,8 +100,11 @@ def run_experiments(
     """
     pairs, seed = measurements.provenance["pairs"], measurements.provenance["seed"]
     bench = EvidenceBench(pipe, pairs, seed)
-    if "embeddings" not in measurements.tables:
-        measurements.tables["embeddings"] = measure_embedding_tables(pipe, bench.pairs[:EMBEDDING_PAIRS])
+    if TOY_TABLES not in measurements.tables:
+        measurements.tables[TOY_TABLES] = measure_embedding_tables(pipe, bench.pairs[:EMBEDDING_PAIRS])
+        measurements.save(path)
+    if SYNTHETIC_TABLES not in measurements.tables:
+        measurements.tables[SYNTHETIC_TABLES] = synthetic_experiments()
         measurements.save(path)
     for setting in missing:
         started = time.monotonic()

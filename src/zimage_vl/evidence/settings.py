@@ -13,7 +13,7 @@ from zimage_vl.recipes import RECIPES
 
 REFERENCES = ("scene", "grey", "noise")
 MASKS = ("", "middle", "border")
-NEUTRALS = ("", "grey", "recoloured")
+NEUTRALS = ("", "grey", "recoloured", "desaturated")
 # Fields for captions and places: the prompt's shape, colour, background, and the reference's.
 FIELDS = ("ps", "pc", "pb", "rs", "rc", "rb")
 NO_CLAIM = "-"
@@ -32,7 +32,8 @@ class Setting:
         text_position: "after" or "before" the picture.
         mask: Which part of the reference counts: "" all, "middle" or "border".
         second: A second reference, another scene: the weights of the two. Empty: none.
-        neutral: For style_delta: "grey", or "recoloured": the reference's shape in the prompt's colours.
+        neutral: For style_delta: "grey", flat; "recoloured", the reference's shape in the prompt's colours; or
+            "desaturated", the reference in black and white.
         rounds: How often the picture that comes out becomes the reference.
     """
 
