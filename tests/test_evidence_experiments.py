@@ -23,7 +23,7 @@ GUIDE = {
     "normalization": [f"{mode}, layer -2, alpha 0.3" for mode in ("global", "per_dim", "hybrid", "none")],
     "masking": [f"{mode}, threshold 10, image tokens, alpha 1" for mode in ("none", "zero", "clamp", "scale")],
     "blend": [
-        f"{mode}, alpha 0.3" for mode in ("linear", "adain", "adain_per_dim", "style_delta, neutral recoloured")
+        f"{mode}, alpha 0.3" for mode in ("linear", "adain", "adain_per_dim", "style_delta, neutral other colours")
     ],
     "positions": [
         f"{tokens}: {place}"

@@ -23,8 +23,12 @@ def test_adain_is_called_inert_only_where_it_is() -> None:
 
 
 def test_a_delta_that_works_is_told() -> None:
-    made = reader("blend", {"style_delta, neutral recoloured, alpha 1": outcome("prr")})
-    assert "With a recoloured neutral picture it keeps" in tell_blend(made)[1]
+    made = reader("blend", {"style_delta, neutral desaturated, alpha 1": outcome("prr")})
+    told = " ".join(tell_blend(made))
+    assert "desaturated: shape the prompt's, colour the reference's, background the reference's" in told
+    assert "in the reference's colours comes with: desaturated; the reference's shape" in told
+    assert "which the guide calls fundamental, is not so on the toy" in told
+    assert "No neutral picture divides" in " ".join(tell_blend(reader("blend", {})))
 
 
 def test_masks_that_find_nothing_say_nothing() -> None:
@@ -34,7 +38,8 @@ def test_masks_that_find_nothing_say_nothing() -> None:
         for where in ("all tokens, alpha 0.5", "image tokens, alpha 1")
     ]
     assert (
-        "has no outlier dimension" in tell_masking(reader("masking", {label: outcome("rrr") for label in labels}))[0]
+        "next to no outlier dimension"
+        in tell_masking(reader("masking", {label: outcome("rrr") for label in labels}))[0]
     )
 
 

@@ -35,10 +35,12 @@ def test_windows_that_divide() -> None:
 
 
 def test_what_a_mask_leaves() -> None:
-    gone = tell_masks(reader("masks", {"its border alone, alpha 1": outcome("--r")}))[0]
-    assert "without the middle shape and colour are not above chance" in gone
-    stays = tell_masks(reader("masks", {"its border alone, alpha 1": outcome("rrr")}))[0]
-    assert "shows at the border's patches" in stays
+    rows = {"the whole reference, alpha 1": outcome("rrr"), "its middle alone, alpha 1": outcome("-r-")}
+    told = tell_masks(reader("masks", {**rows, "its border alone, alpha 1": outcome("--r")}))[0]
+    assert "The middle says more of colour, the border more of background." in told
+    assert "The prompt does not come back" in told
+    told = tell_masks(reader("masks", {**rows, "its border alone, alpha 1": outcome("p-r")}))[0]
+    assert "leaves room for the prompt" in told
 
 
 def test_rounds_that_fade() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -109,8 +110,12 @@ class EvidenceBench:
         seed = 10_000_019 * (self.seed + 1) + n
         if kind == "second":
             return draw_scene(self.seconds[n], seed)
-        if kind == "recoloured":
-            return draw_scene(Scene(reference.shape, prompt.colour, prompt.background), seed)
+        if kind in ("prompt's colours", "other colours"):
+            other = prompt if kind == "prompt's colours" else self.seconds[n]
+            return draw_scene(replace(reference, colour=other.colour, background=other.background), seed)
+        if kind.startswith("prompt's "):
+            name = kind.removeprefix("prompt's ")
+            return draw_scene(replace(reference, **{name: getattr(prompt, name)}), seed)
         if kind == "desaturated":
             return draw_scene(reference, seed).convert("L").convert("RGB")
         return reference_picture(kind, reference, seed)

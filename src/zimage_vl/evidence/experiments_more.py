@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .experiments import ALPHA, BASE, BASE_WORDS, CONTROLS, LAYERS, MATCHING, STYLE_WORDS, TEXT, TOKENS
-from .settings import Experiment, Setting, recipe_row, row
+from .settings import NEUTRALS, Experiment, Setting, recipe_row, row
 
 
 _NORMALIZATION_CLAIMS = {
@@ -93,7 +93,7 @@ def _blends() -> list[Setting]:
         ("adain_per_dim", "transfers colours, corrupts the subject"),
     ):
         made += [row(f"{mode}, alpha {a:g}", claim, vl_alpha=a, vl_blend_mode=mode, **BASE) for a in (0.3, 0.5, 1.0)]
-    for neutral in ("recoloured", "desaturated", "grey"):
+    for neutral in NEUTRALS[1:]:
         claim = "failed: even at 0.3 it destroys the content"
         made += [
             row(f"style_delta, neutral {neutral}, alpha {a:g}", claim, vl_alpha=a, neutral=neutral, **_DELTA)
@@ -109,8 +109,9 @@ BLEND = Experiment(
     'subject: "visible style transfer requires accepting content corruption" (Blending Mode Variations).',
     tuple(_blends()),
     f"{BASE_WORDS.removesuffix(', linear')}, all tokens (style_delta: no normalization). The neutral picture is flat "
-    "grey; the reference in black and white (desaturated), which everybody can make; or the reference's own shape in "
-    "the prompt's colours (recoloured), so that the difference is the colours alone.",
+    "grey; the reference in black and white (desaturated), which everybody can make; its shape in the colours of a "
+    "third scene; or the reference with the prompt's colour and background (the prompt's colours), its colour alone, "
+    "its background alone or its shape in place of the own, so that the difference is just that.",
 )
 
 _VARIATION = "stays near the reference, with an accurate description beside it"
@@ -134,7 +135,7 @@ RECIPE_SETTINGS = (
     recipe_row("appearance", "appearance", "(colours and background of the reference, the prompt's content)"),
     recipe_row("structure", "structure", "(the reference's shape in the prompt's colours)"),
     recipe_row(
-        "control: style-transfer, the colours in words, noise as the picture",
+        "control: style-transfer, in words, noise",
         "style-transfer",
         "(the words alone)",
         text=STYLE_WORDS,

@@ -113,10 +113,13 @@ def _plot_doses(reader: Reader, path: Path) -> None:
     plot_lines(path, title, "effective alpha", lines, (0, 0.25, 0.5, 0.75, 1))
 
 
-def _plot_all_rows(experiment: str, title: str) -> Callable[[Reader, Path], None]:
+def _plot_all_rows(experiment: str, title: str, ending: str = "") -> Callable[[Reader, Path], None]:
+    """A plot of the rows of an experiment whose label has this ending."""
+
     def draw(reader: Reader, path: Path) -> None:
-        labels = [setting.label for setting in EXPERIMENTS[experiment].settings]
-        plot_rows(path, title, [(label, reader.get(experiment, label)) for label in labels])
+        labels = [setting.label for setting in EXPERIMENTS[experiment].settings if setting.label.endswith(ending)]
+        rows = [(label.removesuffix(ending), reader.get(experiment, label)) for label in labels]
+        plot_rows(path, title, rows)
 
     return draw
 
@@ -130,7 +133,7 @@ PLOTS = (
     PlotSpec(
         "normalization", "Shares of the prompt's and the reference's values against the effective alpha", _plot_doses
     ),
-    PlotSpec("blend", "Shares for each blend mode", _plot_all_rows("blend", "Blend modes")),
+    PlotSpec("blend", "Shares for each blend mode", _plot_all_rows("blend", "Blend modes at alpha 1", ", alpha 1")),
     PlotSpec("recipes", "Shares for each recipe", _plot_all_rows("recipes", "The recipes as they are shipped")),
     PlotSpec(
         "positions",

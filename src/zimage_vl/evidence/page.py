@@ -107,6 +107,12 @@ def tell_command(pairs: int, seed: int) -> str:
     return shlex.join(["zimage-vl", "evidence", "--pairs", str(pairs), "--seed", str(seed)])
 
 
+def count_measured(reader: Reader) -> int:
+    """How many different settings of the experiments are measured."""
+    settings = (setting for experiment in EXPERIMENTS.values() for setting in experiment.settings)
+    return len({setting.key for setting in settings if reader.rounds(setting)})
+
+
 def _section(title: str) -> str:
     return f"## {title}"
 
@@ -122,7 +128,7 @@ def _tell_run(measurements: Measurements) -> str:
         "`evidence/measurements.json` with `--render-only`.\n"
         f"{pairs} pairs of a prompt and a reference that share neither shape nor colour nor background, seed {seed}; "
         f"{versions}; Python {remarks.get('python', 'unknown')}; {code}; {remarks.get('threads', 'unknown')} "
-        f"thread(s){spent}. {len(measurements.outcomes)} settings are measured."
+        f"thread(s){spent}. {count_measured(Reader(measurements))} different settings."
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 from .experiments_more import EXPERIMENTS
-from .outcomes import PROMPT, REFERENCE
+from .outcomes import PROMPT, REFERENCE, Outcome
 from .prose import (
     all_led_by,
     find_differences,
@@ -15,6 +15,7 @@ from .prose import (
     tell_difference,
 )
 from .reading import Reader, get_leader, is_above_chance, mean_share, tell_outcome
+from .settings import NEUTRALS
 
 
 def tell_normalization(read: Reader) -> list[str]:
@@ -39,16 +40,24 @@ def tell_normalization(read: Reader) -> list[str]:
     )
     plain = read.get("normalization", "none, layer -2, alpha 1")
     alike = [m for m in modes[1:] if not find_differences(plain, read.get("normalization", f"{m}, layer -2, alpha 1"))]
+    turned = [mode for mode in modes[1:] if mode not in alike]
     told += (
         f"At alpha 1, where the transformer's RMSNorm takes sizes away, {join(alike)} differ from none in nothing "
-        "that the judge reads."
+        "that the judge reads"
     )
+    told += f"; {join(turned)} do: they turn tokens and do not only scale them" if turned else ""
+    told += "".join(
+        f". {mode} at alpha 1 gives: {tell_outcome(read.get('normalization', f'{mode}, layer -2, alpha 1'))}"
+        for mode in turned
+        if not all_led_by(read.get("normalization", f"{mode}, layer -2, alpha 1"), REFERENCE)
+    )
+    told += "."
     image = {mode: read.get("normalization", f"{mode}, image tokens, pool, alpha 0.5") for mode in modes}
     gentle = max(modes, key=lambda mode: mean_share(image[mode], PROMPT))
     least = min(modes, key=lambda mode: image[mode].effective_alpha or 0.0)
     needs = (
-        f"For image tokens the prompt is kept best by {gentle}, and the smallest dose is that of {least}"
-        + ("" if gentle != least else ": the same")
+        f"For image tokens the prompt is kept best by {gentle}"
+        + (", which also blends the smallest dose" if gentle == least else f"; the smallest dose is that of {least}")
         + ". Choose token_rms, by which alpha means what it says, and move alpha instead of the normalization. On the "
         "real text encoder a sink decides what global and per_dim do: see the synthetic tables."
     )
@@ -61,10 +70,10 @@ def tell_masking(read: Reader) -> list[str]:
            ("all tokens, alpha 0.5", "image tokens, alpha 1")]  # fmt: skip
     found = max(row.masked_dimensions for row in ten)
     told = (
-        "At the guide's threshold of 10 the toy has no outlier dimension and the masks change nothing: it can say "
-        "nothing for or against masking. "
-        if found == 0
-        else f"At the guide's threshold of 10 up to {found:.1f} dimensions are masked. "
+        f"At the guide's threshold of 10 the toy has next to no outlier dimension ({found:.2f} a reference on the "
+        "mean), so that it can say nothing for or against masking there. "
+        if found < 0.5
+        else f"At the guide's threshold of 10 up to {found:.1f} dimensions a reference are masked. "
     )
     none = read.get("masking", "none, threshold 10, image tokens, alpha 1")
     zero = read.get("masking", "zero, threshold 1.5, image tokens, alpha 1")
@@ -100,27 +109,47 @@ def tell_blend(read: Reader) -> list[str]:
     told += f"AdaIN per dimension at alpha 1: {tell_outcome(dims[1.0])}. " + (
         "That it transfers colours and corrupts the subject is not seen. "
         if not any(is_above_chance(dims[1.0], name) for name in ("colour", "background"))
-        else "Colours do pass, as the guide says. "
+        else "Colours do pass, as the guide says, "
+        + ("and the shape with them. " if is_above_chance(dims[1.0], "shape") else "without the shape. ")
     )
-    delta = {a: read.get("blend", f"style_delta, neutral recoloured, alpha {a:g}") for a in (0.3, 0.5, 1.0)}
-    grey = {a: read.get("blend", f"style_delta, neutral grey, alpha {a:g}") for a in (0.3, 0.5, 1.0)}
-    small = (
-        "does not destroy the content"
-        if not find_differences(alone, delta[0.3]) or all_led_by(delta[0.3], PROMPT)
-        else "costs content"
+    told += f"At 0.5 it gives: {tell_outcome(dims[0.5])}."
+    return [told, *_tell_deltas(read, alone)]
+
+
+def _tell_deltas(read: Reader, alone: Outcome) -> list[str]:
+    kinds = NEUTRALS[1:]
+    rows = {
+        (kind, alpha): read.get("blend", f"style_delta, neutral {kind}, alpha {alpha:g}")
+        for kind in kinds
+        for alpha in (0.3, 0.5, 1.0)
+    }
+    hurt = [kind for kind in kinds if not all_led_by(rows[kind, 0.3], PROMPT)]
+    told = (
+        "Style delta at 0.3, scaled to the ordinary token and not to a std that a sink decides, leaves the prompt in "
+        f"the lead {'with every neutral picture' if not hurt else f'but with {join(hurt)} as neutral picture'}; the "
+        "guide's failed test had some eight times the dose. At alpha 1 it gives, by neutral picture: "
     )
-    style = [name for name, rows in (("a recoloured", delta), ("a grey", grey)) if any(map(is_style, rows.values()))]
-    deltas = (
-        f"Style delta at 0.3, scaled to the ordinary token and with a neutral picture that differs in colour alone, "
-        f"{small}; at 1 it is: {tell_outcome(delta[1.0])}; with a grey neutral picture: {tell_outcome(grey[1.0])}. "
+    told += "; ".join(f"{kind}: {tell_outcome(rows[kind, 1.0])}" for kind in kinds)
+    style = [kind for kind in kinds if any(is_style(rows[kind, alpha]) for alpha in (0.3, 0.5, 1.0))]
+    structure = [kind for kind in kinds if any(is_structure(rows[kind, alpha]) for alpha in (0.3, 0.5, 1.0))]
+    split = (
+        f"The prompt's shape in the reference's colours comes with: {join(style)}; the reference's shape in the "
+        f"prompt's colours with: {join(structure)}. "
     )
-    deltas += (
-        f"With {join(style)} neutral picture it keeps the prompt's shape and takes the reference's colours: the trade "
-        "that the guide calls fundamental is not, on the toy. The guide's failed test had some eight times the dose."
-        if style
-        else "It does not give the prompt's shape in the reference's colours at any of these alphas."
+    split += (
+        "So the trade between visible style and kept content, which the guide calls fundamental, is not so on the "
+        "toy: a difference of two pictures transfers that in which they differ, and takes away what the neutral one "
+        "shows. "
+        if style or structure
+        else "No neutral picture divides style from content here."
     )
-    return [told, deltas]
+    if style and not {"grey", "desaturated", "other colours"} & {*style, *structure}:
+        split += (
+            "The neutral picture has to be the reference with the prompt's own attribute in it: grey, black and white "
+            "or any other colours do not do. That is much to ask of a user with a photograph, but of all that is "
+            "measured here it is the first thing we would try on the real models."
+        )
+    return [told + ".", split]
 
 
 def tell_recipes(read: Reader) -> list[str]:
@@ -130,8 +159,8 @@ def tell_recipes(read: Reader) -> list[str]:
     structure = [label for label, row in rows.items() if is_structure(row)]
     letter, measured = rows["style-transfer, the prompt beside"], rows["style-transfer, target std the text's"]
     constant = (
-        f"The guide's target std of 70 is Qwen3's and has no meaning elsewhere: on the toy, whose text has a std "
-        f"below 2, STYLE_TRANSFER blends {letter.effective_alpha or 0:.2f} where 0.50 is asked for "
+        f"The guide's target std of 70 is Qwen3's and has no meaning elsewhere: on the toy, whose text has a far "
+        f"smaller one, STYLE_TRANSFER blends {letter.effective_alpha or 0:.2f} where 0.50 is asked for "
         f"({tell_outcome(letter)}), and with the text's own std {measured.effective_alpha or 0:.2f} "
         f"({tell_outcome(measured)}). Use the recipes with vl_target_std=None wherever the text encoder is another."
     )

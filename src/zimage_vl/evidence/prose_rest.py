@@ -8,7 +8,7 @@ from statistics import fmean
 from zimage_vl.toy.measuring import ATTRIBUTES
 
 from .experiments_more import EXPERIMENTS
-from .outcomes import PROMPT, REFERENCE, SECOND
+from .outcomes import PROMPT, REFERENCE, SECOND, Outcome
 from .prose import (
     all_led_by,
     find_differences,
@@ -24,7 +24,7 @@ from .prose import (
     tell_tokens,
 )
 from .prose_more import tell_blend, tell_masking, tell_normalization, tell_positions, tell_recipes
-from .reading import Reader, get_leader, is_above_chance, mean_share, tell_outcome
+from .reading import Reader, differ, get_leader, is_above_chance, mean_share, tell_outcome
 
 
 def tell_references(read: Reader) -> list[str]:
@@ -72,6 +72,11 @@ def tell_layer_mixes(read: Reader) -> list[str]:
     return [told]
 
 
+def says_more(first: Outcome, second: Outcome, name: str) -> bool:
+    """Whether the first row shows more of the reference's value than the second, beyond the error."""
+    return differ(first, second, name, REFERENCE) and first.share(name, REFERENCE) > second.share(name, REFERENCE)
+
+
 def tell_masks(read: Reader) -> list[str]:
     """Section "Masks on the reference"."""
     whole, middle, border = (
@@ -84,20 +89,28 @@ def tell_masks(read: Reader) -> list[str]:
         f"{join(f'{middle.share(name, REFERENCE):.2f}' for name in ATTRIBUTES)}, the border "
         f"{join(f'{border.share(name, REFERENCE):.2f}' for name in ATTRIBUTES)}. "
     )
-    lost = [name for name in ATTRIBUTES if not is_above_chance(border, name)]
+    more = {
+        place: [name for name in ATTRIBUTES if says_more(first, second, name)]
+        for place, first, second in (("middle", middle, border), ("border", border, middle))
+    }
+    told += f"The middle says more of {join(more['middle'])}, the border more of {join(more['border'])}. "
+    kept = [
+        name
+        for name in ATTRIBUTES
+        if any(row.share(name, PROMPT) > whole.share(name, PROMPT) + 0.1 for row in (middle, border))
+    ]
     told += (
-        f"What lies under the mask is gone: without the middle {join(lost)} "
-        f"{'is' if len(lost) == 1 else 'are'} not above chance. "
-        if lost
-        else "Much of the shape shows at the border's patches already. "
-    )
-    kept = [name for name in ATTRIBUTES if get_leader(border, name) == PROMPT]
-    told += (
-        f"The prompt keeps its {join(kept)} there: a mask leaves room for the prompt."
+        f"Where something is hidden the prompt gets a little of its {join(kept)} back, but it leads in nothing."
+        if kept and not any(get_leader(row, name) == PROMPT for row in (middle, border) for name in ATTRIBUTES)
+        else "What is hidden leaves room for the prompt."
         if kept
-        else "The prompt does not come back in its place: at alpha 1 what is hidden is not the prompt's but undecided."
+        else "The prompt does not come back in the place of what is hidden."
     )
-    return [told + " A mask is a way to choose what is transferred that hangs on no peculiarity of a model."]
+    return [
+        told
+        + " A mask shifts what the reference says by what it hides; it is no knife between shape and colour, since "
+        "both lie in the middle and the vision tower reads a colour or an edge from little."
+    ]
 
 
 def tell_refinement(read: Reader) -> list[str]:
@@ -177,7 +190,10 @@ def tell_controls(read: Reader) -> list[str]:
             "the reference's. "
         )
         + (
-            f"At 0.3 the prompt loses something to {join(harmed)}: disruption, not transfer. "
+            f"At 0.3 the prompt loses something to {join(harmed)}: disruption, not transfer. Its shape is kept in "
+            f"{rows['noise, all, alpha 0.3'].share('shape', PROMPT):.2f} beside noise, "
+            f"{rows['grey, all, alpha 0.3'].share('shape', PROMPT):.2f} beside grey and "
+            f"{read.prompt('alpha', 'alpha 0.3', 'shape'):.2f} beside a scene. "
             if harmed
             else "At 0.3 a reference that shows nothing costs the prompt nothing. "
         )

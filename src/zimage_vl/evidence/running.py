@@ -67,6 +67,8 @@ def open_measurements(path: Path, provenance: dict[str, Any], fresh: bool) -> Me
             f"{path} holds measurements of another run ({told}). Pass --fresh to measure everything again in its "
             "place, another --output, or --render-only to write the page from what it holds."
         )
+    known = {setting.key for experiment in EXPERIMENTS.values() for setting in experiment.settings}
+    found.outcomes = {key: rounds for key, rounds in found.outcomes.items() if key in known}
     return found
 
 

@@ -13,7 +13,16 @@ from zimage_vl.recipes import RECIPES
 
 REFERENCES = ("scene", "grey", "noise")
 MASKS = ("", "middle", "border")
-NEUTRALS = ("", "grey", "recoloured", "desaturated")
+NEUTRALS = (
+    "",
+    "grey",
+    "desaturated",
+    "other colours",
+    "prompt's colours",
+    "prompt's colour",
+    "prompt's background",
+    "prompt's shape",
+)
 # Fields for captions and places: the prompt's shape, colour, background, and the reference's.
 FIELDS = ("ps", "pc", "pb", "rs", "rc", "rb")
 NO_CLAIM = "-"
@@ -32,8 +41,9 @@ class Setting:
         text_position: "after" or "before" the picture.
         mask: Which part of the reference counts: "" all, "middle" or "border".
         second: A second reference, another scene: the weights of the two. Empty: none.
-        neutral: For style_delta: "grey", flat; "recoloured", the reference's shape in the prompt's colours; or
-            "desaturated", the reference in black and white.
+        neutral: The picture without what is to be transferred, for style_delta: flat "grey"; the reference
+            "desaturated"; its shape in "other colours"; or the reference with the "prompt's colours" (colour and
+            background), "prompt's colour", "prompt's background" or "prompt's shape" in place of its own.
         rounds: How often the picture that comes out becomes the reference.
     """
 
