@@ -21,7 +21,7 @@ help:
 	@echo "make test    run the tests                    (ARGS=\"-k images\" for some of them)"
 	@echo "make check   ruff, pyright, the layering of the package, the single-file pipeline"
 	@echo "make bundle  write the single-file pipeline for the Hub to pipelines/"
-	@echo "make evidence  measure every knob on the toy world and write docs/evidence.md (about 20 minutes on one core)"
+	@echo "make evidence  measure every knob on the toy world, write docs/evidence.md  (ARGS=\"--only alpha\" for some)"
 	@echo "make bench   run the benchmarks"
 	@echo "make setup   create or refresh .venv and nothing else"
 	@echo "make clean   remove build leftovers and caches, not .venv and no pictures"

@@ -14,6 +14,7 @@ from zimage_vl.cli.evidence import PAIRS, SEED
 from zimage_vl.evidence import plots
 from zimage_vl.evidence.outcomes import Measurements, get_standard_error
 from zimage_vl.evidence.running import describe_run
+from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
 
 
 pytestmark = pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="no matplotlib")
@@ -89,6 +90,25 @@ def test_measurements_of_other_pairs_are_refused(run: Path, capsys: pytest.Captu
     assert done.code == 2
     assert "pairs 2 there, 3 here" in done.err
     assert "--fresh" in done.err
+
+
+@pytest.mark.slow
+def test_a_model_is_measured_on_pictures_of_the_users_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    load_toy_pipeline().save_pretrained(tmp_path / "model")
+    (tmp_path / "photos").mkdir()
+    draw_scene(Scene("circle", "red", "white")).save(tmp_path / "photos" / "a.png")
+    page = tmp_path / "page.md"
+    options = ["--prompts", "a blue square on a black background", "--size", "64x64", "--steps", 1, "--device", "cpu"]
+    options += ["--dtype", "float32", "--seed", 5, "--output", page]
+    done = call(capsys, "evidence", "--model", tmp_path / "model", "--pictures", tmp_path / "photos", *options)
+    assert (done.code, done.out.strip()) == (0, str(page)), done.err
+    text = page.read_text()
+    assert f"zimage-vl evidence --model {tmp_path / 'model'} --seed 5 --pictures {tmp_path / 'photos'}" in text
+    assert "| alpha 0.3 | recommended default | 1 |" in text
+    assert "### Controls" in text
+    painted = {path.name for path in (tmp_path / "page").iterdir()}
+    assert "prompt-0-prompt-alone.png" in painted
+    assert len(painted) > 30
 
 
 @pytest.mark.parametrize(

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import pytest
 
 from evidence_samples import made_measurements
 from zimage_vl.evidence.experiments_more import EXPERIMENTS
+from zimage_vl.evidence.figures import PLOTS
 from zimage_vl.evidence.outcomes import PROMPT, Measurements
 from zimage_vl.evidence.page import tabulate, tell_command, write_model_page, write_page
 from zimage_vl.evidence.reading import Reader
+from zimage_vl.evidence.running import get_missing
 from zimage_vl.evidence.tables import Table
 
 
@@ -104,3 +107,16 @@ def test_the_page_of_a_model_has_the_claims_beside_what_was_measured() -> None:
     assert "`zimage-vl evidence --model a/model`; seed 3." in text
     assert "| adain | keeps the content perfectly, no visible style | 0.5 |" in text
     assert "### Blend" in text
+
+
+def test_the_page_in_docs_is_what_its_measurements_give() -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    measurements = Measurements.load(docs / "evidence" / "measurements.json")
+    plots = {plot.experiment: (f"{plot.experiment}.png", plot.alt) for plot in PLOTS}
+    # Written again by `zimage-vl evidence --render-only`.
+    assert write_page(measurements, plots, "evidence") == (docs / "evidence.md").read_text(encoding="utf-8")
+    assert {path.name for path in (docs / "evidence").iterdir()} == {
+        "measurements.json",
+        *(name for name, _ in plots.values()),
+    }
+    assert get_missing(EXPERIMENTS.values(), measurements) == []

@@ -31,7 +31,7 @@ def test_windows_that_divide() -> None:
     rows = {label: outcome("rrr") for label in labels}
     assert "No window divides" in tell_steps(reader("steps", rows))[0]
     rows[labels[-1]] = outcome("prr")
-    assert f"colours comes {labels[-1]}" in tell_steps(reader("steps", rows))[0]
+    assert f"colours comes from: {labels[-1]}" in tell_steps(reader("steps", rows))[0]
 
 
 def test_what_a_mask_leaves() -> None:

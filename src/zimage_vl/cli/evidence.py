@@ -252,9 +252,13 @@ def _measure_model(path: Path, seed: int, threads: int | None, given: dict[str, 
 
 def _paint_and_measure(pipe: Any, files: list[Path], prompts: list[str], folder: Path, **call: Any) -> list[Table]:
     """The tables; every painted picture goes into the folder as it comes."""
+    from zimage_vl.evidence.picture_settings import make_settings
     from zimage_vl.evidence.pictures import measure_pictures
+    from zimage_vl.evidence.similarity import count_layers
 
-    with typer.progressbar(length=None, label="Painting", file=sys.stderr, show_pos=True) as bar:
+    settings = make_settings(count_layers(pipe))
+    total = len(prompts) * (1 + len(files) * len({setting.key for setting in settings}))
+    with typer.progressbar(length=total, label=f"Painting {total} pictures", file=sys.stderr) as bar:
 
         def keep(setting: Any, picture: int, prompt: int, image: Image) -> None:
             name = "prompt-alone" if setting is None else f"picture-{picture} {setting.group} {setting.name}"
@@ -262,7 +266,7 @@ def _paint_and_measure(pipe: Any, files: list[Path], prompts: list[str], folder:
             write_png(image, folder / f"{name}.png", {"prompt": prompts[prompt], **call})
             bar.update(1)
 
-        return measure_pictures(pipe, files, prompts, on_picture=keep, **call)
+        return measure_pictures(pipe, files, prompts, settings=settings, on_picture=keep, **call)
 
 
 def _tell_model_command(given: dict[str, Any]) -> str:

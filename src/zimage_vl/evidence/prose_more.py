@@ -45,13 +45,15 @@ def tell_normalization(read: Reader) -> list[str]:
         f"At alpha 1, where the transformer's RMSNorm takes sizes away, {join(alike)} differ from none in nothing "
         "that the judge reads"
     )
-    told += f"; {join(turned)} do: they turn tokens and do not only scale them" if turned else ""
-    told += "".join(
-        f". {mode} at alpha 1 gives: {tell_outcome(read.get('normalization', f'{mode}, layer -2, alpha 1'))}"
-        for mode in turned
-        if not all_led_by(read.get("normalization", f"{mode}, layer -2, alpha 1"), REFERENCE)
-    )
-    told += "."
+    told += f"; {join(turned)} do: they turn tokens and do not only scale them." if turned else "."
+    harmed = [m for m in turned if not all_led_by(read.get("normalization", f"{m}, layer -2, alpha 1"), REFERENCE)]
+    if harmed:
+        full = {mode: read.get("normalization", f"{mode}, layer -2, alpha 1") for mode in harmed}
+        told += " At alpha 1 " + "; ".join(f"{mode} gives: {tell_outcome(row)}" for mode, row in full.items())
+        told += (
+            ". Against the other normalizations it loses what the reference says, without any sink: it subtracts the "
+            "mean over the reference's own tokens, and so, we take it, what they have in common."
+        )
     image = {mode: read.get("normalization", f"{mode}, image tokens, pool, alpha 0.5") for mode in modes}
     gentle = max(modes, key=lambda mode: mean_share(image[mode], PROMPT))
     least = min(modes, key=lambda mode: image[mode].effective_alpha or 0.0)
@@ -222,6 +224,6 @@ def tell_positions(read: Reader) -> list[str]:
     return [
         told,
         f"The tail alone differs from everywhere {tell_difference(tail, whole)}, and pooled it gives: "
-        f"{tell_outcome(pooled)}. Per-token alpha is the one knob that can change what is transferred and not only "
-        "how much; which places do what has to be tried on the model at hand.",
+        f"{tell_outcome(pooled)}. An alpha by place can choose what is transferred only where places carry different "
+        "things; whether those of the real models do has to be tried on them.",
     ]

@@ -106,11 +106,13 @@ def tell_masks(read: Reader) -> list[str]:
         if kept
         else "The prompt does not come back in the place of what is hidden."
     )
-    return [
-        told
-        + " A mask shifts what the reference says by what it hides; it is no knife between shape and colour, since "
-        "both lie in the middle and the vision tower reads a colour or an edge from little."
-    ]
+    split = any(is_style(row) or is_structure(row) for row in (middle, border))
+    told += (
+        " A mask can divide shape from colour here."
+        if split
+        else " A mask shifts what the reference says; it is no knife between its shape and its colours."
+    )
+    return [told]
 
 
 def tell_refinement(read: Reader) -> list[str]:
@@ -151,8 +153,18 @@ def tell_alignment(read: Reader) -> list[str]:
         f"At 0.3 the prompt is kept best by {keeps} ({mean_share(small[keeps], PROMPT):.2f} of the attributes; "
         f"anchored {mean_share(small['anchored'], PROMPT):.2f}, pool {mean_share(small['pool'], PROMPT):.2f}). "
     )
-    ends = "At 0.5 the prompt keeps " + join(f"{mean_share(row, PROMPT):.2f} ({mode})" for mode, row in half.items())
-    return [told + ends + "."]
+    other = [mode for mode in modes[1:] if find_differences(half["anchored"], half[mode])]
+    ends = (
+        f"At 0.5 {join(other)} differ from anchored in something: there "
+        if other
+        else "At 0.5 none differs from anchored in anything that the judge reads: there "
+    )
+    ends += "the prompt keeps " + join(f"{mean_share(row, PROMPT):.2f} ({mode})" for mode, row in half.items())
+    return [
+        told + ends + ".",
+        "Anchored stays the default: it lays each part of the turn on its own part of the prompt, which an alpha by "
+        "place needs. concat alone keeps the prompt's own tokens whole beside the reference's.",
+    ]
 
 
 def tell_steps(read: Reader) -> list[str]:
@@ -162,13 +174,21 @@ def tell_steps(read: Reader) -> list[str]:
     style = [label for label, row in rows.items() if is_style(row)]
     structure = [label for label, row in rows.items() if is_structure(row)]
     told += (
-        f"The prompt's shape with the reference's colours comes {join(style)}; the reference's shape with the "
-        f"prompt's colours {join(structure)}. "
+        f"The prompt's shape with the reference's colours comes from: {join(style)}; the reference's shape with the "
+        f"prompt's colours from: {join(structure)}. "
     )
     told += (
         "When the reference counts decides what it decides: this knob divides structure from appearance."
         if style or structure
         else "No window divides structure from appearance."
+    )
+    worst = max(rows, key=lambda label: stray(rows[label]))
+    whole = stray(read.get("alpha", "alpha 1"))
+    told += (
+        f" A change of mind costs quality: up to {stray(rows[worst]):.3f} stray pixels ({worst}), {whole:.3f} without "
+        "a window."
+        if stray(rows[worst]) > whole + 0.01
+        else ""
     )
     return [told]
 

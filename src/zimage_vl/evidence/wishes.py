@@ -75,6 +75,10 @@ def tabulate_wishes(reader: Reader) -> list[str]:
         "words that describe it: the setting whose weakest wished share is largest. *Reached* means that this share "
         "is above one half by two standard errors. The best of many is a little flattered by chance, and all of it "
         "is the toy's: on the real models take the row as the first thing to try, not as an answer.",
+        "Until somebody has measured the real models, we would start there with token_rms and sinks excluded (then "
+        "alpha means what it says, by the arithmetic of the report and not by the toy), the guide's layer -6, all "
+        "tokens, anchored, and try alpha from 0.2 to 0.8; and turn to a style delta where only a part of the "
+        "reference is wanted and a neutral picture can be had.",
     ]
 
 
