@@ -7,7 +7,7 @@ PIP_ARGS ?=
 # Where to publish, as owner/name; UPLOAD=1 does it, without it nothing is sent.
 REPO ?=
 UPLOAD ?=
-# More arguments for the command of demo, test, bench and publish, such as ARGS="-k images".
+# More arguments for the command of demo, test, evidence, bench and publish, such as ARGS="-k images".
 ARGS ?=
 
 VENV := .venv
@@ -16,6 +16,9 @@ STAMP := $(VENV)/.setup-stamp
 CONSTRAINTS := requirements/constraints.txt
 PIP_OPTIONS := --disable-pip-version-check -c $(CONSTRAINTS) $(PIP_ARGS)
 PIP_INSTALL := $(BIN)/python -m pip install $(PIP_OPTIONS)
+
+# The extra of that name in setup.cfg.
+QUANTISED := "torchao>=0.14" "bitsandbytes>=0.48"
 
 # A process a core with a thread each: the models of the tests are too small for more threads.
 WORKERS ?= auto
@@ -27,7 +30,7 @@ LOWEST_VENV := .venv-lowest
 LOWEST_STAMP := $(LOWEST_VENV)/.setup-stamp
 LOWEST_INSTALL := $(LOWEST_VENV)/bin/python -m pip install $(PIP_OPTIONS) -c $(LOWEST)
 
-.PHONY: help setup demo test test-lowest check bundle dist try-wheel publish bench clean
+.PHONY: help setup demo test test-lowest check bundle evidence dist try-wheel publish bench clean
 .DEFAULT_GOAL := help
 
 help:
@@ -36,6 +39,7 @@ help:
 	@echo "make test-lowest  run them with the oldest diffusers and transformers, in .venv-lowest"
 	@echo "make check   ruff, pyright, the layering of the package, the single-file pipeline"
 	@echo "make bundle  write the single-file pipeline for the Hub to pipelines/"
+	@echo "make evidence  measure every knob on the toy world, write docs/evidence.md  (ARGS=\"--only alpha\" for some)"
 	@echo "make bench   measure speed, write docs/performance.md   (ARGS=\"--only a f\" for some parts)"
 	@echo "make dist    build the wheel and the sdist into dist/"
 	@echo "make try-wheel   install that wheel into an empty environment and run the demo there"
@@ -59,18 +63,30 @@ $(STAMP): setup.cfg pyproject.toml $(CONSTRAINTS)
 demo: $(STAMP)
 	@$(BIN)/zimage-vl demo $(ARGS)
 
-test: $(STAMP)
+test: $(STAMP) $(VENV)/quantised
 	@$(TESTING) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-test-lowest: $(LOWEST_STAMP)
+test-lowest: $(LOWEST_STAMP) $(LOWEST_VENV)/quantised
 	@$(TESTING) $(LOWEST_VENV)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
 $(LOWEST_STAMP): setup.cfg pyproject.toml $(CONSTRAINTS) $(LOWEST)
 	@rm -f $@
 	@$(LOWEST_VENV)/bin/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(LOWEST_VENV)
 	$(LOWEST_INSTALL) torch
-	$(LOWEST_INSTALL) -r $(LOWEST) -e ".[test]"
+	$(LOWEST_INSTALL) -e ".[test]"
 	@touch $@
+
+# What quantises lies apart, on the path of its own tests alone (tests/test_quantised_environment.py): diffusers imports it
+# wherever it is installed, which takes seconds and says much.
+$(VENV)/quantised: $(STAMP)
+	@rm -rf $@ $@-new
+	$(PIP_INSTALL) --quiet --no-deps --target $@-new $(QUANTISED)
+	@mv $@-new $@ && touch $@
+
+$(LOWEST_VENV)/quantised: $(LOWEST_STAMP)
+	@rm -rf $@ $@-new
+	$(LOWEST_INSTALL) --quiet --no-deps --target $@-new $(QUANTISED)
+	@mv $@-new $@ && touch $@
 
 check: $(STAMP)
 	$(BIN)/ruff check
@@ -81,6 +97,9 @@ check: $(STAMP)
 
 bundle: $(STAMP)
 	@$(BIN)/python tools/build_pipeline.py
+
+evidence: $(STAMP)
+	@$(BIN)/zimage-vl evidence $(ARGS)
 
 # Without isolation: the environment has what building needs, and no network is asked for it. The egg-info of an earlier
 # build goes first, since setuptools would add to the sdist whatever that one listed.

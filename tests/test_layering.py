@@ -60,7 +60,7 @@ PIPELINE_SIDE = {
     "sharing",
 }
 DATA_ONLY = {"recipes", "_version", "iteration"}
-ABOVE_PIPELINE = {"toy", "cli", "low_memory"}
+ABOVE_PIPELINE = {"toy", "cli", "evidence", "low_memory"}
 
 
 def module_files() -> dict[str, Path]:
@@ -139,7 +139,7 @@ def test_the_data_imports_nothing_of_the_package() -> None:
         assert not rooms(module), module
 
 
-def test_only_the_toy_world_and_the_command_line_import_the_pipeline() -> None:
+def test_only_what_is_above_the_pipeline_imports_it() -> None:
     for module in IMPORTS:
         if module and module.split(".")[0] not in ABOVE_PIPELINE:  # "" is the package itself, which is lazy
             assert PIPELINE not in rooms(module), module
@@ -149,6 +149,12 @@ def test_nothing_imports_the_command_line() -> None:
     for module in IMPORTS:
         if module.split(".")[0] != "cli":
             assert "cli" not in rooms(module), module
+
+
+def test_only_the_command_line_imports_the_evidence() -> None:
+    for module in IMPORTS:
+        if module.split(".")[0] not in ("evidence", "cli"):
+            assert "evidence" not in rooms(module), module
 
 
 def test_no_module_of_the_bundle_imports_the_package_by_its_name() -> None:

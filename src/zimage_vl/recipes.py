@@ -2,8 +2,9 @@
 
 The first four and `GUIDE` are those of the Qwen3-VL conditioning guide, as its code has them; what it leaves open
 stays at the pipeline's defaults. Its alignment of the sequences is not known, so that they are not the guide's
-pictures. The other three are ideas that came after the guide: neither on the packed toy world nor on real weights have
-they been measured yet.
+pictures. The other three are ideas that came after the guide. What each does on the packed toy world is printed by
+`zimage-vl evidence --only recipes` (docs/evidence.md): there CALIBRATED blends what it asks for, and APPEARANCE and
+STRUCTURE do not do what they are named for. None of them has been measured on real weights yet.
 
 They are read-only dicts, since every call shares them. To change one setting:
 `pipe(prompt, reference_image=image, **{**STYLE_TRANSFER, "vl_alpha": 0.7})`.
@@ -80,7 +81,7 @@ GUIDE: dict[str, Any] = _Recipe(
 # Alpha means what it says. In Z-Image only the ratio of token sizes counts, and the scaling by a std that one
 # attention sink makes up turns a nominal .3 into about .6 to .7 (computed from the guide's figures): here every token
 # gets the size of the text token that it is blended with, sinks stay out of it, and all tokens of the reference are
-# read evenly.
+# read evenly. On the toy it blends .30, and at that dose the prompt leads in everything.
 CALIBRATED: dict[str, Any] = _Recipe(
     vl_alpha=0.3,
     vl_normalization="token_rms",
@@ -89,7 +90,8 @@ CALIBRATED: dict[str, Any] = _Recipe(
 )
 
 # Colours and background of the reference, the prompt's content. The idea: the template's tail sums
-# up the appearance. Not measured yet.
+# up the appearance. On the packed toy it does not separate: its language model carries everything about a picture in
+# that tail, and the reference's shape comes with its colours. Open on real weights.
 APPEARANCE: dict[str, Any] = _Recipe(
     vl_alpha=_Recipe(prefix=0.0, prompt=0.0, suffix=1.0),
     vl_hidden_layer=-2,
@@ -97,8 +99,8 @@ APPEARANCE: dict[str, Any] = _Recipe(
     vl_normalization="token_rms",
 )
 
-# The reference's shape in the prompt's colours. The idea: the prompt's words carry the structure. Not
-# measured yet.
+# The reference's shape in the prompt's colours. The idea: the prompt's words carry the structure. On the packed toy
+# the words carry next to nothing, and the prompt keeps its shape too. Open on real weights.
 STRUCTURE: dict[str, Any] = _Recipe(
     vl_alpha=_Recipe(prefix=0.0, prompt=1.0, suffix=0.0),
     vl_hidden_layer=-2,

@@ -12,6 +12,7 @@ from zimage_vl._version import __version__
 
 from .demo import demo
 from .env import env
+from .evidence import evidence
 from .extract import extract
 from .generate import generate
 from .inspect import inspect
@@ -89,6 +90,7 @@ app.command("generate")(generate)
 app.command("extract")(extract)
 app.command("inspect")(inspect)
 app.command("statistics")(statistics)
+app.command("evidence")(evidence)
 app.command("env")(env)
 
 

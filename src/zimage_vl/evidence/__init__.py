@@ -1,0 +1,1 @@
+"""What the evidence for the method is made of: measurements and tables."""
