@@ -4,9 +4,9 @@
 PYTHON ?= python3
 # More options for pip, such as the index of torch's CPU builds: see CONTRIBUTING.md.
 PIP_ARGS ?=
-# Where to publish, as owner/name; UPLOAD=1 does it, without it nothing is sent.
+# Where to publish, as owner/name; with DRY_RUN=1 nothing is sent.
 REPO ?=
-UPLOAD ?=
+DRY_RUN ?=
 # More arguments for the command of demo, test, evidence, bench and publish, such as ARGS="-k images".
 ARGS ?=
 
@@ -43,7 +43,7 @@ help:
 	@echo "make bench   measure speed, write docs/performance.md   (ARGS=\"--only a f\" for some parts)"
 	@echo "make dist    build the wheel and the sdist into dist/"
 	@echo "make try-wheel   install that wheel into an empty environment and run the demo there"
-	@echo "make publish REPO=owner/name   show what would go to that repository of the Hub; UPLOAD=1 publishes it"
+	@echo "make publish REPO=owner/name   publish to that repository of the Hub; DRY_RUN=1 shows what would go"
 	@echo "make setup   create or refresh .venv and nothing else"
 	@echo "make clean   remove build leftovers and caches, no environment and no pictures"
 	@echo
@@ -116,7 +116,7 @@ try-wheel: dist
 	$$folder/venv/bin/zimage-vl env && $$folder/venv/bin/zimage-vl demo --output $$folder/demo.png
 
 publish: $(STAMP)
-	@$(BIN)/python tools/publish.py "$(REPO)" $(if $(filter 1 yes true,$(UPLOAD)),--upload) $(ARGS)
+	@$(BIN)/python tools/publish.py "$(REPO)" $(if $(filter 1 yes true,$(DRY_RUN)),,--upload) $(ARGS)
 
 # benchmarks/ holds more: gpu.py wants a GPU, the others print the tables that the README shows.
 bench: $(STAMP)

@@ -143,8 +143,10 @@ def test_each_reference_is_encoded_once_for_its_text(pipe, files) -> None:
         for alpha, layer in ((0.2, -2), (0.4, -3))
         for text in ({}, {"vl_text": ""})
     ]
+    pipe.set_reference_cache_size(0)
     with record_runs(pipe) as runs:
         measure_pictures(pipe, files[:1], PROMPTS[:1], settings=settings, steps=1, size=64)
+    pipe.set_reference_cache_size()
     # Two encodings; and one each for flat grey, the picture, the prompt's own and the four painted ones.
     assert runs.count("vl_encoder") == 2 + 3 + 4
 

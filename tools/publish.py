@@ -279,7 +279,7 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         print("\nNothing was uploaded:\n" + "\n".join(f"- {problem}" for problem in problems), file=sys.stderr)
         return 1
     if not options.upload:
-        print(f"\nA dry run: nothing was uploaded. To publish: make publish REPO={options.repo} UPLOAD=1")
+        print(f"\nA dry run: nothing was uploaded. To publish: make publish REPO={options.repo}")
         return 0
     head = _git(root, "rev-parse", "--short=12", "HEAD").stdout.strip()
     try:
