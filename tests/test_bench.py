@@ -248,7 +248,7 @@ def test_the_gpu_script_runs_on_a_cpu_and_says_that_the_column_is_open(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     target = tmp_path / "page.md"
-    small = ["--scale", "32", "--pixels", "64", "--sizes", "64", "96", "--steps", "1", "--rounds", "1"]
+    small = ["--scale", "32", "--pixels", "64", "--sizes", "64", "--steps", "1", "--rounds", "1"]
     gpu.main(["--device", "cpu", *small, "--output", str(target)])
     assert "NO GPU" in capsys.readouterr().out
     assert "**The GPU column is open**" in str(page.read_section(target, "gpu"))

@@ -15,7 +15,7 @@ from test_patch_grid import noise, white_box
 from test_vl_forward import library_states
 from tiny_models import IS_OLD_TRANSFORMERS, tiny_image_processor, tiny_text_encoder, tiny_tokenizer, tiny_vl_encoder
 from zimage_vl.embeddings import ReferenceEmbeds
-from zimage_vl.encoding import encode_reference
+from zimage_vl.encoding import _find_grid, encode_reference
 from zimage_vl.regions import Region
 from zimage_vl.turn import prompt_turn, reference_turn
 from zimage_vl.vl_forward import VLInputs
@@ -102,7 +102,7 @@ def test_bounds_on_pixels():
     assert encode_reference(MODEL, narrow, TOKENIZER, noise((320, 320)), TEXT, max_pixels=1024).num_image_tokens == 4
     # A default that is the library's, not the model's, is no bound.
     assert tiny_image_processor().size["longest_edge"] == 28 * 28 * 1280
-    assert encode(noise((1024, 1024)), layers=(0,)).num_image_tokens == 64 * 64
+    assert _find_grid(tiny_image_processor(), noise((1024, 1024)), 1024 * 1024) == (1024 * 1024, 64, 64)
     with pytest.raises(ValueError, match="at most 200 times"):
         encode(noise((4000, 10)))
 

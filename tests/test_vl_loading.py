@@ -89,17 +89,18 @@ def test_nothing_to_load_is_one_clear_sentence(tmp_path: Path) -> None:
     program = (
         "import sys\n"
         "from zimage_vl.vl_loading import load_vl_parts\n"
-        "try:\n"
-        "    load_vl_parts(sys.argv[1])\n"
-        "except OSError as error:\n"
-        "    print(error)"
+        "for model_id in sys.argv[1:]:\n"
+        "    try:\n"
+        "        load_vl_parts(model_id)\n"
+        "    except OSError as error:\n"
+        "        print(error)"
     )
-    for model_id in ("nobody/no-such-qwen3-vl", str(tmp_path / "nowhere")):
-        done = run_python(program, model_id)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith(f"The VL encoder '{model_id}' could not be loaded: ")
-        assert "pass the path of a local folder as `vl_model_id`" in done.stdout
-        assert len(done.stdout.splitlines()) == 1
+    model_ids = ("nobody/no-such-qwen3-vl", str(tmp_path / "nowhere"))
+    done = run_python(program, *model_ids)
+    assert done.returncode == 0, done.stderr
+    for model_id, line in zip(model_ids, done.stdout.splitlines(), strict=True):
+        assert line.startswith(f"The VL encoder '{model_id}' could not be loaded: ")
+        assert "pass the path of a local folder as `vl_model_id`" in line
 
 
 def test_an_empty_folder_is_named_too(tmp_path: Path) -> None:
