@@ -130,10 +130,7 @@ def _read_pictures(
     """The references as ready embeddings, in place of all arguments that speak of pictures."""
     layers = sorted({layer for request in requests for layer in request.knobs.layers})
     encoder, processor = source.load_vl_parts(vl_model_id, layers)
-    nothing: Any = None
-    reader: Any = ZImageVLPipeline(
-        nothing, nothing, nothing, tokenizer, nothing, encoder.to(source.device), processor, vl_model_id=None
-    )
+    reader = _pipeline_of_parts(tokenizer=tokenizer, vl_encoder=encoder.to(source.device), vl_processor=processor)
     embeds: list[list[ReferenceEmbeds]] = []
     neutrals: list[ReferenceEmbeds] = []
     for request in requests:
@@ -183,6 +180,12 @@ def _encode_prompts(
 def _paint(source: _Source, painting: dict[str, Any], embeds: list[torch.Tensor], negative: list[torch.Tensor]) -> Any:
     pipe = source.load_pipeline(text_encoder=None, tokenizer=None)
     return pipe(prompt_embeds=embeds, negative_prompt_embeds=negative or None, **painting)[0]
+
+
+def _pipeline_of_parts(**parts: Any) -> Any:
+    """A pipeline with these components alone, for those of its methods that need no more; it never loads one."""
+    required: dict[str, Any] = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer", "transformer"))
+    return ZImageVLPipeline(**{**required, **parts}, vl_model_id=None)
 
 
 def _free_memory() -> None:
@@ -266,15 +269,13 @@ def _complete_call(given: dict[str, Any]) -> dict[str, Any]:
 
 def _is_guided(guidance_scale: float) -> bool:
     """Whether there is classifier-free guidance: the threshold is diffusers' own, and varies by version."""
-    nothing: Any = None
-    pipe: Any = ZImageVLPipeline(nothing, nothing, nothing, nothing, nothing, vl_model_id=None)
+    pipe = _pipeline_of_parts()
     pipe._guidance_scale = guidance_scale
     return pipe.do_classifier_free_guidance
 
 
 def _check_places(tokenizer: Any, requests: Sequence[ReferenceRequest], max_sequence_length: int) -> None:
-    nothing: Any = None
-    pipe = ZImageVLPipeline(nothing, nothing, nothing, tokenizer, nothing, vl_model_id=None)
+    pipe = _pipeline_of_parts(tokenizer=tokenizer)
     for request in requests:
         if request.prompt is not None:
             resolve_alpha(
