@@ -53,7 +53,7 @@ from performance.real_shapes import SCALES
 from performance.reuse import measure_calls, measure_reading
 from performance.timing import Spread
 
-from zimage_vl.vl_forward import vl_hidden_states
+from zimage_vl.reference.readers import vl_hidden_states
 
 
 @dataclass(frozen=True)

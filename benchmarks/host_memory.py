@@ -77,9 +77,9 @@ def _settings() -> dict[str, Any]:
 
 def import_only(_: str) -> Any:
     """What the libraries take."""
-    import zimage_vl.low_memory
+    import zimage_vl.workflows.low_memory
 
-    return zimage_vl.low_memory and None
+    return zimage_vl.workflows.low_memory and None
 
 
 def paint_ordinarily(folder: str) -> Any:

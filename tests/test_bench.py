@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline_samples import SMALL, make_parent, make_picture
 from tiny_models import tiny_image_processor, tiny_pipeline, tiny_tokenizer, tiny_vl_encoder
-from zimage_vl.vl_forward import vl_hidden_states
+from zimage_vl.reference.readers import vl_hidden_states
 
 
 BENCHMARKS = str(Path(__file__).parent.parent / "benchmarks")

@@ -169,7 +169,7 @@ def test_the_page_for_an_index_needs_no_file_of_the_repository(built: Built) -> 
 def test_the_call_on_that_page_uses_arguments_that_exist() -> None:
     import inspect
 
-    from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+    from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
     (block,) = re.findall(
         r"```python\n(.*?)```", (ROOT / "docs" / "package.md").read_text(encoding="utf-8"), re.DOTALL

@@ -38,7 +38,7 @@ def run() -> Generator[Run]:
         yield run_alone
         return
     server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).parent / "example_server.py")],
+        [sys.executable, str(Path(__file__).parent / "helpers" / "example_server.py")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -46,7 +46,7 @@ def test_the_card_shows_the_sheet_and_names_every_setting_and_command() -> None:
 
 
 def test_the_settings_are_arguments_of_the_call() -> None:
-    from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+    from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
     known = inspect.signature(ZImageVLPipeline.__call__).parameters
     for setting in SETTINGS:

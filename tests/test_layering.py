@@ -108,7 +108,7 @@ def modules_of(names: set[str]) -> list[str]:
 
 def test_the_reader_of_imports_resolves_relative_ones() -> None:
     source = "from .regions import Region\nfrom . import blending\n"
-    assert {"zimage_vl.regions", "zimage_vl.blending"} <= imported_names(source, "conditioning", False)
+    assert {"zimage_vl.blend.regions", "zimage_vl.blend.mix"} <= imported_names(source, "conditioning", False)
     assert "zimage_vl.cli.app" in imported_names("from .app import main", "cli", True)
     assert "zimage_vl.toy.world" in imported_names("def f():\n    from ..toy import world", "cli.demo", False)
     assert "PIL.Image" in imported_names("if True:\n    from PIL import Image", "blending", False)

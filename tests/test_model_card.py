@@ -38,7 +38,7 @@ def test_the_metadata_is_what_the_hub_reads() -> None:
 def test_the_table_of_knobs_is_the_signature_of_the_call() -> None:
     from diffusers import ZImagePipeline
 
-    from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+    from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
     ours = inspect.signature(ZImageVLPipeline.__call__).parameters
     parents = inspect.signature(ZImagePipeline.__call__).parameters
@@ -49,7 +49,7 @@ def test_the_table_of_knobs_is_the_signature_of_the_call() -> None:
 
 
 def test_the_choices_in_the_table_are_those_of_the_knobs() -> None:
-    from zimage_vl.knobs import _KNOB_CHOICES
+    from zimage_vl.blend.knobs import _KNOB_CHOICES
 
     for name, choices in _KNOB_CHOICES.items():
         row = next(line for line in CARD.splitlines() if line.startswith(f"| `{name}` "))
@@ -66,7 +66,7 @@ def test_every_loading_of_remote_code_is_pinned() -> None:
 
 
 def test_the_one_call_uses_arguments_that_exist() -> None:
-    from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+    from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
     known = inspect.signature(ZImageVLPipeline.__call__).parameters
     calls = [

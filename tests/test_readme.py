@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
 
 ROOT = Path(__file__).parent.parent

@@ -13,9 +13,9 @@ import pytest
 
 from tiny_models import tiny_pipeline
 from zimage_vl import recipes
+from zimage_vl.blend.knobs import VLConditioning
 from zimage_vl.cli._options import RecipeChoice
-from zimage_vl.knobs import VLConditioning
-from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 from zimage_vl.recipes import RECIPES
 
 
@@ -126,7 +126,7 @@ def test_each_changes_the_embeddings(name: str) -> None:
 def test_appearance_touches_the_tail_and_structure_the_words() -> None:
     import PIL.Image
 
-    from zimage_vl.regions import Region
+    from zimage_vl.blend.regions import Region
 
     pipe, photo = _pipeline(), PIL.Image.linear_gradient("L").resize((64, 48)).convert("RGB")
     prompt = "a red circle"

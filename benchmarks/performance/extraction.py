@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from zimage_vl.encoding import encode_reference
-from zimage_vl.vl_forward import VLInputs, vl_hidden_states
+from zimage_vl.reference.reading import encode_reference
+from zimage_vl.reference.readers import VLInputs, vl_hidden_states
 
 from .accelerator import Accelerator
 from .arithmetic import FORMULA, Attention, Work, count_operations, extraction_work, limit

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from zimage_vl.encoding import encode_reference
+from zimage_vl.reference.reading import encode_reference
 
 from .accelerator import Accelerator
 from .arithmetic import count_operations, extraction_work

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import nn
 from transformers import AutoTokenizer, Qwen3Config, Qwen3Model, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
-from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 from zimage_vl.toy.loading import CHECKPOINT
 
 from .real_shapes import SCHEDULER, TEXT, VISION, VL_TEXT, scale_text, scale_transformer, scale_vae, scale_vision

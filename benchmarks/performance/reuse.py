@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
 from .accelerator import Accelerator
 from .arithmetic import prefix_limit

@@ -18,7 +18,10 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import recipes
-    from .blending import (
+    from .blend.condition import condition_prompt_embeds
+    from .blend.embedding_statistics import EmbeddingStatistics, find_sink_tokens, per_dimension_correlation
+    from .blend.knobs import VLConditioning
+    from .blend.mix import (
         align_sequence,
         blend_adain,
         blend_adain_per_dim,
@@ -27,30 +30,27 @@ if TYPE_CHECKING:
         blend_with_style_delta,
         compute_style_delta,
     )
-    from .conditioning import condition_prompt_embeds
-    from .embeddings import ReferenceEmbeds
-    from .encoding import encode_reference
-    from .fingerprints import fingerprint_text_encoder, fingerprint_vl_encoder
-    from .image_to_image import load_init_image, paint_from_image
-    from .iteration import refine_iteratively
-    from .knobs import VLConditioning
-    from .low_memory import generate_low_memory
-    from .normalization import match_token_rms, normalize_hybrid, normalize_per_dimension, scale_embeddings
-    from .outliers import get_outlier_dimensions, mask_outlier_dimensions
-    from .pipeline_output import PromptConditioning, ZImageVLPipelineOutput
-    from .pipeline_z_image_vl import ZImageVLPipeline
-    from .prefix_cache import PrefixCache
-    from .report import ConditioningReport
-    from .statistics import EmbeddingStatistics, find_sink_tokens, per_dimension_correlation
-    from .text_statistics import TextStatistics
+    from .blend.normalize import match_token_rms, normalize_hybrid, normalize_per_dimension, scale_embeddings
+    from .blend.outliers import get_outlier_dimensions, mask_outlier_dimensions
+    from .blend.regions import Region
+    from .blend.report import ConditioningReport
+    from .pipeline.output import PromptConditioning, ZImageVLPipelineOutput
+    from .pipeline.pipeline_z_image_vl import ZImageVLPipeline
+    from .pipeline.text_statistics import TextStatistics
+    from .reference.embeds import ReferenceEmbeds
+    from .reference.pictures import load_reference_image
+    from .reference.reading import encode_reference
     from .toy import load_toy_pipeline
+    from .workflows.image_to_image import load_init_image, paint_from_image
+    from .workflows.low_memory import generate_low_memory
+    from .workflows.rounds import refine_iteratively
 
 __all__ = [
     "ConditioningReport",
     "EmbeddingStatistics",
-    "PrefixCache",
     "PromptConditioning",
     "ReferenceEmbeds",
+    "Region",
     "TextStatistics",
     "VLConditioning",
     "ZImageVLPipeline",
@@ -66,11 +66,10 @@ __all__ = [
     "condition_prompt_embeds",
     "encode_reference",
     "find_sink_tokens",
-    "fingerprint_text_encoder",
-    "fingerprint_vl_encoder",
     "generate_low_memory",
     "get_outlier_dimensions",
     "load_init_image",
+    "load_reference_image",
     "load_toy_pipeline",
     "mask_outlier_dimensions",
     "match_token_rms",
@@ -83,8 +82,15 @@ __all__ = [
     "scale_embeddings",
 ]
 
-_MODULE_NAMES: dict[str, tuple[str, ...]] = {
-    "blending": (
+_NAMES: dict[str, tuple[str, ...]] = {
+    "blend.condition": ("condition_prompt_embeds",),
+    "blend.embedding_statistics": (
+        "EmbeddingStatistics",
+        "find_sink_tokens",
+        "per_dimension_correlation",
+    ),
+    "blend.knobs": ("VLConditioning",),
+    "blend.mix": (
         "align_sequence",
         "blend_adain",
         "blend_adain_per_dim",
@@ -93,25 +99,36 @@ _MODULE_NAMES: dict[str, tuple[str, ...]] = {
         "blend_with_style_delta",
         "compute_style_delta",
     ),
-    "conditioning": ("condition_prompt_embeds",),
-    "embeddings": ("ReferenceEmbeds",),
-    "encoding": ("encode_reference",),
-    "fingerprints": ("fingerprint_text_encoder", "fingerprint_vl_encoder"),
-    "image_to_image": ("load_init_image", "paint_from_image"),
-    "iteration": ("refine_iteratively",),
-    "knobs": ("VLConditioning",),
-    "low_memory": ("generate_low_memory",),
-    "normalization": ("match_token_rms", "normalize_hybrid", "normalize_per_dimension", "scale_embeddings"),
-    "outliers": ("get_outlier_dimensions", "mask_outlier_dimensions"),
-    "pipeline_output": ("PromptConditioning", "ZImageVLPipelineOutput"),
-    "pipeline_z_image_vl": ("ZImageVLPipeline",),
-    "prefix_cache": ("PrefixCache",),
-    "report": ("ConditioningReport",),
-    "statistics": ("EmbeddingStatistics", "find_sink_tokens", "per_dimension_correlation"),
-    "text_statistics": ("TextStatistics",),
+    "blend.normalize": (
+        "match_token_rms",
+        "normalize_hybrid",
+        "normalize_per_dimension",
+        "scale_embeddings",
+    ),
+    "blend.outliers": (
+        "get_outlier_dimensions",
+        "mask_outlier_dimensions",
+    ),
+    "blend.regions": ("Region",),
+    "blend.report": ("ConditioningReport",),
+    "pipeline.output": (
+        "PromptConditioning",
+        "ZImageVLPipelineOutput",
+    ),
+    "pipeline.pipeline_z_image_vl": ("ZImageVLPipeline",),
+    "pipeline.text_statistics": ("TextStatistics",),
+    "reference.embeds": ("ReferenceEmbeds",),
+    "reference.pictures": ("load_reference_image",),
+    "reference.reading": ("encode_reference",),
     "toy": ("load_toy_pipeline",),
+    "workflows.image_to_image": (
+        "load_init_image",
+        "paint_from_image",
+    ),
+    "workflows.low_memory": ("generate_low_memory",),
+    "workflows.rounds": ("refine_iteratively",),
 }
-_HOME_OF = {name: module for module, names in _MODULE_NAMES.items() for name in names}
+_HOME_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:

@@ -16,7 +16,7 @@ from ._shared import note, numbered_paths, write_png
 
 
 if TYPE_CHECKING:
-    from zimage_vl.knobs import VLConditioning
+    from zimage_vl.blend.knobs import VLConditioning
 
 DEFAULT_STRENGTH = 0.6  # diffusers' own
 
@@ -108,7 +108,7 @@ def choose_size(given: dict[str, Any], side: int, start: StartPicture | None) ->
     size, width, height = given["size"], given["width"], given["height"]
     if start is None or size is not None:
         return parse_size(size, width, height, side)
-    from zimage_vl.image_to_image import fit_size, load_init_image
+    from zimage_vl.workflows.image_to_image import fit_size, load_init_image
 
     if width is None and height is None:
         return fit_size(start.image.size, 16, side * side)
@@ -159,7 +159,7 @@ def read_statistics(path: Path | None, conditioning: VLConditioning) -> dict[str
     """
     if path is None:
         return None
-    from zimage_vl.text_statistics import TextStatistics
+    from zimage_vl.pipeline.text_statistics import TextStatistics
 
     loaded = TextStatistics.load(path)
     if conditioning.is_inert or not conditioning.needs_text_statistics:
@@ -242,7 +242,7 @@ def paint(
     """
     once: Any = pipe
     if start is not None:
-        from zimage_vl.image_to_image import paint_from_image
+        from zimage_vl.workflows.image_to_image import paint_from_image
 
         once = partial(paint_from_image, pipe, init_image=start.image, strength=start.strength)
     if pictures.rounds == 1:
@@ -250,7 +250,7 @@ def paint(
         for seed, image in zip(pictures.seeds, output.images, strict=True):
             pictures.keep(image, seed, 0, output.conditioning)
         return
-    from zimage_vl.iteration import refine_iteratively
+    from zimage_vl.workflows.rounds import refine_iteratively
 
     for seed in pictures.seeds:
 

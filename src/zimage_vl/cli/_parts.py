@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from zimage_vl.embeddings import ReferenceEmbeds
-    from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+    from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
+    from zimage_vl.reference.embeds import ReferenceEmbeds
 
 # As the pipeline's own call has it: a longer text is cut there too.
 _MAX_SEQUENCE_LENGTH = 512
@@ -45,7 +45,7 @@ class ReferenceReader:
         Raises:
             ValueError: Naming the layer and those that there are.
         """
-        from zimage_vl.vl_forward import resolve_vl_layers
+        from zimage_vl.reference.readers import resolve_vl_layers
 
         resolve_vl_layers(self.vl_encoder, layers)
 
@@ -53,7 +53,7 @@ class ReferenceReader:
         self, image: Image, text: str, layers: tuple[int, ...], *, text_position: Any, max_pixels: int
     ) -> ReferenceEmbeds:
         """What a pipeline of the same parts would read in one call, bit for bit; all layers from one forward."""
-        from zimage_vl.encoding import encode_reference
+        from zimage_vl.reference.reading import encode_reference
 
         return encode_reference(
             self.vl_encoder,
@@ -93,7 +93,7 @@ def load_reference_reader(
         return ReferenceReader(encoder, toy.vl_processor, toy.tokenizer, TOY_MODEL)
     from transformers import AutoConfig, AutoTokenizer
 
-    from zimage_vl.vl_forward import check_vl_encoder
+    from zimage_vl.reference.readers import check_vl_encoder
 
     try:
         index = _read_index(model, revision)
@@ -108,7 +108,7 @@ def load_reference_reader(
 
 def _read_index(model: str, revision: str | None) -> dict[str, Any]:
     """The pipeline's model_index.json."""
-    from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+    from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
     index: Any = ZImageVLPipeline.load_config(model, revision=revision)
     return index
@@ -118,7 +118,7 @@ def _load_vl_parts_of(
     model: str, vl_model: str | None, index: dict[str, Any], dtype: torch.dtype, revision: str | None
 ) -> tuple[Any, Any, str]:
     """Encoder, processor and name: those asked for, or those saved with the model, or those it names."""
-    from zimage_vl.vl_loading import load_vl_parts
+    from zimage_vl.reference.loading import load_vl_parts
 
     if vl_model is None and (index.get("vl_encoder") or [None])[0] is not None:
         from transformers import AutoImageProcessor, Qwen3VLForConditionalGeneration
@@ -140,7 +140,7 @@ def _load_vl_parts_of(
 def _default_vl_model() -> str:
     import inspect
 
-    from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+    from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
     return inspect.signature(ZImageVLPipeline.__init__).parameters["vl_model_id"].default
 
@@ -165,7 +165,7 @@ def load_text_side(model: str, dtype: torch.dtype, device: str, revision: str | 
         return toy
     from transformers import AutoModel, AutoTokenizer
 
-    from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+    from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
     try:
         _read_index(model, revision)  # first: what it says of a folder that is no model is the clearest

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-    from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+    from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
 TOY_MODEL = "toy"
 
@@ -169,7 +169,7 @@ def load_pipeline(model: str, vl_model: str | None, dtype: torch.dtype, revision
         return pipe if pipe.dtype == dtype else pipe.to(dtype)
     from diffusers.utils import deprecation_utils
 
-    from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+    from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
     # Older diffusers ignore `dtype` silently; newer ones, which have this helper, call `torch_dtype` deprecated.
     dtype_name = "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
@@ -209,7 +209,7 @@ def paint_in_stages(
     """
     import tempfile
 
-    from zimage_vl.low_memory import generate_low_memory
+    from zimage_vl.workflows.low_memory import generate_low_memory
 
     with tempfile.TemporaryDirectory() as folder:
         if model == TOY_MODEL:

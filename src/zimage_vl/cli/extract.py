@@ -193,7 +193,7 @@ class _Run:
         return record
 
     def _extract(self, source: Source, record: dict[str, Any]) -> None:
-        from zimage_vl.images import load_reference_image, read_image_bytes
+        from zimage_vl.reference.pictures import load_reference_image, read_image_bytes
 
         if source.error is not None:
             raise _BadReferenceError(source.error)
@@ -237,7 +237,7 @@ class _Run:
 
 def is_extracted(path: Path, settings: ExtractSettings) -> bool:
     """Whether a complete file of these settings lies there; one that is damaged does not count."""
-    from zimage_vl.embeddings import ReferenceEmbeds
+    from zimage_vl.reference.embeds import ReferenceEmbeds
 
     try:
         embeds = ReferenceEmbeds.load(path)

@@ -88,7 +88,7 @@ from ._shared import (
 
 
 if TYPE_CHECKING:
-    from zimage_vl.knobs import VLConditioning
+    from zimage_vl.blend.knobs import VLConditioning
 
 _REAL_SIDE, _REAL_STEPS = 1024, 9  # Z-Image-Turbo's own card
 _RECORDED_PACKAGES = ("torch", "diffusers", "transformers")
@@ -260,7 +260,7 @@ def _flags(names: dict[str, Any]) -> str:
 
 def _read_references(given: dict[str, Any], knobs: dict[str, Any]) -> _References:
     """Reads the pictures and checks all knobs, before any model is loaded."""
-    from zimage_vl.knobs import VLConditioning
+    from zimage_vl.blend.knobs import VLConditioning
 
     checked = {field.name for field in fields(VLConditioning)}
     conditioning = VLConditioning(
@@ -296,7 +296,7 @@ def _one_or_nested(items: list[Any]) -> Any:
 
 
 def _read_image(flag: str, source: str, sources: list[dict[str, str]]) -> Any:
-    from zimage_vl.images import load_reference_image, read_image_bytes
+    from zimage_vl.reference.pictures import load_reference_image, read_image_bytes
 
     data = read_image_bytes(source, flag)
     image = load_reference_image(data, f"{flag} {source}")
@@ -306,7 +306,7 @@ def _read_image(flag: str, source: str, sources: list[dict[str, str]]) -> Any:
 
 
 def _read_embeds(path: Path, sources: list[dict[str, str]]) -> Any:
-    from zimage_vl.embeddings import ReferenceEmbeds
+    from zimage_vl.reference.embeds import ReferenceEmbeds
 
     embeds = ReferenceEmbeds.load(path)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -358,7 +358,7 @@ def _parameters(
     request: _Request,
 ) -> dict[str, Any]:
     """What is recorded with a picture: what was done, not only what was asked for. File names, but no folders."""
-    from zimage_vl.report import make_jsonable
+    from zimage_vl.blend.report import make_jsonable
 
     conditioning = references.conditioning
     used = {field.name: getattr(conditioning, field.name) for field in fields(conditioning)}

@@ -15,8 +15,8 @@ from .statistics import describe_statistics, statistics_lines
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from zimage_vl.embeddings import ReferenceEmbeds
-    from zimage_vl.text_statistics import TextStatistics
+    from zimage_vl.pipeline.text_statistics import TextStatistics
+    from zimage_vl.reference.embeds import ReferenceEmbeds
 
 _LARGEST_SHOWN = 8  # outliers in the text form; JSON has them all
 
@@ -43,12 +43,12 @@ def inspect(
     output_format: FormatOption = OutputFormat.TEXT,
 ) -> None:
     """Say what is inside a file: sizes, layers, regions, spread, attention sinks, outliers, and where it is from."""
-    from zimage_vl.text_statistics import TextStatistics
+    from zimage_vl.pipeline.text_statistics import TextStatistics
 
     described = _describe_statistics_file(file)
     lines = statistics_lines
     if described is None:
-        from zimage_vl.embeddings import ReferenceEmbeds
+        from zimage_vl.reference.embeds import ReferenceEmbeds
 
         embeds = ReferenceEmbeds.load(file)
         against = None if statistics is None else TextStatistics.load(statistics)
@@ -68,7 +68,7 @@ def _describe_statistics_file(file: Path) -> dict[str, Any] | None:
     """What a file of statistics holds; None for a file that is not one, whatever else it is."""
     from safetensors import SafetensorError, safe_open
 
-    from zimage_vl.text_statistics import STATISTICS_FILE, TextStatistics
+    from zimage_vl.pipeline.text_statistics import STATISTICS_FILE, TextStatistics
 
     try:
         with safe_open(str(file), "pt") as opened:
@@ -97,9 +97,9 @@ def describe_reference(
     Raises:
         ValueError: Statistics of another width; a threshold that is not above 1.
     """
-    from zimage_vl.embeddings import REFERENCE_SCHEMA
-    from zimage_vl.regions import Region
-    from zimage_vl.report import make_jsonable
+    from zimage_vl.blend.regions import Region
+    from zimage_vl.blend.report import make_jsonable
+    from zimage_vl.reference.embeds import REFERENCE_SCHEMA
 
     if against is not None and against.width != embeds.width:
         raise ValueError(
@@ -124,8 +124,8 @@ def _describe_layer(
     states: Tensor, regions: Tensor, against: TextStatistics | None, threshold: float
 ) -> dict[str, Any]:
     """Spread, sinks and, against statistics, what stands out in image tokens and text tokens."""
-    from zimage_vl.regions import Region, select_tokens
-    from zimage_vl.statistics import find_sink_tokens, get_overall_std, get_token_rms
+    from zimage_vl.blend.embedding_statistics import find_sink_tokens, get_overall_std, get_token_rms
+    from zimage_vl.blend.regions import Region, select_tokens
 
     rms, sinks = get_token_rms(states), find_sink_tokens(states)
     described: dict[str, Any] = {
@@ -147,8 +147,13 @@ def _describe_layer(
 def _describe_group(states: Tensor, against: TextStatistics | None, threshold: float) -> dict[str, Any]:
     import torch
 
-    from zimage_vl.outliers import mask_outlier_dimensions
-    from zimage_vl.statistics import get_dimension_std, get_overall_std, get_token_rms, per_dimension_correlation
+    from zimage_vl.blend.embedding_statistics import (
+        get_dimension_std,
+        get_overall_std,
+        get_token_rms,
+        per_dimension_correlation,
+    )
+    from zimage_vl.blend.outliers import mask_outlier_dimensions
 
     described: dict[str, Any] = {
         "tokens": len(states),

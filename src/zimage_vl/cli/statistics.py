@@ -22,7 +22,7 @@ from ._shared import (
 
 
 if TYPE_CHECKING:
-    from zimage_vl.text_statistics import TextStatistics
+    from zimage_vl.pipeline.text_statistics import TextStatistics
 
 _LARGEST = 5  # dimensions shown: in a real text encoder two of them hold nearly all of the spread
 
@@ -56,7 +56,7 @@ def statistics(
         check_output_path(output, (".safetensors",))
     import torch
 
-    from zimage_vl.text_statistics import TextStatistics
+    from zimage_vl.pipeline.text_statistics import TextStatistics
 
     where = choose_device(device)
     precision = dtype or (DtypeChoice.FLOAT32 if model == TOY_MODEL else DtypeChoice.BFLOAT16)

@@ -9,7 +9,7 @@ import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
 from transformers import AutoImageProcessor, AutoTokenizer, Qwen3Model, Qwen3VLForConditionalGeneration
 
-from zimage_vl.pipeline_z_image_vl import ZImageVLPipeline
+from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
 
 CHECKPOINT = Path(__file__).parent / "checkpoint"

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from zimage_vl.embeddings import ReferenceEmbeds
+from zimage_vl.reference.embeds import ReferenceEmbeds
 
 from .judging import judge
 from .world import BACKGROUNDS, COLOURS, SHAPES, SIZE, STEPS, Scene, disagreeing_pairs, draw_scene

@@ -1,0 +1,1 @@
+"""The diffusers side: `ZImageVLPipeline`."""

@@ -1,0 +1,1 @@
+"""What is made of the pipeline: rounds, image-to-image, low memory."""

@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from embedding_samples import PUBLISHED_SINK, make_states, put_sink, rms_of
+from zimage_vl.blend.embedding_statistics import (
+    EmbeddingStatistics,
+    find_sink_tokens,
+    get_dimension_std,
+    get_overall_std,
+    get_token_rms,
+    per_dimension_correlation,
+)
+
+
+def test_token_rms_is_the_root_of_the_mean_square() -> None:
+    x = make_states(7)
+    torch.testing.assert_close(get_token_rms(x), rms_of(x).float())
+    assert get_token_rms(x.bfloat16()).dtype == torch.float32
+
+
+@pytest.mark.parametrize("position", [0, 5, 19])
+def test_the_published_sink_is_found_wherever_it_stands(position: int) -> None:
+    x = put_sink(make_states(20, 2560, rms=10.5), position, PUBLISHED_SINK)
+    assert find_sink_tokens(x).nonzero().flatten().tolist() == [position]
+
+
+def test_ordinary_tokens_and_a_single_one_are_no_sinks() -> None:
+    assert not find_sink_tokens(make_states(50)).any()
+    assert not find_sink_tokens(make_states(1)).any()
+
+
+def test_the_factor_is_a_strict_bound_on_the_median_rms() -> None:
+    x = torch.ones(5, 4)
+    x[3] = 8.0
+    assert not find_sink_tokens(x).any()
+    assert find_sink_tokens(x, factor=7.9).tolist() == [False, False, False, True, False]
+
+
+def test_sinks_do_not_depend_on_scale() -> None:
+    x = put_sink(make_states(9), 2)
+    assert torch.equal(find_sink_tokens(x), find_sink_tokens(x * 1000))
+
+
+@pytest.mark.parametrize("factor", [0, -1, float("nan"), float("inf")])
+def test_a_bad_factor_is_refused(factor: float) -> None:
+    with pytest.raises(ValueError, match="`factor` must be a number above 0"):
+        find_sink_tokens(make_states(3), factor)
+
+
+def test_dimension_std_is_numpys_with_correction_one() -> None:
+    x = make_states(9)
+    np.testing.assert_allclose(get_dimension_std(x).numpy(), x.double().numpy().std(axis=0, ddof=1), rtol=1e-5)
+
+
+def test_what_does_not_vary_has_a_std_of_exactly_zero() -> None:
+    x = torch.full((1000, 3), 0.1)
+    assert get_dimension_std(x).tolist() == [0, 0, 0]
+    assert get_dimension_std(make_states(1, 4)).tolist() == [0, 0, 0, 0]
+    assert get_overall_std(torch.ones(1, 1)) == 0
+
+
+def test_statistics_of_several_sequences_are_those_of_all_their_tokens() -> None:
+    parts = [make_states(4, seed=1), make_states(6, seed=2)]
+    several = EmbeddingStatistics.from_embeddings(parts)
+    together = torch.cat(parts).double().numpy()
+    np.testing.assert_allclose(several.mean.numpy(), together.mean(axis=0), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(several.std.numpy(), together.std(axis=0, ddof=1), rtol=1e-5)
+    assert (several.count, several.exclude_sinks) == (10, False)
+    one = EmbeddingStatistics.from_embeddings(torch.cat(parts))
+    assert torch.equal(one.mean, several.mean)
+
+
+def test_sinks_left_out_are_found_on_each_sequence() -> None:
+    # The second sequence is 100 times as loud: judged together, it would be all sinks.
+    parts = [make_states(4, seed=1), make_states(6, seed=2, rms=1000.0)]
+    with_sinks = [torch.cat([parts[0], put_sink(parts[0])[:1]]), parts[1]]
+    clean = EmbeddingStatistics.from_embeddings(with_sinks, exclude_sinks=True)
+    assert (clean.count, clean.exclude_sinks) == (10, True)
+    torch.testing.assert_close(clean.std, torch.cat(parts).std(dim=0))
+
+
+@pytest.mark.parametrize(
+    ("embeddings", "message"),
+    [
+        ([], "got none"),
+        ([torch.ones(2, 3), torch.ones(2, 4)], r"widths \[3, 4\]"),
+        (torch.ones(1, 3), "at least two tokens"),
+        (torch.full((2, 2), float("nan")), "NaN"),
+    ],
+)
+def test_what_cannot_be_measured_is_refused(embeddings: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EmbeddingStatistics.from_embeddings(embeddings)
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "message"),
+    [
+        (torch.ones(2), torch.ones(3), r"\(2,\) and \(3,\)"),
+        (torch.ones(2), -torch.ones(2), "negative"),
+        (torch.ones(2), torch.tensor([1.0, float("nan")]), "finite"),
+    ],
+)
+def test_statistics_that_cannot_be_are_refused(mean: torch.Tensor, std: torch.Tensor, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EmbeddingStatistics(mean, std, 5)
+
+
+def test_correlation_is_pearsons_of_the_std_vectors() -> None:
+    x, y = make_states(9, seed=1), make_states(30, seed=2) * torch.linspace(1, 5, 16)
+    expected = np.corrcoef(x.double().numpy().std(axis=0, ddof=1), y.double().numpy().std(axis=0, ddof=1))[0, 1]
+    assert per_dimension_correlation(x, EmbeddingStatistics.from_embeddings(y)) == pytest.approx(expected, rel=1e-4)
+    scaled = EmbeddingStatistics.from_embeddings(3 * x + 7)
+    assert per_dimension_correlation(x, scaled) == pytest.approx(1, abs=1e-5)
+
+
+def test_a_correlation_that_is_not_defined_is_refused() -> None:
+    reference = EmbeddingStatistics.from_embeddings(make_states(9))
+    with pytest.raises(ValueError, match="at least two tokens"):
+        per_dimension_correlation(make_states(1), reference)
+    with pytest.raises(ValueError, match="not defined"):
+        per_dimension_correlation(torch.ones(3, 16), reference)
+    with pytest.raises(ValueError, match="16 wide"):
+        per_dimension_correlation(make_states(3, 8), reference)

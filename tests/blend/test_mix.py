@@ -1,0 +1,239 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from embedding_samples import make_states, rms_of
+from zimage_vl.blend.mix import (
+    align_sequence,
+    blend_adain,
+    blend_adain_per_dim,
+    blend_embeddings,
+    blend_slerp,
+    blend_with_style_delta,
+    compute_style_delta,
+)
+
+
+TEXT, VL = make_states(6, seed=1), make_states(6, seed=2, rms=3.0)
+BLENDS: dict[str, Callable[..., Tensor]] = {
+    "linear": blend_embeddings,
+    "slerp": blend_slerp,
+    "adain": blend_adain,
+    "adain_per_dim": blend_adain_per_dim,
+    "style_delta": blend_with_style_delta,
+}
+ALPHAS = [0.0, 0.1, 0.3, 0.5, 0.77, 1.0]
+
+
+def slerp_in_float64(t: np.ndarray, v: np.ndarray, a: float) -> np.ndarray:
+    lengths = np.linalg.norm(t), np.linalg.norm(v)
+    p, q = t / lengths[0], v / lengths[1]
+    theta = np.arccos(p @ q)
+    turned = (np.sin((1 - a) * theta) * p + np.sin(a * theta) * q) / np.sin(theta)
+    return ((1 - a) * lengths[0] + a * lengths[1]) * turned
+
+
+# -- aligning
+
+
+@pytest.mark.parametrize("mode", ["pool", "interpolate", "truncate"])
+def test_the_same_length_is_the_identity(mode: str) -> None:
+    aligned = align_sequence(VL, 6, mode)  # pyright: ignore[reportArgumentType]
+    assert torch.equal(aligned, VL)
+    assert aligned.data_ptr() != VL.data_ptr()
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(12, 5), (1041, 11), (3, 7), (7, 1), (1, 4)])
+def test_pool_averages_its_windows_and_keeps_their_loudness(tokens: int, length: int) -> None:
+    x = make_states(tokens)
+    pooled = align_sequence(x, length)
+    for i in range(length):
+        window = x[i * tokens // length : -(-(i + 1) * tokens // length)].double()
+        mean = window.mean(dim=0)
+        expected = mean * rms_of(window).mean() / rms_of(mean)
+        torch.testing.assert_close(pooled[i].double(), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_pool_of_tokens_that_cancel_is_zero() -> None:
+    assert align_sequence(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]), 1).tolist() == [[0, 0]]
+
+
+@pytest.mark.parametrize(("tokens", "length"), [(12, 5), (3, 8), (9, 2)])
+def test_interpolate_keeps_the_corners(tokens: int, length: int) -> None:
+    x = make_states(tokens)
+    aligned = align_sequence(x, length, "interpolate")
+    torch.testing.assert_close(aligned[[0, -1]], x[[0, -1]])
+    places = np.linspace(0, tokens - 1, length)
+    expected = np.stack([np.interp(places, np.arange(tokens), x[:, d].numpy()) for d in range(16)], axis=1)
+    np.testing.assert_allclose(aligned.numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("mode", ["pool", "interpolate"])
+def test_one_token_is_repeated(mode: str) -> None:
+    aligned = align_sequence(VL[:1], 4, mode)  # pyright: ignore[reportArgumentType]
+    torch.testing.assert_close(aligned, VL[:1].expand(4, -1))
+
+
+def test_truncate_takes_the_first_tokens_or_refuses() -> None:
+    assert torch.equal(align_sequence(VL, 4, "truncate"), VL[:4])
+    with pytest.raises(ValueError, match="at least 7 tokens of the reference, got 6"):
+        align_sequence(VL, 7, "truncate")
+
+
+def test_bad_alignments_are_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"`mode` must be one of \['pool', 'interpolate', 'truncate'\], got 'anchored'"
+    ):
+        align_sequence(VL, 4, "anchored")  # pyright: ignore[reportArgumentType]
+    with pytest.raises(ValueError, match="at least 1, got 0"):
+        align_sequence(VL, 0)
+    for length in (True, 2.0, "2"):
+        with pytest.raises(TypeError, match="`length`"):
+            align_sequence(VL, length)  # pyright: ignore[reportArgumentType]
+
+
+# -- blending
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_linear_is_the_formula(alpha: float) -> None:
+    torch.testing.assert_close(blend_embeddings(TEXT, VL, alpha), alpha * VL + (1 - alpha) * TEXT)
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_slerp_is_the_formula(alpha: float) -> None:
+    pairs = zip(TEXT.double().numpy(), VL.double().numpy(), strict=True)
+    expected = np.stack([slerp_in_float64(t, v, alpha) for t, v in pairs])
+    np.testing.assert_allclose(blend_slerp(TEXT, VL, alpha).numpy(), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("alpha", [0.3, 0.5])
+def test_slerp_sees_small_angles_that_a_float32_cosine_does_not(alpha: float) -> None:
+    t = torch.tensor([[1.0, 0.0]])
+    angle = 2e-4
+    v = torch.tensor([[np.cos(angle), np.sin(angle)]], dtype=torch.float32)
+    torch.testing.assert_close(blend_slerp(t, v, alpha)[0, 1].item(), np.sin(alpha * angle), rtol=1e-4, atol=0)
+
+
+def test_slerp_turns_up_to_the_last_tenth_of_a_degree() -> None:
+    t = np.array([1.0, 0.0])
+    v = np.array([np.cos(np.pi - 2e-3), np.sin(np.pi - 2e-3)])
+    blended = blend_slerp(torch.tensor(t[None]).float(), torch.tensor(v[None]).float(), 0.5)
+    np.testing.assert_allclose(blended[0].numpy(), slerp_in_float64(t, v, 0.5), rtol=0, atol=1e-3)
+
+
+def test_slerp_is_linear_where_there_is_no_way_to_turn() -> None:
+    zero = torch.zeros_like(TEXT)
+    for other in (-TEXT, 3 * TEXT, zero):
+        torch.testing.assert_close(blend_slerp(TEXT, other, 0.3), blend_embeddings(TEXT, other, 0.3))
+        torch.testing.assert_close(blend_slerp(other, TEXT, 0.3), blend_embeddings(other, TEXT, 0.3))
+
+
+@pytest.mark.parametrize("name", ["linear", "slerp"])
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_a_reference_equal_to_the_text_changes_no_bit(name: str, alpha: float) -> None:
+    assert torch.equal(BLENDS[name](TEXT, TEXT.clone(), alpha), TEXT)
+
+
+@pytest.mark.parametrize("name", ["linear", "slerp"])
+def test_alpha_one_is_the_reference_bit_for_bit(name: str) -> None:
+    assert torch.equal(BLENDS[name](TEXT, VL, 1.0), VL)
+
+
+@pytest.mark.parametrize("name", list(BLENDS))
+def test_alpha_zero_is_the_text_bit_for_bit(name: str) -> None:
+    assert torch.equal(BLENDS[name](TEXT, VL, 0.0), TEXT)
+
+
+@pytest.mark.parametrize("name", list(BLENDS))
+def test_alpha_by_token_is_each_tokens_own(name: str) -> None:
+    mixed = BLENDS[name](TEXT, VL, [0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
+    for i in range(6):
+        torch.testing.assert_close(mixed[i], BLENDS[name](TEXT, VL, 0.2 * i)[i])
+    assert torch.equal(mixed, BLENDS[name](TEXT, VL, torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0])))
+
+
+def test_the_adains_default_to_the_guides_alpha() -> None:
+    for blend in (blend_adain, blend_adain_per_dim, blend_with_style_delta):
+        assert torch.equal(blend(TEXT, VL), blend(TEXT, VL, 0.3))
+
+
+def test_adain_gives_each_token_the_references_moments() -> None:
+    styled = blend_adain(TEXT, VL, 1.0)
+    torch.testing.assert_close(styled.mean(dim=1), VL.mean(dim=1), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(styled.std(dim=1), VL.std(dim=1))
+    torch.testing.assert_close(blend_adain(TEXT, VL, 0.4), 0.4 * styled + 0.6 * TEXT)
+    torch.testing.assert_close(blend_adain(TEXT, TEXT, 0.7), TEXT)
+
+
+def test_adain_per_dim_gives_each_dimension_the_references_moments() -> None:
+    longer = make_states(40, seed=3, rms=2.0) + 1
+    styled = blend_adain_per_dim(TEXT, longer, 1.0)
+    torch.testing.assert_close(styled.mean(dim=0), longer.mean(dim=0), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(styled.std(dim=0), longer.std(dim=0))
+    torch.testing.assert_close(blend_adain_per_dim(TEXT, longer, 0.4), 0.4 * styled + 0.6 * TEXT)
+    torch.testing.assert_close(blend_adain_per_dim(TEXT, TEXT, 0.7), TEXT)
+
+
+def test_what_does_not_vary_passes_the_adains() -> None:
+    flat = TEXT.clone()
+    flat[2], flat[:, 5] = 0.1, 0.1
+    assert torch.equal(blend_adain(flat, VL, 1.0)[2], flat[2])
+    assert torch.equal(blend_adain_per_dim(flat, VL, 1.0)[:, 5], flat[:, 5])
+    with pytest.raises(ValueError, match="at least two tokens of the reference"):
+        blend_adain_per_dim(TEXT, VL[:1])
+
+
+def test_style_delta_is_the_formula_over_median_sizes() -> None:
+    neutral = make_states(6, seed=3)
+    delta = compute_style_delta(VL, neutral)
+    assert torch.equal(delta, VL - neutral)
+    delta[0] = 0  # a row of zeros does not count
+    ratio = rms_of(TEXT).median() / rms_of(delta[1:]).median()
+    expected = TEXT.double() + 0.3 * delta.double() * ratio
+    torch.testing.assert_close(blend_with_style_delta(TEXT, delta).double(), expected, rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(blend_with_style_delta(TEXT, 50 * delta), blend_with_style_delta(TEXT, delta))
+
+
+def test_no_delta_gives_the_text() -> None:
+    delta = compute_style_delta(VL, VL)
+    assert torch.equal(blend_with_style_delta(TEXT, delta, 1.0), TEXT)
+    with pytest.raises(ValueError, match="same shape"):
+        compute_style_delta(VL, VL[:3])
+
+
+# -- all of them
+
+
+@pytest.mark.parametrize("name", list(BLENDS))
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_texts_dtype_stays_and_the_work_is_in_float32(name: str, dtype: torch.dtype) -> None:
+    text, vl = TEXT.to(dtype), VL.to(dtype)
+    before = text.clone(), vl.clone()
+    out = BLENDS[name](text, vl, 0.3)
+    assert torch.equal(text, before[0])
+    assert torch.equal(vl, before[1])
+    assert torch.equal(out, BLENDS[name](text.float(), vl.float(), 0.3).to(dtype))
+
+
+@pytest.mark.parametrize("name", list(BLENDS))
+@pytest.mark.parametrize("alpha", [-0.1, 1.1, float("nan"), [0.5] * 5, []])
+def test_a_bad_alpha_is_refused(name: str, alpha: float) -> None:
+    with pytest.raises(ValueError, match="`alpha"):
+        BLENDS[name](TEXT, VL, alpha)
+
+
+@pytest.mark.parametrize("name", list(BLENDS))
+def test_bad_embeddings_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=r"16 wide.*got 8"):
+        BLENDS[name](TEXT, VL[:, :8], 0.3)
+    with pytest.raises(ValueError, match="NaN"):
+        BLENDS[name](TEXT, VL.log(), 0.3)
+    if name != "adain_per_dim":
+        with pytest.raises(ValueError, match="got 6 and 4"):
+            BLENDS[name](TEXT, VL[:4], 0.3)

@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from embedding_samples import make_states, rms_of
+from zimage_vl.blend.report import (
+    ConditioningReport,
+    ReferenceReport,
+    get_effective_alpha,
+    get_influence,
+    make_jsonable,
+)
+
+
+def make_reference_report(ratios: dict[int, float], scale_factor: float | None = None) -> ReferenceReport:
+    return ReferenceReport(
+        tokens=20,
+        selected_tokens=15,
+        aligned_tokens=12,
+        covered_tokens=5,
+        weight=0.5,
+        layer_weights={-6: 1.0},
+        std_before=7.0,
+        std_after=10.0,
+        scale_factor=scale_factor,
+        masked_dimensions=list(ratios),
+        masked_dim_ratios=ratios,
+        masked_dim_directions={dim: "deficit" if ratio > 100 else "excess" for dim, ratio in ratios.items()},
+        left_dim_ratios={9: float("inf")},
+        sinks=(0,),
+        dropped_sinks=(),
+    )
+
+
+def make_report(*references: ReferenceReport) -> ConditioningReport:
+    return ConditioningReport(12, 12, references, 10.0, 9.0, 9.5, (0,), torch.tensor([0.0, 0.5]), 0.25)
+
+
+def test_effective_alpha_is_the_formula() -> None:
+    text, aligned = make_states(6, seed=1), make_states(6, seed=2, rms=40.0)
+    alpha = torch.linspace(0, 1, 6)
+    r = rms_of(aligned) / rms_of(text)
+    expected = alpha.double() * r / (alpha.double() * r + 1 - alpha.double())
+    torch.testing.assert_close(get_effective_alpha(text, aligned, alpha).double(), expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("alpha", [0.1, 0.2, 0.3, 0.4, 0.5])
+def test_effective_alpha_of_the_published_sizes(alpha: float) -> None:
+    """Five of the published table's rows: r to the effective alpha, two decimals."""
+    published = {
+        0.83: (0.08, 0.17, 0.26, 0.36, 0.45),
+        4.1: (0.31, 0.50, 0.64, 0.73, 0.80),
+        4.7: (0.34, 0.54, 0.67, 0.76, 0.82),
+        5.8: (0.39, 0.59, 0.71, 0.79, 0.85),
+        1.0: (0.1, 0.2, 0.3, 0.4, 0.5),
+    }
+    for r, row in published.items():
+        effective = get_effective_alpha(torch.ones(1, 4), torch.full((1, 4), r), torch.tensor([alpha]))
+        assert effective.item() == pytest.approx(row[round(10 * alpha) - 1], abs=0.0101)
+
+
+def test_effective_alpha_of_empty_tokens_is_finite() -> None:
+    zero, one = torch.zeros(1, 4), torch.ones(1, 4)
+    half = torch.tensor([0.5])
+    assert get_effective_alpha(zero, one, half).item() == 1
+    assert get_effective_alpha(one, zero, half).item() == 0
+    assert get_effective_alpha(zero, zero, half).item() == 0
+
+
+def test_influence_is_one_minus_the_mean_cosine() -> None:
+    text, other = make_states(6, seed=1), make_states(6, seed=2)
+    assert get_influence(text, other) == pytest.approx(
+        1 - torch.cosine_similarity(text, other).mean().item(), abs=1e-6
+    )
+    assert get_influence(text, 3 * text) == pytest.approx(0, abs=1e-6)
+    assert get_influence(text, text) == 0
+    # Rounding may put a cosine above 1; an influence is never negative.
+    assert min(get_influence(x, 3 * x) for x in (make_states(1, seed=seed) for seed in range(50))) == 0
+    assert get_influence(torch.zeros(2, 4), torch.zeros(2, 4)) == 0
+
+
+def test_one_reference_speaks_for_the_whole() -> None:
+    report = make_report(make_reference_report({396: 617.9, 4: 42.0}, scale_factor=2.5))
+    assert report.masked_dimensions == [396, 4]
+    assert report.masked_dim_ratios == {396: 617.9, 4: 42.0}
+    assert report.masked_dim_directions == {396: "deficit", 4: "excess"}
+    assert report.scale_factor == 2.5
+    assert (report.reference_tokens, report.selected_tokens, report.aligned_tokens) == (20, 15, 12)
+    assert report.reference_sinks == ((0,),)
+
+
+def test_several_references_are_summed_up() -> None:
+    report = make_report(
+        make_reference_report({4: 42.0, 7: 11.0}, 2.5), make_reference_report({4: 142.0, 5: 50.0}, 3.5)
+    )
+    assert report.masked_dim_ratios == {4: 142.0, 5: 50.0, 7: 11.0}
+    assert report.masked_dimensions == [4, 5, 7]
+    assert report.masked_dim_directions == {4: "deficit", 5: "excess", 7: "excess"}
+    assert report.scale_factor is None
+    assert (report.reference_tokens, report.selected_tokens) == (40, 30)
+    assert report.reference_sinks == ((0,), (0,))
+
+
+def test_no_reference_is_nothing_done() -> None:
+    report = make_report()
+    assert (report.reference_tokens, report.aligned_tokens, report.scale_factor) == (0, None, None)
+    assert report.masked_dimensions == []
+
+
+def test_the_dict_is_json_and_complete() -> None:
+    report = make_report(make_reference_report({396: 617.9}, 2.5))
+    plain = report.to_dict()
+    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
+    assert {field.name for field in dataclasses.fields(report)} <= plain.keys()
+    assert plain["effective_alpha"] == [0.0, 0.5]
+    assert plain["masked_dim_ratios"] == {"396": 617.9}
+    assert plain["references"][0]["left_dim_ratios"] == {"9": "inf"}
+    assert plain["references"][0]["sinks"] == [0]
+
+
+def test_jsonable_reaches_into_everything() -> None:
+    assert make_jsonable({1: (torch.tensor([1.5]), None, [float("nan")], "x", True)}) == {
+        "1": [[1.5], None, ["nan"], "x", True]
+    }
+    assert make_jsonable(torch.tensor([[1.0], [2.0]])) == [[1.0], [2.0]]

@@ -1,0 +1,100 @@
+"""`zimage-vl demo`: what it paints, and what it refuses before it paints anything."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from pathlib import Path
+from typing import Any
+
+import PIL.Image
+import pytest
+
+from command_line import run
+from tiny_models import tiny_pipeline
+from zimage_vl.blend.knobs import VLConditioning
+from zimage_vl.cli.demo import ALPHAS, LAYERS, SETTINGS, count_pictures, paint_rows
+from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
+from zimage_vl.toy.loading import CHECKPOINT
+
+
+needs_checkpoint = pytest.mark.skipif(not (CHECKPOINT / "manifest.json").is_file(), reason="no toy checkpoint yet")
+
+
+@pytest.fixture(scope="module")
+def painted() -> tuple[list[Any], int, Any]:
+    """Two rows painted by random weights, how many pictures were counted, and the pipeline."""
+    pipe, counted = tiny_pipeline(), []
+    rows = paint_rows(pipe, 2, seed=0, size=32, steps=2, on_picture=lambda: counted.append(1))
+    return rows, len(counted), pipe
+
+
+def test_a_row_is_a_pair_with_each_setting_at_each_alpha(painted: tuple[list[Any], int, Any]) -> None:
+    rows, counted, _ = painted
+    assert counted == 2 * count_pictures()
+    for row in rows:
+        assert [len(block) for block in row.blocks] == [len(ALPHAS)] * len(SETTINGS)
+        assert row.blocks[0][0] is row.blocks[1][0]  # alpha 0: nothing of the settings is left
+        pictures = {id(p): p.tobytes() for block in row.blocks for p in block}
+        assert len(pictures) == len(set(pictures.values())) == count_pictures()
+
+
+def test_a_picture_is_that_of_the_plain_call(painted: tuple[list[Any], int, Any]) -> None:
+    import torch
+
+    rows, _, pipe = painted
+    row, knobs = rows[1], list(SETTINGS.values())[1]
+    common = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 0.0}
+    with_photo = {"reference_image": row.reference, "vl_alpha": ALPHAS[3], **knobs}
+    for expected, arguments in ((row.blocks[1][3], with_photo), (row.blocks[0][0], {})):
+        noise = torch.Generator().manual_seed(1)
+        assert pipe(row.prompt, generator=noise, **common, **arguments).images[0].tobytes() == expected.tobytes()
+
+
+def test_the_settings_are_what_their_headings_say() -> None:
+    (default, default_knobs), (telling, telling_knobs) = SETTINGS.items()
+    for heading, knobs in ((default, VLConditioning(**default_knobs)), (telling, VLConditioning(**telling_knobs))):
+        assert f"{knobs.vl_token_selection} tokens" in heading
+        assert f"layer {knobs.vl_hidden_layer}" in heading
+        assert knobs.vl_normalization in heading
+        assert knobs.vl_hidden_layer in LAYERS
+    defaults = inspect.signature(ZImageVLPipeline.__call__).parameters
+    assert defaults["vl_alignment"].default == "anchored"
+    assert default_knobs == {}
+    assert ALPHAS[0] == 0.0
+    assert ALPHAS[-1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--output", "sheet.jpg"), "must end in .png"),
+        (("--output", "missing/sheet.png"), "does not exist. Create it first"),
+        (("--pairs", "0"), "--pairs"),
+        (("--threads", "0"), "--threads"),
+        (("--seed", "-1"), "--seed"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(
+    options: tuple[str, str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("demo", *options)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert reason in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@needs_checkpoint
+def test_the_path_is_the_last_thing_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    done = run("demo", "--pairs", 1, "--threads", 1)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == str(Path("outputs") / "demo.png") + "\n"
+    assert f"Painting {count_pictures()} pictures" in done.stderr
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["demo.png"]
+    with PIL.Image.open(tmp_path / "outputs" / "demo.png") as sheet:
+        made = json.loads(sheet.info["parameters"])
+    assert made["command"] == "zimage-vl demo --pairs 1 --seed 0"
+    assert made["alphas"] == list(ALPHAS)
+    assert set(made["settings"]) == set(SETTINGS)

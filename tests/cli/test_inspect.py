@@ -1,0 +1,149 @@
+"""`zimage-vl inspect`: what it says is what the file holds."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from cli_calls import call
+from embedding_samples import make_reference, make_states, put_sink, rms_of
+from zimage_vl.blend.embedding_statistics import EmbeddingStatistics, per_dimension_correlation
+from zimage_vl.blend.regions import Region
+from zimage_vl.pipeline.text_statistics import TextStatistics
+from zimage_vl.reference.embeds import ReferenceEmbeds, ReferenceProvenance
+
+
+def statistics(dims: int = 16) -> TextStatistics:
+    spread = torch.ones(dims)
+    spread[3], spread[5] = 100.0, 0.01
+    tokens = make_states(200, dims, rms=7.0, seed=5) * spread
+    return TextStatistics(EmbeddingStatistics.from_embeddings(tokens), "a/text-model", "f" * 64)
+
+
+@pytest.fixture
+def reference(tmp_path: Path) -> tuple[Path, ReferenceEmbeds]:
+    made = make_reference(layers=(-6, -2))
+    states = {**made.hidden_states, -6: put_sink(made.hidden_states[-6])}
+    provenance = ReferenceProvenance(model_id="a/vl-model", image_grid=(3, 3), image_size=(90, 80), text="a b")
+    embeds = ReferenceEmbeds(states, made.regions, provenance)
+    embeds.save(tmp_path / "a.safetensors")
+    return tmp_path / "a.safetensors", embeds
+
+
+def facts_of(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
+    done = call(capsys, "inspect", *arguments, "--format", "json")
+    assert done.code == 0, done.err
+    return json.loads(done.out)
+
+
+def test_json_holds_what_the_file_holds(
+    reference: tuple[Path, ReferenceEmbeds], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, embeds = reference
+    facts = facts_of(capsys, path)
+    assert (facts["file"], facts["bytes"]) == (str(path), path.stat().st_size)
+    assert (facts["width"], facts["tokens"]) == (16, embeds.num_tokens)
+    assert facts["regions"] == {"prefix": 3, "marker": 2, "image": 9, "words": 5, "suffix": 4}
+    assert (facts["provenance"]["model_id"], facts["provenance"]["image_grid"]) == ("a/vl-model", [3, 3])
+    assert facts["statistics"] is None
+    assert list(facts["layers"]) == ["-6", "-2"]
+    for layer, states in embeds.hidden_states.items():
+        said = facts["layers"][str(layer)]
+        assert said["std"] == pytest.approx(float(states.double().std()), rel=1e-5)
+        image = states[embeds.regions == Region.IMAGE]
+        assert said["image_tokens"]["tokens"] == 9
+        assert said["image_tokens"]["std"] == pytest.approx(float(image.double().std()), rel=1e-5)
+        assert said["image_tokens"]["median_token_rms"] == pytest.approx(float(rms_of(image).median()), rel=1e-5)
+        assert said["text_tokens"]["tokens"] == 12
+        assert "outliers" not in said["image_tokens"]
+
+
+def test_sinks_are_found_and_left_out(
+    reference: tuple[Path, ReferenceEmbeds], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, embeds = reference
+    layers = facts_of(capsys, path)["layers"]
+    states = embeds.hidden_states[-6]
+    (sink,) = layers["-6"]["sinks"]
+    assert (sink["token"], sink["region"]) == (0, "prefix")
+    assert sink["rms"] == pytest.approx(float(rms_of(states)[0]), rel=1e-5)
+    assert layers["-6"]["std_without_sinks"] == pytest.approx(float(states[1:].double().std()), rel=1e-5)
+    assert layers["-2"]["sinks"] == []
+    assert layers["-2"]["std_without_sinks"] == layers["-2"]["std"]
+
+
+def test_outliers_against_statistics(
+    reference: tuple[Path, ReferenceEmbeds], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, embeds = reference
+    against = statistics()
+    against.save(tmp_path / "statistics.safetensors")
+    facts = facts_of(capsys, path, "--statistics", tmp_path / "statistics.safetensors")
+    assert facts["statistics"] == {"model_id": "a/text-model", "fingerprint": "f" * 64}
+    image = embeds.hidden_states[-2][embeds.regions == Region.IMAGE]
+    said = facts["layers"]["-2"]["image_tokens"]
+    quotients = image.double().std(dim=0) / against.statistics.std.double()
+    expected = {d: max(float(q), 1 / float(q)) for d, q in enumerate(quotients) if not 0.1 <= float(q) <= 10}
+    assert {o["dimension"]: pytest.approx(o["ratio"], rel=1e-4) for o in said["outliers"]} == expected
+    assert {(o["dimension"], o["direction"]) for o in said["outliers"]} == {(3, "deficit"), (5, "excess")}
+    assert [o["ratio"] for o in said["outliers"]] == sorted(expected.values(), reverse=True) or len(expected) == 2
+    assert said["per_dimension_correlation"] == pytest.approx(per_dimension_correlation(image, against.statistics))
+    loose = facts_of(capsys, path, "--statistics", tmp_path / "statistics.safetensors", "--threshold", "1e4")
+    assert loose["layers"]["-2"]["image_tokens"]["outliers"] == []
+    text = call(capsys, "inspect", path, "--statistics", tmp_path / "statistics.safetensors").out
+    assert "5 (" in text
+    assert "x excess)" in text
+
+
+def test_text_names_what_matters(reference: tuple[Path, ReferenceEmbeds], capsys: pytest.CaptureFixture[str]) -> None:
+    path, _ = reference
+    done = call(capsys, "inspect", path)
+    assert (done.code, done.err) == (0, "")
+    rows = {line[:18].strip(): line[18:] for line in done.out.splitlines()}
+    assert rows["tokens"] == "23 of 16 dimensions: 3 prefix, 2 marker, 9 image, 5 words, 4 suffix"
+    assert rows["model id"] == "a/vl-model"
+    assert rows["image size"] == "90 x 80"
+    assert rows["text"] == "'a b'"
+    assert "sinks: token 0 (prefix, RMS " in rows["layer -6"]
+    assert rows["layer -2"].endswith("sinks: none")
+
+
+def test_a_state_that_does_not_vary_has_no_correlation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    made = make_reference()
+    states = torch.ones_like(made.hidden_states[-6])
+    ReferenceEmbeds({-6: states}, made.regions).save(tmp_path / "a.safetensors")
+    statistics().save(tmp_path / "s.safetensors")
+    facts = facts_of(capsys, tmp_path / "a.safetensors", "--statistics", tmp_path / "s.safetensors")
+    said = facts["layers"]["-6"]["image_tokens"]
+    assert "per_dimension_correlation" not in said
+    assert said["outliers"][0]["ratio"] == "inf"
+    assert call(capsys, "inspect", tmp_path / "a.safetensors", "--statistics", tmp_path / "s.safetensors").code == 0
+
+
+def test_what_does_not_fit_is_refused_by_name(
+    reference: tuple[Path, ReferenceEmbeds], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = reference
+    statistics(dims=8).save(tmp_path / "other.safetensors")
+    torch.save({"a": torch.ones(2)}, tmp_path / "pickle.safetensors")
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    for arguments, reason in (
+        ((path, "--statistics", tmp_path / "other.safetensors"), "of 'a/text-model', which is 8 wide"),
+        ((path, "--statistics", path), "holds no text-encoder statistics"),
+        ((tmp_path / "other.safetensors", "--statistics", path), "holds statistics itself"),
+        ((tmp_path / "gone.safetensors",), "There is no file"),
+        ((tmp_path,), "is a folder"),
+        ((tmp_path / "pickle.safetensors",), "is a pickle"),
+        ((tmp_path / "text.safetensors",), "not a complete safetensors file"),
+    ):
+        done = call(capsys, "inspect", *arguments)
+        assert (done.code, done.out) == (2, "")
+        assert reason in done.err
+    statistics().save(tmp_path / "s.safetensors")
+    done = call(capsys, "inspect", path, "--statistics", tmp_path / "s.safetensors", "--threshold", "1")
+    assert done.code == 2
+    assert "`threshold` must be a number above 1" in done.err
