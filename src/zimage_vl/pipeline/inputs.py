@@ -455,7 +455,7 @@ def _read_embeds(host: Host, knobs: Mapping[str, Any], conditionings: Sequence[V
                 "again with it."
             )
     count = len(conditionings)
-    groups = group_references(knobs["reference_embeds"], count, "reference_embeds")
+    groups = _group_per_prompt(knobs["reference_embeds"], count, "reference_embeds")
     neutrals = _group_neutrals(knobs["neutral_image"], count)
     loaded: dict[int, ReferenceEmbeds] = {}
     found: list[_Found] = []
@@ -490,7 +490,7 @@ def _read_pictures(
 
     groups = [
         [load(item, "reference_image") for item in group]
-        for group in group_references(knobs["reference_image"], count, "reference_image")
+        for group in _group_per_prompt(knobs["reference_image"], count, "reference_image")
     ]
     masks = _load_masks(knobs["reference_mask"], groups)
     neutrals = [
@@ -564,6 +564,15 @@ def _load_masks(mask: Any, groups: Sequence[Sequence[Image.Image]]) -> list[list
         each = own * len(pictures) if len(own) == 1 else own
         result.append([load_reference_mask(m, picture.size) for m, picture in zip(each, pictures, strict=True)])
     return result
+
+
+def _group_per_prompt(given: Any, count: int, name: str) -> list[list[Any]]:
+    """The references of each prompt; None in the list of prompts is a prompt without any."""
+    if not isinstance(given, (list, tuple)) or all(entry is not None for entry in cast("list[Any]", given)):
+        return group_references(given, count, name)
+    entries = cast("list[Any]", given)
+    _check_count(name, len(entries), count)
+    return [[] if entry is None else group_references([entry], 1, name)[0] for entry in entries]
 
 
 def _group_neutrals(neutral: Any, count: int) -> list[Any]:
