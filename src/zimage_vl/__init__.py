@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from .pipeline.text_statistics import TextStatistics
     from .reference.embeds import ReferenceEmbeds
     from .reference.pictures import load_reference_image
-    from .reference.reading import encode_reference
+    from .reference.readers import encode_reference
     from .toy import load_toy_pipeline
     from .workflows.image_to_image import load_init_image, paint_from_image
     from .workflows.low_memory import generate_low_memory
@@ -119,7 +119,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "pipeline.text_statistics": ("TextStatistics",),
     "reference.embeds": ("ReferenceEmbeds",),
     "reference.pictures": ("load_reference_image",),
-    "reference.reading": ("encode_reference",),
+    "reference.readers": ("encode_reference",),
     "toy": ("load_toy_pipeline",),
     "workflows.image_to_image": (
         "load_init_image",
