@@ -31,7 +31,7 @@ if TYPE_CHECKING:
         compute_style_delta,
     )
     from .blend.normalize import match_token_rms, normalize_hybrid, normalize_per_dimension, scale_embeddings
-    from .blend.outliers import get_outlier_dimensions, mask_outlier_dimensions
+    from .blend.normalize import get_outlier_dimensions, mask_outlier_dimensions
     from .blend.regions import Region
     from .blend.report import ConditioningReport
     from .pipeline.output import PromptConditioning, ZImageVLPipelineOutput
@@ -105,7 +105,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "normalize_per_dimension",
         "scale_embeddings",
     ),
-    "blend.outliers": (
+    "blend.normalize": (
         "get_outlier_dimensions",
         "mask_outlier_dimensions",
     ),

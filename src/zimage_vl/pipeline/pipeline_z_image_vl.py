@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedModel, Qwen3VLForConditionalGe
 
 from ..blend.embedding_statistics import EmbeddingStatistics
 from ..blend.knobs import VLConditioning
-from ..blend.places import VLAlpha
+from ..blend.knobs import VLAlpha
 from ..reference.block_counts import is_cut_short
 from ..reference.readers import check_vl_encoder
 from ..reference.reference_cache import ReferenceCache

@@ -12,7 +12,7 @@ from PIL import Image
 
 from ..blend.condition import condition_prompt_embeds
 from ..blend.embedding_statistics import EmbeddingStatistics
-from ..blend.places import resolve_alpha
+from ..blend.knobs import resolve_alpha
 from ..blend.regions import PromptToken
 from ..blend.report import ConditioningReport
 from ..reference.embeds import ReferenceEmbeds

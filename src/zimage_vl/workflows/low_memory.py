@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 
 from ..blend.knobs import VLConditioning
-from ..blend.places import resolve_alpha
+from ..blend.knobs import resolve_alpha
 from ..pipeline.call_checks import check_call_inputs, warn_about_call
 from ..pipeline.inputs import KNOB_NAMES, ReferenceRequest, build_requests
 from ..pipeline.output import PromptConditioning, ZImageVLPipelineOutput
