@@ -377,9 +377,7 @@ def _check_callback(host: Host, callback: Any, inputs: Any) -> None:
         raise TypeError(f"`callback_on_step_end` must be a function, got {type(callback).__name__}.")
     unknown = [name for name in inputs or () if name not in host.callback_inputs]
     if unknown:
-        raise ValueError(
-            f"`callback_on_step_end_tensor_inputs` may name {list(host.callback_inputs)}, got {unknown}."
-        )
+        raise ValueError(f"`callback_on_step_end_tensor_inputs` may name {list(host.callback_inputs)}, got {unknown}.")
 
 
 def _check_whole(name: str, value: Any) -> int:
@@ -494,7 +492,8 @@ def _read_pictures(
     ]
     masks = _load_masks(knobs["reference_mask"], groups)
     neutrals = [
-        None if item is None else load(item, "neutral_image") for item in _group_neutrals(knobs["neutral_image"], count)
+        None if item is None else load(item, "neutral_image")
+        for item in _group_neutrals(knobs["neutral_image"], count)
     ]
     texts = _read_texts(host, plan, knobs["vl_text"], turns, count)
     source: ReaderSource | None = None
@@ -534,9 +533,7 @@ def _read_pictures(
     return found
 
 
-def _read_texts(
-    host: Host, plan: Plan, vl_text: Any, turns: Sequence[TextTurn], count: int
-) -> list[TextTurn]:
+def _read_texts(host: Host, plan: Plan, vl_text: Any, turns: Sequence[TextTurn], count: int) -> list[TextTurn]:
     """The turn around the text beside each prompt's pictures: the prompt's own unless `vl_text` says otherwise."""
     if vl_text is None:
         if not turns:

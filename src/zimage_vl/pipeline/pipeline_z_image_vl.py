@@ -356,7 +356,9 @@ class ZImageVLPipeline(ZImagePipeline):
         """
         for name in ("vl_start", "vl_end"):
             if name in knobs:
-                raise ValueError(f"`{name}` is refused here: the pipeline that takes the embeddings decides its steps.")
+                raise ValueError(
+                    f"`{name}` is refused here: the pipeline that takes the embeddings decides its steps."
+                )
         call = {
             "prompt": prompt,
             "negative_prompt": negative_prompt,
@@ -531,9 +533,7 @@ class ZImageVLPipeline(ZImagePipeline):
         """
         given = dict(locals())
         refuse_unknown(list(unknown))
-        plan = self._plan(
-            {name: given[name] for name in CALL_NAMES}, {name: given[name] for name in KNOBS}
-        )
+        plan = self._plan({name: given[name] for name in CALL_NAMES}, {name: given[name] for name in KNOBS})
         warn_about_models(self, guidance_scale, joint_attention_kwargs)
         with self._running():
             text, negative = self.encode_text(plan)
@@ -663,9 +663,7 @@ class ZImageVLPipeline(ZImagePipeline):
         offload_models(self, self.vl_encoder)
         return [item if isinstance(item, ReferenceEmbeds) else known[id(item)] for item in pictures]
 
-    def paint(
-        self, plan: Plan, text: list[Tensor], ready: PromptConditioning, call: Mapping[str, Any]
-    ) -> Any:
+    def paint(self, plan: Plan, text: list[Tensor], ready: PromptConditioning, call: Mapping[str, Any]) -> Any:
         """The parent's call, with embeddings; outside the window of steps the text alone conditions."""
         repeats, output_type = call["num_images_per_prompt"], call["output_type"]
         step = StepCallback(
