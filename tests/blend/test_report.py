@@ -2,11 +2,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 import pytest
 import torch
 
 from embedding_samples import make_states, rms_of
+from zimage_vl.blend.normalize import OutlierMaskingInfo
 from zimage_vl.blend.report import (
     ConditioningReport,
     ReferenceReport,
@@ -27,10 +29,12 @@ def make_reference_report(ratios: dict[int, float], scale_factor: float | None =
         std_before=7.0,
         std_after=10.0,
         scale_factor=scale_factor,
-        masked_dimensions=list(ratios),
-        masked_dim_ratios=ratios,
-        masked_dim_directions={dim: "deficit" if ratio > 100 else "excess" for dim, ratio in ratios.items()},
-        left_dim_ratios={9: float("inf")},
+        masking=OutlierMaskingInfo(
+            ratios,
+            {9: float("inf")},
+            {dim: "deficit" if ratio > 100 else "excess" for dim, ratio in ratios.items()},
+            dict.fromkeys(ratios, 0.0),
+        ),
         sinks=(0,),
         dropped_sinks=(),
     )
@@ -88,6 +92,7 @@ def test_one_reference_speaks_for_the_whole() -> None:
     assert report.masked_dimensions == [396, 4]
     assert report.masked_dim_ratios == {396: 617.9, 4: 42.0}
     assert report.masked_dim_directions == {396: "deficit", 4: "excess"}
+    assert report.left_dim_ratios == {9: float("inf")}
     assert report.scale_factor == 2.5
     assert (report.reference_tokens, report.selected_tokens, report.aligned_tokens) == (20, 15, 12)
     assert report.reference_sinks == ((0,),)
@@ -108,17 +113,17 @@ def test_several_references_are_summed_up() -> None:
 def test_no_reference_is_nothing_done() -> None:
     report = make_report()
     assert (report.reference_tokens, report.aligned_tokens, report.scale_factor) == (0, None, None)
-    assert report.masked_dimensions == []
+    assert (report.masked_dimensions, report.left_dim_ratios, report.appended_tokens) == ([], {}, 0)
 
 
 def test_the_dict_is_json_and_complete() -> None:
     report = make_report(make_reference_report({396: 617.9}, 2.5))
-    plain = report.to_dict()
+    plain: Any = report.to_dict()
     assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     assert {field.name for field in dataclasses.fields(report)} <= plain.keys()
     assert plain["effective_alpha"] == [0.0, 0.5]
     assert plain["masked_dim_ratios"] == {"396": 617.9}
-    assert plain["references"][0]["left_dim_ratios"] == {"9": "inf"}
+    assert plain["left_dim_ratios"] == plain["references"][0]["masking"]["left_dim_ratios"] == {"9": "inf"}
     assert plain["references"][0]["sinks"] == [0]
 
 
