@@ -18,11 +18,11 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import recipes
+    from .blend.align import align_sequence
     from .blend.condition import condition_prompt_embeds
     from .blend.embedding_statistics import EmbeddingStatistics, find_sink_tokens, per_dimension_correlation
     from .blend.knobs import VLConditioning
     from .blend.mix import (
-        align_sequence,
         blend_adain,
         blend_adain_per_dim,
         blend_embeddings,
@@ -30,8 +30,14 @@ if TYPE_CHECKING:
         blend_with_style_delta,
         compute_style_delta,
     )
-    from .blend.normalize import match_token_rms, normalize_hybrid, normalize_per_dimension, scale_embeddings
-    from .blend.normalize import get_outlier_dimensions, mask_outlier_dimensions
+    from .blend.normalize import (
+        get_outlier_dimensions,
+        mask_outlier_dimensions,
+        match_token_rms,
+        normalize_hybrid,
+        normalize_per_dimension,
+        scale_embeddings,
+    )
     from .blend.regions import Region
     from .blend.report import ConditioningReport
     from .pipeline.output import PromptConditioning, ZImageVLPipelineOutput
@@ -83,6 +89,7 @@ __all__ = [
 ]
 
 _NAMES: dict[str, tuple[str, ...]] = {
+    "blend.align": ("align_sequence",),
     "blend.condition": ("condition_prompt_embeds",),
     "blend.embedding_statistics": (
         "EmbeddingStatistics",
@@ -91,7 +98,6 @@ _NAMES: dict[str, tuple[str, ...]] = {
     ),
     "blend.knobs": ("VLConditioning",),
     "blend.mix": (
-        "align_sequence",
         "blend_adain",
         "blend_adain_per_dim",
         "blend_embeddings",
@@ -100,14 +106,12 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "compute_style_delta",
     ),
     "blend.normalize": (
+        "get_outlier_dimensions",
+        "mask_outlier_dimensions",
         "match_token_rms",
         "normalize_hybrid",
         "normalize_per_dimension",
         "scale_embeddings",
-    ),
-    "blend.normalize": (
-        "get_outlier_dimensions",
-        "mask_outlier_dimensions",
     ),
     "blend.regions": ("Region",),
     "blend.report": ("ConditioningReport",),

@@ -48,7 +48,7 @@ from zimage_vl.blend.normalize import (
     normalize_per_dimension,
     scale_embeddings,
 )
-from zimage_vl.blend.regions import Region
+from zimage_vl.blend.regions import Region, select_tokens
 from zimage_vl.reference.embeds import ReferenceEmbeds
 
 
@@ -144,10 +144,10 @@ def test_a_reference_of_weight_zero_is_absent(way: str) -> None:
 
 @pytest.mark.parametrize("mode", ["linear", "slerp"])
 def test_alpha_one_is_the_aligned_reference(mode: str) -> None:
-    expected, covered = align_anchored(STATES, REGIONS, TEXT_REGIONS)
-    assert covered.all()
     out, _ = condition(vl_alpha=1, vl_normalization="none", vl_blend_mode=mode)
-    assert torch.equal(out, expected)
+    assert torch.equal(out, align_sequence(STATES, len(TEXT), "interpolate"))
+    out, _ = condition(vl_alpha=1, vl_normalization="none", vl_blend_mode=mode, vl_alignment="anchored")
+    assert torch.equal(out, align_anchored(STATES, REGIONS, TEXT_REGIONS)[0])
 
 
 @pytest.mark.parametrize("mode", ["linear", "slerp"])
@@ -252,7 +252,7 @@ def test_an_alpha_over_regions_is_resolved_without_a_tokenizer() -> None:
 
 @pytest.mark.parametrize("mode", ["zero", "clamp", "scale"])
 def test_masking_touches_image_tokens_alone_and_is_reported(mode: Any) -> None:
-    knobs = {"vl_normalization": "none", "vl_alpha": 1, "vl_outlier_threshold": 3.0}
+    knobs = {"vl_normalization": "none", "vl_alpha": 1, "vl_outlier_threshold": 3.0, "vl_alignment": "anchored"}
     out, report = condition(**knobs, vl_outlier_masking=mode)
     plain, nothing = condition(**knobs)
     template = TEXT_REGIONS != Region.WORDS
@@ -261,8 +261,9 @@ def test_masking_touches_image_tokens_alone_and_is_reported(mode: Any) -> None:
     _, info = mask_outlier_dimensions(STATES[REGIONS == Region.IMAGE], STATISTICS, 3.0, mode)
     assert report.masked_dimensions == info.masked_dimensions != []
     assert report.masked_dim_ratios == info.masked_dim_ratios
-    assert report.references[0].left_dim_ratios == info.left_dim_ratios
-    assert all(report.masked_dim_directions[dim] == info.directions[dim] for dim in info.masked_dimensions)
+    assert report.left_dim_ratios == info.left_dim_ratios
+    assert report.masked_dim_directions == {dim: info.directions[dim] for dim in info.masked_dimensions}
+    assert report.references[0].masking == info
     assert nothing.masked_dimensions == []
 
 
@@ -306,12 +307,15 @@ def test_influence_grows_with_alpha() -> None:
 # -- anchored: where nothing lies
 
 
+ANCHORED: dict[str, Any] = {"vl_alignment": "anchored"}
+IMAGE: dict[str, Any] = {**ANCHORED, "vl_token_selection": "image"}
+WORDS: dict[str, Any] = {**ANCHORED, "vl_token_selection": "text"}
+
+
 @pytest.mark.parametrize("mode", ["linear", "slerp", "adain"])
 @pytest.mark.parametrize("normalization", ["global", "token_rms"])
 def test_image_tokens_leave_the_template_alone(mode: str, normalization: str) -> None:
-    out, report = condition(
-        vl_alpha=0.7, vl_token_selection="image", vl_blend_mode=mode, vl_normalization=normalization
-    )
+    out, report = condition(vl_alpha=0.7, **IMAGE, vl_blend_mode=mode, vl_normalization=normalization)
     template = TEXT_REGIONS != Region.WORDS
     assert torch.equal(out[template], TEXT[template])
     assert (out[~template] != TEXT[~template]).any(dim=1).all()
@@ -324,26 +328,26 @@ def test_image_tokens_leave_the_template_alone(mode: str, normalization: str) ->
 
 def test_no_words_anywhere() -> None:
     text, regions = make_text(words=0)
-    out, report = condition(text=text, regions=regions)
+    out, report = condition(text=text, regions=regions, **ANCHORED)
     assert (out != text).any(dim=1).all()
-    out, report = condition(text=text, regions=regions, vl_token_selection="image")
+    out, report = condition(text=text, regions=regions, **IMAGE)
     assert torch.equal(out, text)
     assert (report.influence, report.references[0].covered_tokens, report.aligned_std) == (0.0, 0, None)
 
 
 def test_a_reference_without_words() -> None:
     silent = make_reference(words=0)
-    out, _ = condition(silent)
+    out, _ = condition(silent, **ANCHORED)
     assert (out != TEXT).any(dim=1).all()
-    out, report = condition(silent, vl_token_selection="text")
+    out, report = condition(silent, **WORDS)
     assert torch.equal(out[PREFIX:-SUFFIX], TEXT[PREFIX:-SUFFIX])
     assert report.references[0].covered_tokens == PREFIX + SUFFIX
 
 
 def test_where_one_of_two_references_lies_it_lies_alone() -> None:
     silent = make_reference(words=0, seed=5)
-    out, report = condition(REFERENCE, silent, vl_token_selection="text", vl_normalization="none", vl_alpha=1)
-    alone, _ = condition(vl_token_selection="text", vl_normalization="none", vl_alpha=1)
+    out, report = condition(REFERENCE, silent, **WORDS, vl_normalization="none", vl_alpha=1)
+    alone, _ = condition(**WORDS, vl_normalization="none", vl_alpha=1)
     assert torch.equal(out[PREFIX:-SUFFIX], alone[PREFIX:-SUFFIX])
     assert not torch.isclose(out[:PREFIX], alone[:PREFIX]).all()
     assert [one.covered_tokens for one in report.references] == [len(TEXT), PREFIX + SUFFIX]
@@ -354,7 +358,8 @@ def test_where_one_of_two_references_lies_it_lies_alone() -> None:
 
 def test_the_mean_of_references_has_their_mean_loudness() -> None:
     out, report = condition(REFERENCE, OTHER, reference_weights=[3, 1], vl_alpha=1, vl_normalization="none")
-    parts = [align_anchored(one.hidden_states[-6], REGIONS, TEXT_REGIONS)[0].double() for one in (REFERENCE, OTHER)]
+    states = [one.hidden_states[-6] for one in (REFERENCE, OTHER)]
+    parts = [align_sequence(x, len(TEXT), "interpolate").double() for x in states]
     mean = 0.75 * parts[0] + 0.25 * parts[1]
     rms = 0.75 * rms_of(parts[0]) + 0.25 * rms_of(parts[1])
     torch.testing.assert_close(out.double(), mean * (rms / rms_of(mean))[:, None], rtol=1e-4, atol=1e-4)
@@ -379,21 +384,29 @@ def test_references_may_differ_in_size_and_text() -> None:
 # -- concat
 
 
-@pytest.mark.parametrize(("alpha", "appended"), [(0.25, 3), (0.5, 6), (1.0, 12), (0.04, 0)])
-def test_concat_appends_a_share_of_the_texts_length(alpha: float, appended: int) -> None:
-    out, report = condition(vl_alignment="concat", vl_alpha=alpha, vl_normalization="none")
+@pytest.mark.parametrize(
+    ("alpha", "tokens", "appended"), [(0.25, None, 3), (0.5, None, 6), (1.0, None, 12), (0.04, None, 1), (0.04, 7, 7)]
+)
+def test_concat_appends_a_share_of_the_texts_length_or_what_is_asked(
+    alpha: float, tokens: int | None, appended: int
+) -> None:
+    out, report = condition(vl_alignment="concat", vl_alpha=alpha, vl_concat_tokens=tokens, vl_normalization="none")
     assert torch.equal(out[: len(TEXT)], TEXT)
     assert len(out) == report.out_tokens == len(TEXT) + appended
-    if appended:
-        torch.testing.assert_close(out[len(TEXT) :], align_sequence(STATES, appended))
-        assert report.aligned_tokens == appended
-    assert report.effective_alpha is None
-    assert report.influence == 0
+    torch.testing.assert_close(out[len(TEXT) :], align_sequence(STATES, appended))
+    assert report.aligned_tokens == report.appended_tokens == appended
+    assert (report.effective_alpha, report.influence) == (None, None)  # nothing turned: tokens were added
 
 
 def test_concat_with_token_rms_takes_the_texts_median() -> None:
     out, _ = condition(vl_alignment="concat", vl_alpha=0.5, vl_normalization="token_rms")
     torch.testing.assert_close(rms_of(out[len(TEXT) :]), rms_of(TEXT).median().expand(6), rtol=1e-5, atol=0)
+
+
+def test_weights_that_would_overflow_still_weigh() -> None:
+    out, report = condition(REFERENCE, OTHER, reference_weights=[1e308, 1e308])
+    assert torch.equal(out, condition(REFERENCE, OTHER)[0])
+    assert [one.weight for one in report.references] == [0.5, 0.5]
 
 
 def test_concat_respects_the_limit() -> None:
@@ -421,7 +434,7 @@ def test_adain_per_dim_takes_all_selected_tokens_unaligned() -> None:
 @pytest.mark.parametrize("selection", ["all", "image"])
 def test_style_delta_is_the_aligned_difference(selection: Any) -> None:
     neutral = make_reference(seed=11)
-    knobs = {**WAYS["style_delta"], "vl_token_selection": selection}
+    knobs = {**WAYS["style_delta"], **ANCHORED, "vl_token_selection": selection}
     out, report = condition(**knobs, vl_alpha=0.4, neutral=neutral)
     delta, _ = align_anchored(STATES - neutral.hidden_states[-6], REGIONS, TEXT_REGIONS, selection)
     torch.testing.assert_close(out, blend_with_style_delta(TEXT, delta, 0.4))
@@ -494,7 +507,7 @@ def test_the_texts_sinks_pass_untouched(way: str) -> None:
 
 def test_a_sink_of_the_neutral_alone_is_dropped_from_the_delta_too() -> None:
     neutral = make_reference(seed=11)
-    knobs = {**WAYS["style_delta"], "vl_exclude_sinks": True, "vl_alpha": 1.0}
+    knobs = {**WAYS["style_delta"], **ANCHORED, "vl_exclude_sinks": True, "vl_alpha": 1.0}
     out, report = condition(**knobs, neutral=change_reference(neutral, put_sink(neutral.hidden_states[-6], 1)))
     assert torch.equal(out[1], TEXT[1])
     assert report.references[0].dropped_sinks == (1,)
@@ -505,7 +518,7 @@ def test_a_sink_of_the_neutral_alone_is_dropped_from_the_delta_too() -> None:
 def test_the_partner_of_a_dropped_sink_stays(selection: str) -> None:
     """Here the reference has a sink at its second token and the text has none."""
     reference = change_reference(REFERENCE, put_sink(STATES, 1))
-    out, _ = condition(reference, vl_exclude_sinks=True, vl_token_selection=selection, vl_alpha=1.0)
+    out, _ = condition(reference, **ANCHORED, vl_exclude_sinks=True, vl_token_selection=selection, vl_alpha=1.0)
     assert torch.equal(out[1], TEXT[1])
     assert (out[[0, 2]] != TEXT[[0, 2]]).any(dim=1).all()
 
@@ -565,6 +578,35 @@ def test_token_rms_makes_alpha_nominal_with_or_without_sinks() -> None:
     torch.testing.assert_close(report.effective_alpha, torch.full((len(text),), 0.3))
 
 
+def make_ordinary(tokens: int, rms: float, lean: float, seed: int) -> Tensor:
+    """2560 wide, all of one RMS; a share `lean` of each token's length lies in dimension 4, as in all others."""
+    x = make_states(tokens, 2560, seed=seed)
+    x[:, 4] = 0
+    x *= (1 - lean**2) ** 0.5 / rms_of(x)[:, None].float()
+    x[:, 4] = lean * 2560**0.5
+    return rms * x
+
+
+@pytest.mark.parametrize("words", [3, 12, 40])
+def test_on_states_of_the_real_sizes_the_default_is_felt_and_anchored_is_not(words: int) -> None:
+    """Sizes as published: a sink at position 0, ordinary RMS 10.5, 1,024 image tokens of RMS 7, text positions that
+    are what they are without a picture. The picture is felt at alpha .3 and leads at alpha 1."""
+    text_regions, regions = make_regions(words, suffix=5), make_regions(words, 1024, suffix=5)
+    ordinary = make_ordinary(len(text_regions), 10.5, 0.4, seed=31)
+    text, theirs = put_sink(ordinary, 0, PUBLISHED_SINK), put_sink(ordinary, 0, ((4, 8960.0), (396, -3008.0)))
+    states = replace_rows(make_ordinary(len(regions), 7.0, 0.25, seed=32), select_tokens(regions, "text"), theirs)
+    reference = ReferenceEmbeds({-6: states}, regions)
+
+    def measure(**knobs: Any) -> float:
+        influence = condition(reference, text=text, regions=text_regions, **knobs)[1].influence
+        assert influence is not None
+        return influence
+
+    assert measure() >= 0.25
+    assert measure(vl_alpha=1.0) >= 0.7
+    assert measure(**ANCHORED) < measure(vl_alpha=1.0, **ANCHORED) < 0.2
+
+
 def test_influence_leaves_sinks_out() -> None:
     out, report = condition(SINK_REFERENCE, text=SINK_TEXT)
     cosine = torch.cosine_similarity(out[1:], SINK_TEXT[1:])
@@ -599,6 +641,19 @@ def test_bad_references_are_refused_by_name() -> None:
         condition_prompt_embeds(TEXT, TEXT_REGIONS, [], VLConditioning())
     with pytest.raises(ValueError, match="each of 1 references, got 2"):
         condition(reference_weights=[1, 1])
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_what_models_give_is_scanned_once(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The text and the reference (and its neutral twin) as they come in, the result as it goes out."""
+    twin = {"neutral": make_reference(seed=11)} if way == "style_delta" else {}
+    scans: list[tuple[int, ...]] = []
+    scan = torch.isfinite
+    monkeypatch.setattr(checks.torch, "isfinite", lambda x: (scans.append(tuple(x.shape)), scan(x))[1])
+    out, _ = condition(**WAYS[way], **twin)
+    assert scans == [tuple(TEXT.shape), *[tuple(STATES.shape)] * (1 + len(twin)), tuple(out.shape)]
+    with pytest.raises(ValueError, match="NaN"):  # the public functions scan again afterwards
+        scale_embeddings(TEXT.log(), 70.0)
 
 
 def test_non_finite_stages_are_named() -> None:

@@ -33,7 +33,11 @@ def test_the_fields_and_their_defaults_are_those_of_the_registry() -> None:
     assert set(KNOBS) - set(CONDITIONING_NAMES) == {
         "reference_image", "reference_embeds", "reference_weights", "reference_mask", "vl_text", "neutral_image",
     }  # fmt: skip
-    assert (KNOBS["vl_alpha"].default, KNOBS["vl_hidden_layer"].default, KNOBS["vl_target_std"].default) == (0.3, -6, None)
+    assert (KNOBS["vl_alpha"].default, KNOBS["vl_hidden_layer"].default, KNOBS["vl_target_std"].default) == (
+        0.3,
+        -6,
+        None,
+    )
 
 
 def test_each_knob_says_what_it_takes_and_does_in_one_line() -> None:
@@ -144,7 +148,10 @@ def test_a_refused_choice_comes_with_the_choices() -> None:
         ({"vl_alignment": "concat", "vl_alpha": {"default": 0.5}}, "'concat' needs one number as `vl_alpha`"),
         ({"vl_alignment": "concat", "vl_alpha": [0.5, 0.5]}, "'concat' needs one number as `vl_alpha`"),
         ({**STYLE, "has_neutral_image": False}, "needs a `neutral_image`"),
-        ({**STYLE, "vl_normalization": "per_dim"}, "'style_delta' scales by itself: omit `vl_normalization`.*'per_dim'"),
+        (
+            {**STYLE, "vl_normalization": "per_dim"},
+            "'style_delta' scales by itself: omit `vl_normalization`.*'per_dim'",
+        ),
         ({"has_neutral_image": True}, "`neutral_image` is for `vl_blend_mode` 'style_delta' alone.*'linear'"),
         ({"vl_start": 0.6, "vl_end": 0.4}, "`vl_start` must be below `vl_end`, got 0.6 and 0.4"),
     ],

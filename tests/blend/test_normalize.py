@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-
 from typing import get_args
 
 import numpy as np
@@ -15,11 +14,11 @@ from zimage_vl.blend.normalize import (
     OutlierMasking,
     get_outlier_dimensions,
     mask_outlier_dimensions,
-    scale_dimensions,
     match_token_rms,
     normalize_hybrid,
     normalize_per_dimension,
     rescale_tokens,
+    scale_dimensions,
     scale_embeddings,
 )
 
