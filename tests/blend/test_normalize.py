@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -18,7 +17,6 @@ from zimage_vl.blend.normalize import (
     normalize_hybrid,
     normalize_per_dimension,
     rescale_tokens,
-    scale_dimensions,
     scale_embeddings,
 )
 
@@ -31,6 +29,7 @@ NORMALIZERS: dict[str, Callable[[Tensor], Tensor]] = {
     "per_dim": lambda x: normalize_per_dimension(x, REFERENCE),
     "hybrid": lambda x: normalize_hybrid(x, REFERENCE, 70.0),
     "token_rms": lambda x: match_token_rms(x, TEXT),
+    "clamp": lambda x: mask_outlier_dimensions(x, REFERENCE, 2.0, "clamp")[0],
 }
 
 
@@ -40,12 +39,6 @@ def test_global_reaches_the_target_by_one_factor() -> None:
     assert scaled.double().numpy().std(ddof=1) == pytest.approx(70, rel=1e-5)
     ratio = scaled / x
     torch.testing.assert_close(ratio, ratio[0, 0].expand_as(ratio))
-
-
-def test_per_dim_takes_the_references_moments() -> None:
-    normalized = normalize_per_dimension(make_states(8) * 3 - 1, REFERENCE).double().numpy()
-    np.testing.assert_allclose(normalized.mean(axis=0), REFERENCE.mean.numpy(), atol=1e-4)
-    np.testing.assert_allclose(normalized.std(axis=0, ddof=1), REFERENCE.std.numpy(), rtol=1e-4)
 
 
 def test_per_dim_is_the_formula() -> None:
@@ -86,10 +79,6 @@ def test_token_rms_is_unchanged_when_the_reference_is_scaled() -> None:
     torch.testing.assert_close(match_token_rms(123.4 * x, TEXT), match_token_rms(x, TEXT))
 
 
-def test_token_rms_of_the_text_itself_is_the_text() -> None:
-    assert torch.equal(match_token_rms(TEXT, TEXT), TEXT)
-
-
 def test_a_token_of_zeros_has_no_size_to_take() -> None:
     x = make_states(8)
     x[2] = 0
@@ -98,7 +87,7 @@ def test_a_token_of_zeros_has_no_size_to_take() -> None:
     assert torch.isfinite(matched).all()
 
 
-@pytest.mark.parametrize("name", ["global", "per_dim", "token_rms"])
+@pytest.mark.parametrize("name", ["global", "per_dim", "token_rms", "clamp"])
 def test_twice_is_once(name: str) -> None:
     once = NORMALIZERS[name](make_states(8))
     torch.testing.assert_close(NORMALIZERS[name](once), once, rtol=1e-4, atol=1e-4)
@@ -165,13 +154,10 @@ def test_the_guides_figures_come_out() -> None:
     assert not masked[:, [4, 396]].any()
 
 
-def test_ratios_are_symmetric_and_descend() -> None:
+def test_ratios_are_symmetric_descend_and_are_bounded_by_the_threshold() -> None:
     found = get_outlier_dimensions(TOKENS, SPREADS)
     assert [dim for dim, _ in found] == [0, 2, 1]
     assert [ratio for _, ratio in found] == pytest.approx([30, 20, 12], rel=1e-4)
-
-
-def test_the_threshold_bounds_what_is_found() -> None:
     assert [dim for dim, _ in get_outlier_dimensions(TOKENS, SPREADS, 15)] == [0, 2]
     assert get_outlier_dimensions(TOKENS, SPREADS, 31) == []
 
@@ -205,15 +191,6 @@ def test_none_only_reports() -> None:
     assert list(info.left_dim_ratios) == [0, 2, 1]
 
 
-@pytest.mark.parametrize("mode", get_args(OutlierMasking))
-@pytest.mark.parametrize("threshold", [2.0, 10.0, 13.7])
-def test_masking_twice_is_masking_once(mode: OutlierMasking, threshold: float) -> None:
-    once, _ = mask_outlier_dimensions(TOKENS, SPREADS, threshold, mode)
-    twice, info = mask_outlier_dimensions(once, SPREADS, threshold, mode)
-    assert torch.equal(twice, once)
-    assert info.masked_dimensions == []
-
-
 @pytest.mark.parametrize("mode", ["clamp", "scale"])
 def test_masking_twice_is_masking_once_whatever_the_rounding(mode: OutlierMasking) -> None:
     for seed in range(40):
@@ -231,28 +208,13 @@ def test_a_dimension_without_spread_is_an_infinite_deficit() -> None:
     x[:, 3] = -44.0
     assert get_outlier_dimensions(x, SPREADS)[0] == (3, float("inf"))
     assert not mask_outlier_dimensions(x, SPREADS)[0][:, 3].any()
-
-
-def test_no_spread_on_either_side_is_no_outlier() -> None:
-    x = TOKENS[:, 3:].clone()
-    x[:, 0] = 1.0
-    assert get_outlier_dimensions(x, EmbeddingStatistics(torch.zeros(3), torch.tensor([0.0, 2.0, 0.5]), 9)) == []
+    both_flat = EmbeddingStatistics(torch.zeros(6), torch.tensor([30.0, 12.0, 0.05, 0.0, 2.0, 0.5]), 9)
+    assert get_outlier_dimensions(x, both_flat) == []
 
 
 def test_a_single_token_has_no_outliers() -> None:
     assert get_outlier_dimensions(TOKENS[:1], SPREADS) == []
     assert torch.equal(mask_outlier_dimensions(TOKENS[:1], SPREADS)[0], TOKENS[:1])
-
-
-def test_masking_leaves_inputs_and_dtype() -> None:
-    x = TOKENS.bfloat16()
-    before = x.clone()
-    masked, _ = mask_outlier_dimensions(x, SPREADS, mode="scale")
-    assert torch.equal(x, before)
-    assert masked.dtype == torch.bfloat16
-    same = scale_dimensions(TOKENS, {})
-    assert torch.equal(same, TOKENS)
-    assert same.data_ptr() != TOKENS.data_ptr()
 
 
 @pytest.mark.parametrize("threshold", [1, 0.5, float("nan"), float("inf")])

@@ -17,14 +17,7 @@ from .align import align_anchored, align_sequence
 from .checks import check_alpha, check_embeddings, skip_finite_checks
 from .embedding_statistics import EmbeddingStatistics, find_sink_tokens, get_overall_std, get_token_rms
 from .knobs import VLConditioning, resolve_alpha, share_weights
-from .mix import (
-    blend_adain,
-    blend_adain_per_dim,
-    blend_embeddings,
-    blend_slerp,
-    blend_with_style_delta,
-    compute_style_delta,
-)
+from .mix import TOKEN_BLENDS, blend_adain_per_dim, compute_style_delta
 from .normalize import (
     OutlierMaskingInfo,
     get_scale_factor,
@@ -42,14 +35,6 @@ from .report import ConditioningReport, ReferenceReport, get_effective_alpha, ge
 
 if TYPE_CHECKING:
     from ..reference.embeds import ReferenceEmbeds
-
-
-_TOKEN_BLENDS = {
-    "linear": blend_embeddings,
-    "slerp": blend_slerp,
-    "adain": blend_adain,
-    "style_delta": blend_with_style_delta,
-}
 
 
 @dataclass(frozen=True)
@@ -181,7 +166,7 @@ def _read_text(
         appended = knobs.vl_concat_tokens or max(1, round(knobs.vl_alpha * len(embeds)))
     sinks = find_sink_tokens(embeds)
     counted = ~sinks if knobs.vl_exclude_sinks else torch.ones_like(sinks)
-    appended = appended if any(values) else 0
+    appended = appended if bool(alphas.any()) else 0
     return _TextSide(embeds, regions.to(embeds.device), sinks, counted, alphas, appended, statistics)
 
 
@@ -276,8 +261,8 @@ def _lay_reference(
         std_after=get_overall_std(values),
         scale_factor=factor,
         masking=info,
-        sinks=_get_positions(sinks),
-        dropped_sinks=_get_positions(selected & dropped),
+        sinks=tuple(sinks.nonzero().flatten().tolist()),
+        dropped_sinks=tuple((selected & dropped).nonzero().flatten().tolist()),
     )
     return _LaidReference(aligned, covered, report)
 
@@ -350,13 +335,9 @@ def _blend_aligned(text: _TextSide, laid: Sequence[_LaidReference], knobs: VLCon
     # Nothing acts where nothing lies, nor on a sink that is kept out.
     counted, alphas = text.counted, text.alphas * text.counted * covered
     mode = knobs.vl_blend_mode
-    blended = _TOKEN_BLENDS[mode](text.embeds[counted], values[counted], alphas[counted])
+    blended = TOKEN_BLENDS[mode](text.embeds[counted], values[counted], alphas[counted])
     effective = get_effective_alpha(text.embeds, values, alphas) if mode == "linear" else None
     return _BlendOutcome(text.embeds.index_put((counted,), blended), values[covered], alphas, effective)
-
-
-def _get_positions(mask: Tensor) -> tuple[int, ...]:
-    return tuple(int(i) for i in torch.nonzero(mask).flatten())
 
 
 @skip_finite_checks()
@@ -373,7 +354,7 @@ def _make_report(
         text_std=get_overall_std(text.embeds[text.counted]),
         aligned_std=None if met is None or len(met) == 0 else get_overall_std(met),
         out_std=get_overall_std(out[counted]),
-        text_sinks=_get_positions(text.sinks),
+        text_sinks=tuple(text.sinks.nonzero().flatten().tolist()),
         effective_alpha=None if effective is None else effective.cpu(),
         influence=None if text.appended else get_influence(text.embeds[ordinary], out[:length][ordinary]),
     )

@@ -146,3 +146,12 @@ def blend_with_style_delta(text_embeds: Tensor, style_delta: Tensor, alpha: Toke
         return text_embeds.clone()
     factor = text_rms[text_rms > 0].median() / delta_rms[delta_rms > 0].median()
     return (text + a * delta * factor).to(text_embeds.dtype)
+
+
+# The blends of aligned tokens, one to one.
+TOKEN_BLENDS = {
+    "linear": blend_embeddings,
+    "slerp": blend_slerp,
+    "adain": blend_adain,
+    "style_delta": blend_with_style_delta,
+}
