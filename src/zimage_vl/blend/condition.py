@@ -173,17 +173,15 @@ def _read_text(
 def _check_needs(
     text: _TextSide, references: Sequence[ReferenceEmbeds], neutral: ReferenceEmbeds | None, knobs: VLConditioning
 ) -> None:
-    if knobs.needs_text_statistics and text.statistics is None:
+    statistics, excluded = text.statistics, knobs.vl_exclude_sinks
+    if knobs.needs_text_statistics and statistics is None:
         raise ValueError(
             f"vl_normalization {knobs.vl_normalization!r} with vl_outlier_masking {knobs.vl_outlier_masking!r} needs "
             "`text_statistics` of the text encoder, got None."
         )
-    if text.statistics is not None and knobs.needs_text_statistics:
-        if text.statistics.exclude_sinks != knobs.vl_exclude_sinks:
-            raise ValueError(
-                f"vl_exclude_sinks is {knobs.vl_exclude_sinks}, but `text_statistics` were measured with "
-                f"exclude_sinks={text.statistics.exclude_sinks}: measure them alike."
-            )
+    if knobs.needs_text_statistics and statistics is not None and statistics.exclude_sinks != excluded:
+        got = f"exclude_sinks={statistics.exclude_sinks}: measure them alike"
+        raise ValueError(f"vl_exclude_sinks is {excluded}, but `text_statistics` were measured with {got}.")
     if (knobs.vl_blend_mode == "style_delta") != (neutral is not None):
         got = f"{'None' if neutral is None else 'one'} with {knobs.vl_blend_mode!r}"
         raise ValueError(f"vl_blend_mode 'style_delta' needs `neutral` and no other takes it: got {got}.")
