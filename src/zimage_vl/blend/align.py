@@ -66,20 +66,11 @@ def align_anchored(
     down; the vision markers lie nowhere. It suits models whose text positions carry the picture: where they do not, as
     is published of the real ones, the picture is nearly inert.
 
-    Args:
-        embeddings: `(tokens, dims)`, the reference's whole sequence.
-        regions: `(tokens,)` `Region` values of the reference.
-        text_regions: `(text tokens,)` `Region` values of the prompt: PREFIX, WORDS, SUFFIX.
-        selection: "all", "text", "image" or "image_no_markers".
-        dropped: `(tokens,)` bool, tokens to leave out (attention sinks). The text token that one of them would meet
-            one to one gets nothing; from what is pooled they are merely absent.
-
-    Returns:
-        `(text tokens, dims)` in the dtype of `embeddings`, zeros where nothing lies, and `(text tokens,)` bool: where
-        something of the reference lies.
-
-    Raises:
-        ValueError: Regions that do not fit the embeddings; a prefix or suffix not as long as the prompt's.
+    `embeddings` `(tokens, dims)` and `regions` `(tokens,)` are of the reference's whole sequence, `text_regions` of the
+    prompt's. `dropped` `(tokens,)` bool leaves tokens out (attention sinks): the text token that one of them would meet
+    one to one gets nothing, from what is pooled they are merely absent. Gives `(text tokens, dims)`, zeros where
+    nothing lies, and `(text tokens,)` bool, where something does. A ValueError: regions that do not fit the embeddings,
+    a prefix or suffix not as long as the prompt's.
 
     Example:
         >>> regions = torch.tensor([Region.PREFIX, Region.IMAGE, Region.IMAGE, Region.WORDS, Region.SUFFIX])
@@ -99,9 +90,9 @@ def align_anchored(
         theirs, ours = regions == region, text_regions == region
         if int(theirs.sum()) != int(ours.sum()):
             raise ValueError(
-                f"Anchored alignment lays the {region.name.lower()} of the reference on the prompt's one to one, but they "
-                f"have {int(theirs.sum())} and {int(ours.sum())} tokens: the chat templates differ. Use vl_alignment "
-                "'pool' or 'interpolate', or the selection 'image', which leaves the template alone."
+                f"Anchored alignment lays the {region.name.lower()} of the reference on the prompt's one to one, but "
+                f"they have {int(theirs.sum())} and {int(ours.sum())} tokens: the chat templates differ. Use "
+                "vl_alignment 'pool' or 'interpolate', or the selection 'image', which leaves the template alone."
             )
         values[ours], covered[ours] = x[theirs], kept[theirs]
     ours = text_regions == Region.WORDS
