@@ -76,8 +76,8 @@ def load_reference_image(image: ReferenceImage, name: str = "reference_image") -
         return _image_from_bytes(read_image_bytes(image, name), _source_label(image, name))
     if not isinstance(image, (bytes, bytearray)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
-            f"`{name}` must be a PIL image, a path, an http(s) URL, the bytes of an image file, a numpy array (height, "
-            f"width, channels) or a torch tensor (channels, height, width), got {type(image).__name__}."
+            f"`{name}` must be a PIL image, a path, an http(s) URL, the bytes of an image file, a numpy array "
+            f"(height, width, channels) or a torch tensor (channels, height, width), got {type(image).__name__}."
         )
     return _image_from_bytes(bytes(image), f"`{name}` ({len(image)} bytes)")
 
@@ -126,11 +126,10 @@ def load_reference_mask(mask: ReferenceImage, size: tuple[int, int]) -> PIL.Imag
         >>> load_reference_mask(np.eye(2, dtype=bool), (4, 4)).size
         (4, 4)
     """
-    if isinstance(mask, PIL.Image.Image) and mask.has_transparency_data:
-        if mask.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-            raise ValueError(
-                "`reference_mask` is transparent in places, and it is unclear whether they count: make it greyscale."
-            )
+    if isinstance(mask, PIL.Image.Image) and mask.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        raise ValueError(
+            "`reference_mask` is transparent in places, and it is unclear whether they count: make it greyscale."
+        )
     image = load_reference_image(mask, "reference_mask")
     channels = np.asarray(image).astype(np.int16)  # (height, width, 3)
     if int(np.ptp(channels, axis=-1).max()) > 16:  # some slack for the colour noise of JPEG
@@ -326,40 +325,37 @@ def _source_label(source: str | os.PathLike[str], name: str) -> str:
 
 
 def _download(url: str, label: str) -> bytes:
-    """The bytes behind a URL. In a thread of its own: a server may dribble for ever, and no socket's timeout ends it."""
+    """The bytes behind a URL, in a thread of its own: no timeout of a socket ends what a server dribbles for ever."""
     outcome: list[bytes | Exception] = []
-
-    def fetch() -> None:
-        try:
-            outcome.append(_fetch(url, label, time.monotonic() + _DOWNLOAD_SECONDS))
-        except Exception as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=fetch, daemon=True)
+    thread = threading.Thread(target=_fetch, args=(url, outcome), daemon=True)
     thread.start()
     thread.join(_DOWNLOAD_SECONDS)
-    result = outcome[0] if outcome else ValueError(f"it took longer than {_DOWNLOAD_SECONDS:g} seconds")
+    result = outcome[0] if outcome else TimeoutError(f"it took longer than {_DOWNLOAD_SECONDS:g} seconds")
     if isinstance(result, bytes):
         return result
-    reason = {
-        requests.exceptions.Timeout: "the server did not answer in time",
-        requests.exceptions.ConnectionError: "no connection to the server, or it was cut",
-    }
-    said = next((text for kind, text in reason.items() if isinstance(result, kind)), None)
-    said = said or (str(result) if type(result) is ValueError else type(result).__name__)
-    raise ValueError(f"{label} could not be downloaded: {said}.") from result
+    reason = str(result) if type(result) in (ValueError, TimeoutError) else type(result).__name__
+    if isinstance(result, requests.exceptions.Timeout):
+        reason = "the server did not answer in time"
+    elif isinstance(result, requests.exceptions.ConnectionError):
+        reason = "no connection to the server, or it was cut"
+    raise ValueError(f"{label} could not be downloaded: {reason}.") from result
 
 
-def _fetch(url: str, label: str, deadline: float) -> bytes:
-    with requests.get(url, stream=True, timeout=_PACKET_SECONDS) as response:
-        if not response.ok:
-            raise ValueError(f"HTTP {response.status_code}")
-        content = bytearray()
-        for chunk in response.iter_content(2**14):
-            content += chunk
-            if len(content) > _MAX_DOWNLOAD_BYTES or time.monotonic() > deadline:
-                raise ValueError(f"it is larger than {_MAX_DOWNLOAD_BYTES} bytes, or too slow")
-    return bytes(content)
+def _fetch(url: str, outcome: list[bytes | Exception]) -> None:
+    try:
+        end, content = time.monotonic() + _DOWNLOAD_SECONDS, bytearray()
+        with requests.get(url, stream=True, timeout=_PACKET_SECONDS) as response:
+            if not response.ok:
+                raise ValueError(f"HTTP {response.status_code}")
+            for chunk in response.iter_content(2**14):
+                content += chunk
+                if len(content) > _MAX_DOWNLOAD_BYTES:
+                    raise ValueError(f"it is larger than {_MAX_DOWNLOAD_BYTES} bytes")
+                if time.monotonic() > end:
+                    return  # nobody waits any more
+        outcome.append(bytes(content))
+    except Exception as error:
+        outcome.append(error)
 
 
 def _image_from_bytes(data: bytes, label: str) -> PIL.Image.Image:
@@ -429,7 +425,7 @@ def _finish_image(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
 
 def _to_srgb(image: PIL.Image.Image, profile: bytes, label: str) -> PIL.Image.Image:
     try:
-        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        given: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
         space = {"GRAY": "L", "CMYK": "CMYK"}.get(given.profile.xcolor_space.strip(), "RGB")
         if (space == "CMYK") == (image.mode == "CMYK"):
             srgb = ImageCms.createProfile("sRGB")

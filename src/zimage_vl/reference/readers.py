@@ -1,4 +1,4 @@
-"""Qwen3-VL as the reader of a picture: loading it, checking it, and one pass up to a layer that leaves nothing changed.
+"""Qwen3-VL as the reader of a picture: loading and checking it, and one pass up to a layer that changes nothing.
 
 Layers are numbered as transformers numbers `hidden_states`: 0 is what the first block reads (word and image
 embeddings), k what block k reads, and the last one, also -1, is what the final norm gives. DeepStack adds visual
@@ -66,15 +66,11 @@ def encode_reference(
         tokenizer: The tokenizer of Z-Image's text encoder, which holds Qwen's vision tokens.
         image: A PIL RGB image, as `load_reference_image` gives it.
         text: The text beside it, `""` for none.
-        layers: Indices as of transformers' `hidden_states`: 0 the embeddings, -1 after the final norm.
-        text_position: The text `"after"` or `"before"` the picture.
-        max_pixels: Bound on the pixels that the encoder sees, beside the image processor's own.
+        layers: As for `build_reading`, and so are text_position, max_pixels, model_id and revision.
         mask: Greyscale PIL image of any size, white counts. Image tokens whose patch is not white by half are
             removed: from the result, from the vision tower's attention and from the language model's. Hidden pixels
             leave no trace at all.
         max_sequence_length: Cuts the text and the template as a prompt of that bound is cut. None: no bound.
-        model_id: For the provenance: Hub id or folder of the encoder.
-        revision: For the provenance: its revision.
         device: Where the encoder runs; None to ask its offload hooks, or else its weights.
 
     Returns:
@@ -194,7 +190,7 @@ def _run_to_layers(
     captured: dict[int, Tensor] = {}
     with ExitStack() as undo:
         if visible is not None:
-            merge = vl_encoder.config.vision_config.spatial_merge_size
+            merge = inner.visual.spatial_merge_size
             undo.enter_context(isolate_patches(inner.visual, visible.repeat_interleave(merge * merge)))
         undo.enter_context(_capture_inputs(inner.language_model, [k for k in layers if k != deepest], captured))
         undo.enter_context(early_exit(inner.language_model, deepest))
@@ -366,7 +362,7 @@ def check_vl_config(config: object, width: int | None = None) -> None:
         raise TypeError(
             f"The VL encoder must be a Qwen3-VL, got a model of type {family!r}. Load Qwen/Qwen3-VL-4B-Instruct."
         )
-    own_width = cast("Qwen3VLConfig", config).text_config.hidden_size
+    own_width = cast("Any", config).text_config.hidden_size
     if width is not None and own_width != width:
         raise ValueError(
             f"The VL encoder must be as wide as the text encoder: expected hidden size {describe_width(width)}, got "
@@ -393,14 +389,17 @@ def load_vl_config(
         OSError: They can neither be found locally nor be downloaded.
         TypeError: It is another kind of model.
     """
-    at = {} if revision is None else {"revision": revision}
     with _explaining_failure(model_id):
-        config = AutoConfig.from_pretrained(model_id, **at, **({"subfolder": subfolder} if subfolder else {}))
+        config = AutoConfig.from_pretrained(model_id, **_place(revision, subfolder))
         check_vl_config(config)
         # AutoImageProcessor needs no torchvision, AutoProcessor does.
-        inside = {"subfolder": processor_subfolder} if processor_subfolder else {}
-        processor = AutoImageProcessor.from_pretrained(model_id, **at, **inside)
-    return config, cast("VLImageProcessor", get_image_processor(processor, config))
+        processor = AutoImageProcessor.from_pretrained(model_id, **_place(revision, processor_subfolder))
+    config = cast("Qwen3VLConfig", config)
+    return config, get_image_processor(processor, config)
+
+
+def _place(revision: str | None, subfolder: str) -> dict[str, Any]:
+    return {name: value for name, value in (("revision", revision), ("subfolder", subfolder)) if value}
 
 
 def load_vl_encoder_parts(
@@ -432,12 +431,11 @@ def load_vl_encoder_parts(
         config, processor = load_vl_config(
             model_id, revision, subfolder=subfolder, processor_subfolder=processor_subfolder
         )
-    given: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype, "config": config}
-    given |= {"revision": revision} if revision is not None else {}
-    given |= {"subfolder": subfolder} if subfolder else {}
     with _explaining_failure(model_id):
         # Whole: the bare Qwen3VLModel would start from random weights on transformers 4.57, with only a warning.
-        encoder = Qwen3VLForConditionalGeneration.from_pretrained(model_id, **given)
+        encoder = Qwen3VLForConditionalGeneration.from_pretrained(
+            model_id, config=config, dtype=dtype or "auto", **_place(revision, subfolder)
+        )
     size = sum(p.numel() * p.element_size() for p in encoder.parameters())
     _readers_logger.warning(
         f"Loaded the VL encoder {model_id} (revision {revision or 'default'}, {encoder.dtype}, {size / 1e9:.2f} GB)."
@@ -488,7 +486,7 @@ def fingerprint_text_encoder(text_encoder: PreTrainedModel) -> str:
 
 
 def fingerprint_vl_encoder(vl_encoder: Qwen3VLForConditionalGeneration) -> str | None:
-    """Get which Qwen3-VL it is, as `fingerprint_text_encoder` does: from the norms of its vision tower and first block.
+    """Get which Qwen3-VL it is, as `fingerprint_text_encoder`, by the norms of its vision tower and first block.
 
     Returns:
         64 hex digits, also under offload; None where its weights cannot be read, as on torch's meta device.
