@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from diffusers.utils import logging
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -447,11 +448,12 @@ def load_vl_encoder_parts(
 def _explaining_failure(model_id: str | os.PathLike[str]) -> Generator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise OSError(
-            f"The VL encoder {str(model_id)!r} could not be loaded: it is neither a folder with a Qwen3-VL model nor "
-            "in the Hub's cache, and could not be downloaded. Download it while online, or pass the path of a local "
-            "folder as `vl_model_id` (or load it yourself and pass `vl_encoder` and `vl_processor`)."
+            f"The VL encoder {str(model_id)!r} could not be loaded: {reason} Pass the Hub id of a Qwen3-VL (online, the "
+            "first time) or the path of a local folder as `vl_model_id`, or load it yourself and pass `vl_encoder` and "
+            "`vl_processor`."
         ) from error
 
 
