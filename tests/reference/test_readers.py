@@ -362,7 +362,8 @@ def test_early_exit_is_undone_after_an_exception(model: Any) -> None:
             seen.append(len(text.layers))
             raise KeyboardInterrupt
 
-    pytest.raises(KeyboardInterrupt, interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert seen == [2]
     assert (text.layers, text.norm) == (layers, norm)
 
