@@ -114,6 +114,7 @@ def test_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
 def test_a_flipped_bit_anywhere_is_refused_or_is_in_the_padding(tmp_path: Path) -> None:
     content = write(tmp_path / "whole").read_bytes()
     expected, numbers = read_tensor_file(tmp_path / "whole", KIND), random.Random(0)
+    refusals: list[str] = []
     for place in range(len(content)):
         broken = bytearray(content)
         broken[place] ^= 1 << numbers.randrange(8)
@@ -121,10 +122,12 @@ def test_a_flipped_bit_anywhere_is_refused_or_is_in_the_padding(tmp_path: Path) 
         try:
             tensors, metadata = read_tensor_file(tmp_path / "broken", KIND)
         except ValueError as error:
-            assert str(error).startswith(str(tmp_path / "broken"))
-        else:
-            assert metadata == expected[1]
-            assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+            refusals.append(str(error))
+            continue
+        assert metadata == expected[1]
+        assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+    assert all(refusal.startswith(str(tmp_path / "broken")) for refusal in refusals)
+    assert len(refusals) > 0.95 * len(content)
 
 
 def file_of(header: Any, data: bytes = b"") -> bytes:

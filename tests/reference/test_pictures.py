@@ -301,7 +301,7 @@ def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
             with pytest.raises(ValueError, match=f"{path.name}' is no regular file"):
                 load(path)
     for path in ("a\0b", "x" * 5000):
-        with pytest.raises(ValueError, match="`reference_image` '.* cannot be read"):
+        with pytest.raises(ValueError, match=r"`reference_image` '.* cannot be read"):
             load_reference_image(path)
 
 
@@ -355,7 +355,7 @@ def test_a_broken_profile_is_ignored_with_a_warning(profile: bytes) -> None:
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "ICO", "PPM"])
 def test_broken_files_are_value_errors_with_the_name(file_format: str, tmp_path: Path) -> None:
     whole = encoded(PIL.Image.fromarray(pixels_of()), file_format)
-    numbers, path = random.Random(0), tmp_path / f"broken.{file_format}"
+    numbers, path, refusals = random.Random(0), tmp_path / f"broken.{file_format}", []
     for _ in range(60):
         broken = bytearray(whole)
         for _ in range(numbers.randrange(1, 6)):
@@ -366,11 +366,10 @@ def test_broken_files_are_value_errors_with_the_name(file_format: str, tmp_path:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             try:
-                image = load_reference_image(path)
+                assert load_reference_image(path).mode == "RGB"
             except ValueError as error:
-                assert "broken." in str(error)
-            else:
-                assert image.mode == "RGB"
+                refusals.append(str(error))
+    assert all("broken." in refusal for refusal in refusals)
 
 
 @pytest.mark.parametrize(

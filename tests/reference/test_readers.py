@@ -167,7 +167,7 @@ def test_encode_reference_is_made_of_the_steps(model: Any, tmp_path: Path) -> No
     assert_equal_states(ReferenceEmbeds.load(tmp_path / "a"), embeds)
     cut = encode_reference(model, PROCESSOR, TOKENIZER, noise(SIZE), "a long text " * 9, (-2,), max_sequence_length=7)
     assert cut.num_tokens == 7 + 12 + 2
-    with pytest.raises(TypeError, match="got a model of type 'qwen3'"):
+    with pytest.raises(TypeError, match="got Qwen3Model"):
         encode_reference(tiny_text_encoder(), PROCESSOR, TOKENIZER, noise(SIZE), TEXT)  # type: ignore[arg-type]
 
 
@@ -455,8 +455,10 @@ def test_vl_encoder_is_checked_from_its_config(model: Any) -> None:
         with pytest.raises(ValueError, match=r"expected hidden size 2560 \(that of Qwen3-VL-4B\), got 32\."):
             check()
     with pytest.raises(TypeError, match="got a model of type 'qwen3'"):
+        check_vl_config(tiny_text_encoder().config, 32)
+    with pytest.raises(TypeError, match="got Qwen3Model"):
         check_vl_encoder(tiny_text_encoder(), 32)
-    with pytest.raises(TypeError, match=r"got Qwen3VLModel.* only a part"):
+    with pytest.raises(TypeError, match=r"the whole model, got Qwen3VLModel"):
         check_vl_encoder(model.model, 32)
     for other in (None, "Qwen/Qwen3-VL-4B-Instruct", nn.Linear(2, 2)):
         with pytest.raises(TypeError, match=f"got {type(other).__name__}"):

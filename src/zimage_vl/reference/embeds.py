@@ -90,11 +90,7 @@ class ReferenceProvenance:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ReferenceProvenance:
-        """Get what `to_metadata` wrote; other keys are left alone.
-
-        Raises:
-            ValueError: A field is of another kind.
-        """
+        """Get what `to_metadata` wrote; other keys are left alone. A field of another kind is a ValueError."""
         values: dict[str, Any] = {spec.name: metadata[spec.name] for spec in fields(cls) if spec.name in metadata}
         for name in _JSON_FORMS.keys() & values.keys():
             _check_form(name, values[name])
@@ -186,11 +182,7 @@ class ReferenceEmbeds:
         return self.get_layer(first if layer is None else layer)[select_tokens(self.regions, selection)]
 
     def check_fits(self, width: int, layers: Sequence[int]) -> None:
-        """Refuse states that cannot be blended into embeddings `width` wide, or lack one of the layers.
-
-        Raises:
-            ValueError: Naming what was expected and what is here.
-        """
+        """Refuse, by a ValueError, states that do not fit embeddings `width` wide, or lack one of the layers."""
         if self.width != width:
             raise ValueError(
                 f"The reference's states are {describe_width(self.width)} wide, the text embeddings "

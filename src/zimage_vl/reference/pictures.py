@@ -85,13 +85,9 @@ def load_reference_image(image: ReferenceImage, name: str = "reference_image") -
 def read_image_bytes(source: str | os.PathLike[str], name: str = "reference_image") -> bytes:
     """Get the bytes behind a path or an http(s) URL, for whoever also wants their hash; perhaps no picture's.
 
-    Args:
-        source: A path, or a URL (fetched with `requests`).
-        name: What errors call it.
-
     Raises:
         FileNotFoundError: The path does not exist.
-        ValueError: A directory, a pipe, or what cannot be read or downloaded; one sentence says why.
+        ValueError: A directory, a pipe, or what cannot be read or downloaded; one sentence with `name` says why.
     """
     label = _source_label(source, name)
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
@@ -153,11 +149,6 @@ def group_references(reference: object, batch_size: int, name: str = "reference_
 
     One reference alone, or a list of one entry, serves all prompts; a list is one per prompt; a list inside it is
     several for one prompt. `ReferenceEmbeds` group as images do.
-
-    Args:
-        reference: One reference, a list of them, or a list with lists in it. It is not modified.
-        batch_size: Number of prompts.
-        name: The parameter's name, for errors.
 
     Returns:
         `batch_size` new lists of at least one reference each.
@@ -255,7 +246,7 @@ def visible_tokens(mask: PIL.Image.Image, columns: int, rows: int) -> Tensor:
         rows: Rows of image tokens.
 
     Returns:
-        `(rows * columns,)` bool tensor in the order of the tokens, row by row.
+        `(rows * columns,)` bool tensor, row by row.
 
     Raises:
         TypeError: `mask` is not a PIL image.
@@ -286,13 +277,8 @@ def fill_hidden(image: PIL.Image.Image, mask: PIL.Image.Image, visible: Tensor) 
     Resampling mixes neighbours; a hidden pixel that is gone before it cannot reach a patch that counts. Hidden are
     the pixels where the mask is nearer to black, and those that lie within removed patches as a whole.
 
-    Args:
-        image: A PIL RGB image, at its own size.
-        mask: As for `visible_tokens`.
-        visible: `(rows, columns)` bool: the tokens that `visible_tokens` leaves, as a grid.
-
-    Returns:
-        A new RGB image; `image` itself where nothing is hidden.
+    `visible` is `(rows, columns)` bool, the tokens that `visible_tokens` leaves. Where nothing is hidden, `image`
+    itself comes back.
     """
     hidden = ~_is_white(mask, image.size)  # (height, width)
     width, height = image.size

@@ -74,9 +74,6 @@ def encode_reference(
         max_sequence_length: Cuts the text and the template as a prompt of that bound is cut. None: no bound.
         device: Where the encoder runs; None to ask its offload hooks, or else its weights.
 
-    Returns:
-        States, regions and provenance, in the encoder's dtype, on its device.
-
     Raises:
         TypeError: Another kind of encoder, processor, image, mask, text or layers.
         ValueError: As `build_reading` and `read_reference`.
@@ -108,8 +105,8 @@ def read_reference(
     """Get the states of a reading's layers, from one pass that stops after the deepest: -6 of 36 runs 31 blocks.
 
     Args:
-        vl_encoder: A `Qwen3VLForConditionalGeneration`. Its mode, weights, hooks and `rope_deltas` stay as they are.
-            While one thread is in here with a model, others wait for it.
+        vl_encoder: Its mode, weights, hooks and `rope_deltas` stay as they are. While one thread is in here with a
+            model, others wait for it.
         processor: Its image processor, or a full `Qwen3VLProcessor`.
         reading: By `build_reading`, from the encoder's config.
         device: Where the inputs belong; None to ask the encoder's offload hooks, or else its weights.
@@ -245,9 +242,7 @@ def isolate_patches(visual: Any, visible: Tensor) -> Generator[None]:
     Every attention sees the patches reordered, the kept ones first, as if they were two pictures, and its output
     is put back in place. All else in the tower works on patches, or on the patches of one token, alone.
 
-    Args:
-        visual: Qwen3-VL's vision model.
-        visible: `(patches,)` bool, in the tower's order, with at least one of each kind.
+    `visible` is `(patches,)` bool, in the tower's order, with at least one of each kind.
     """
     order = torch.argsort((~visible).int(), stable=True)
     back = torch.argsort(order)
@@ -324,40 +319,28 @@ def group_offload_settings(module: nn.Module | None) -> Any:
 
 
 def check_vl_encoder(vl_encoder: object, width: int | None = None) -> None:
-    """Check that a VL encoder can serve, from its config and its parts: no model is run.
-
-    Args:
-        vl_encoder: Should be a `Qwen3VLForConditionalGeneration`, quantised or not.
-        width: Dimensions of the text embeddings its states are blended into; None to leave the width unchecked.
+    """Check that a VL encoder, quantised or not, can serve, from its config and its parts: no model is run.
 
     Raises:
         TypeError: It is not of Qwen3-VL's family, or not the whole model.
-        ValueError: Its language model is not `width` wide.
+        ValueError: Its language model is not `width` wide. None leaves the width unchecked.
 
     Example:
         >>> check_vl_encoder(torch.nn.Linear(2, 2), 2560)
         Traceback (most recent call last):
-        TypeError: `vl_encoder` must be a Qwen3VLForConditionalGeneration, got Linear.
+        TypeError: `vl_encoder` must be a Qwen3VLForConditionalGeneration, the whole model, got Linear.
     """
-    config = getattr(vl_encoder, "config", None)
-    if config is None:
-        raise TypeError(f"`vl_encoder` must be a Qwen3VLForConditionalGeneration, got {type(vl_encoder).__name__}.")
-    check_vl_config(config, width)
-    inner = getattr(vl_encoder, "model", None)
-    if not hasattr(inner, "language_model") or not hasattr(inner, "visual"):
+    config, inner = getattr(vl_encoder, "config", None), getattr(vl_encoder, "model", None)
+    if config is None or not hasattr(inner, "language_model") or not hasattr(inner, "visual"):
         raise TypeError(
-            f"`vl_encoder` must be a Qwen3VLForConditionalGeneration, got {type(vl_encoder).__name__}, which is only "
-            "a part of it. Pass the whole model."
+            "`vl_encoder` must be a Qwen3VLForConditionalGeneration, the whole model, got "
+            f"{type(vl_encoder).__name__}."
         )
+    check_vl_config(config, width)
 
 
 def check_vl_config(config: object, width: int | None = None) -> None:
-    """Check that a model can serve as VL encoder, from its config alone.
-
-    Raises:
-        TypeError: The config is not of Qwen3-VL's family.
-        ValueError: Its language model is not `width` wide.
-    """
+    """Check that a model can serve as VL encoder, from its config alone; errors as `check_vl_encoder`."""
     family = getattr(config, "model_type", None)
     if family != "qwen3_vl":
         raise TypeError(
@@ -378,18 +361,7 @@ def load_vl_config(
     subfolder: str = "",
     processor_subfolder: str = "",
 ) -> tuple[Qwen3VLConfig, VLImageProcessor]:
-    """Load a VL encoder's config and image processor, a few small files: what `build_reading` needs.
-
-    Args:
-        model_id: Hub id or local folder.
-        revision: Branch, tag or commit of a Hub id.
-        subfolder: Where in the repository or folder the encoder lies.
-        processor_subfolder: Where its processor lies.
-
-    Raises:
-        OSError: They can neither be found locally nor be downloaded.
-        TypeError: It is another kind of model.
-    """
+    """Load a VL encoder's config and image processor, a few small files, as `load_vl_encoder_parts` does."""
     with _explaining_failure(model_id):
         config = AutoConfig.from_pretrained(model_id, **_place(revision, subfolder))
         check_vl_config(config)
@@ -425,7 +397,7 @@ def load_vl_encoder_parts(
         processor_subfolder: Where its processor lies.
 
     Raises:
-        OSError: It can neither be found locally nor be downloaded.
+        OSError: It can neither be found locally nor be downloaded, or is not whole.
         TypeError: It is another kind of model.
     """
     if config is None or processor is None:
@@ -451,9 +423,9 @@ def _explaining_failure(model_id: str | os.PathLike[str]) -> Generator[None]:
     except (OSError, ValueError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise OSError(
-            f"The VL encoder {str(model_id)!r} could not be loaded: {reason} Pass the Hub id of a Qwen3-VL (online, the "
-            "first time) or the path of a local folder as `vl_model_id`, or load it yourself and pass `vl_encoder` and "
-            "`vl_processor`."
+            f"The VL encoder {str(model_id)!r} could not be loaded: {reason} Pass the Hub id of a Qwen3-VL (online, "
+            "the first time) or the path of a local folder as `vl_model_id`, or load it yourself and pass "
+            "`vl_encoder` and `vl_processor`."
         ) from error
 
 

@@ -185,12 +185,7 @@ def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> dict[int, i
 
 
 def get_image_processor(vl_processor: object, config: Qwen3VLConfig) -> VLImageProcessor:
-    """Get the image processor, alone or within a full processor, once it is known to fit the vision tower.
-
-    Raises:
-        TypeError: It is no image processor of Qwen's family.
-        ValueError: It is made for other patches.
-    """
+    """Get the image processor, alone or within a full processor, if it fits; else TypeError or ValueError."""
     processor = getattr(vl_processor, "image_processor", vl_processor)
     vision = cast("Any", config.vision_config)  # transformers types it as a dict
     expected = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
