@@ -257,7 +257,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int],
         raise ValueError(f"The text is no valid Unicode (a lone surrogate): {error.object[:80]!r}.") from error
     with tokenizer_lock:
         fast = _fast_tokenizer(tokenizer)
-        encoded = fast(text, return_offsets_mapping=True)
+        encoded = fast(text, return_offsets_mapping=True, verbose=False)
         ids = [int(index) for index in encoded["input_ids"]]
         if fast is not tokenizer and ids != list(tokenizer(text)["input_ids"]):
             raise ValueError(
