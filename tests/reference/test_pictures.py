@@ -335,11 +335,32 @@ def test_colour_profiles_are_converted_to_srgb() -> None:
         assert load_reference_image(given).getpixel((0, 0))[1] > 190
 
 
-def test_a_grey_profile_is_converted() -> None:
-    linear = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
-    grey = PIL.Image.new("L", (4, 4), 128)
-    with pytest.warns(UserWarning, match="its colour profile is ignored"):  # an RGB profile on a grey picture
-        assert load_reference_image(encoded(grey.convert("CMYK"), "TIFF", icc_profile=linear.tobytes())).size == (4, 4)
+def linear_grey_profile() -> bytes:
+    """The least that is a grey profile: linear light, white as in the header's D50."""
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    curve = b"curv" + bytes(8)
+    tags = struct.pack(">I4sII4sII", 2, b"wtpt", 156, len(white), b"kTRC", 176, len(curve))
+    header = bytearray(128)
+    header[8:24] = b"\x02\x40\0\0mntrGRAYXYZ "
+    header[36:40], header[68:80] = b"acsp", white[8:]
+    profile = bytes(header) + tags + white + curve
+    return struct.pack(">I", len(profile)) + profile[4:]
+
+
+def test_a_grey_profile_is_converted_where_the_picture_is_grey() -> None:
+    profile = linear_grey_profile()
+    expected = round(255 * (1.055 * (128 / 255) ** (1 / 2.4) - 0.055))  # linear light, as sRGB writes it
+    for mode in ("L", "LA"):
+        read = load_reference_image(encoded(PIL.Image.new("L", (4, 4), 128).convert(mode), icc_profile=profile))
+        assert np.abs(np.asarray(read).astype(int) - expected).max() <= 1
+    for other, given in ((PIL.Image.new("RGB", (4, 4), "red"), profile), (pixels_cmyk(), swapped_profile())):
+        with pytest.warns(UserWarning, match="its colour profile is ignored: it is made for"):
+            image = load_reference_image(encoded(other, "TIFF", icc_profile=given))
+        assert image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def pixels_cmyk() -> PIL.Image.Image:
+    return PIL.Image.new("CMYK", (4, 4), (0, 255, 255, 0))
 
 
 @pytest.mark.parametrize("profile", [b"", b"nonsense", b"\0" * 200])

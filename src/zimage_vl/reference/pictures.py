@@ -394,12 +394,13 @@ def _finish_image(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
         image = _grey_from_deep(image, file_format, label)
     if image.mode == "La":
         image = image.convert("LA")  # Pillow knows no direct way from premultiplied grey to RGB
+    space = {"1": "GRAY", "L": "GRAY", "LA": "GRAY", "CMYK": "CMYK"}.get(image.mode, "RGB")
     alpha = None
     if image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
     try:
-        colours = _to_srgb(image, profile, label) if profile else image.convert("RGB")
+        colours = _to_srgb(image, profile, space, label) if profile else image.convert("RGB")
     except ValueError as error:
         raise ValueError(
             f"{label} has the mode {image.mode!r}, which Pillow cannot convert to RGB: convert it first."
@@ -409,15 +410,14 @@ def _finish_image(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
     return finished
 
 
-def _to_srgb(image: PIL.Image.Image, profile: bytes, label: str) -> PIL.Image.Image:
+def _to_srgb(image: PIL.Image.Image, profile: bytes, space: str, label: str) -> PIL.Image.Image:
     try:
         given: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        space = {"GRAY": "L", "CMYK": "CMYK"}.get(given.profile.xcolor_space.strip(), "RGB")
-        if (space == "CMYK") == (image.mode == "CMYK"):
-            srgb = ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(image.convert(space), given, srgb, outputMode="RGB")
-            return cast("PIL.Image.Image", converted)
-        reason = f"it is made for {space} and the picture is {image.mode}"
+        wanted = given.profile.xcolor_space.strip()
+        if wanted == space or (wanted, space) == ("RGB", "GRAY"):
+            plain, srgb = image.convert("L" if wanted == "GRAY" else wanted), ImageCms.createProfile("sRGB")
+            return cast("PIL.Image.Image", ImageCms.profileToProfile(plain, given, srgb, outputMode="RGB"))
+        reason = f"it is made for {wanted}, the picture is {space}"
     except (ImageCms.PyCMSError, OSError, ImportError) as error:
         reason = str(error)
     warnings.warn(f"{label}: its colour profile is ignored: {reason}.", UserWarning, stacklevel=5)
