@@ -1,6 +1,6 @@
-# Every target sets up what it needs: a .venv with torch, then this package, under the lock. All it asks for is Python with
-# pip, and make. The set-up leaves a stamp as its last step, so a second run starts at once and an interrupted one is taken
-# up again.
+# Every target sets up what it needs: a .venv with torch, then this package, under the lock. All it asks for is Python
+# with pip, and make. The set-up leaves a stamp as its last step, so a second run starts at once and an interrupted one
+# is taken up again.
 
 PYTHON ?= python3
 # More options for pip, such as the index of torch's CPU builds: see CONTRIBUTING.md.
@@ -62,8 +62,8 @@ $(STAMPS): %/.setup-stamp: setup.cfg setup.py pyproject.toml
 	$(INSTALL) --no-build-isolation -e ".[dev]"
 	@touch $@
 
-# What quantises lies apart, on the path of its own tests alone (tests/test_quantised_environment.py): diffusers imports it
-# wherever it is installed, which takes seconds and says much.
+# What quantises lies apart, on the path of its own tests alone (tests/test_quantised_environment.py): diffusers imports
+# it wherever it is installed, which takes seconds and says much.
 %/quantised: %/.setup-stamp
 	@rm -rf $@ $@-new
 	$(INSTALL) --quiet --no-deps --target $@-new torchao bitsandbytes

@@ -29,7 +29,9 @@ def test_the_files_it_names_exist() -> None:
     assert [name for name in FILES if not (ROOT / name).is_file()] == []
 
 
-@pytest.mark.parametrize(("environment", "lock"), [(".venv", "current"), (".venv-oldest", "oldest"), (".venv-newest", "")])
+@pytest.mark.parametrize(
+    ("environment", "lock"), [(".venv", "current"), (".venv-oldest", "oldest"), (".venv-newest", "")]
+)
 def test_every_environment_is_set_up_under_its_lock_alone(environment: str, lock: str) -> None:
     target = f"{environment}/quantised"
     command = ["make", "--dry-run", "--always-make", "--no-print-directory", "PIP_ARGS=", target]

@@ -69,11 +69,12 @@ def double(number: float) -> int:
 def package(folder: Path, **modules: str) -> Path:
     """A package `zimage_vl` of two rooms with these modules: a small pipeline, and what it is made of."""
     root = folder / "zimage_vl"
-    files = {"__init__": INIT, "_version": VERSION, "pipeline/entry": ENTRY, "pipeline/more": MORE, "blend/tools": TOOLS}
-    homes = {name.split("/")[-1]: name for name in files}
-    for name, source in {**files, **{homes.get(name, f"blend/{name}"): text for name, text in modules.items()}}.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / f"{name}.py").write_text(source, encoding="utf-8")
+    rooms = {"__init__": "", "_version": "", "entry": "pipeline", "more": "pipeline"}
+    given = {"__init__": INIT, "_version": VERSION, "entry": ENTRY, "more": MORE, "tools": TOOLS}
+    for name, source in {**given, **modules}.items():
+        file = root / rooms.get(name, "blend") / f"{name}.py"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(source, encoding="utf-8")
     return root
 
 

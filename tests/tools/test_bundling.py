@@ -11,8 +11,8 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tools"))
 
-from bundling.docstrings import first_sentence, shorten_docstrings  # noqa: E402
-from bundling.reach import compare_with_map, find_reach  # noqa: E402
+from bundling.docstrings import first_sentence, shorten_docstrings
+from bundling.reach import compare_with_map, find_reach
 
 
 PUBLIC = '''
@@ -86,7 +86,13 @@ def test_others_keep_their_first_sentence_and_their_formulas() -> None:
 
 REACHING = {
     "Network": ["requests.get(url)", "Model.from_pretrained(name)", "super().from_pretrained(name)"],
-    "Disk": ["open(path)", "Image.open(path)", "path.write_text(text)", "os.replace(a, b)", "safetensors.safe_open(p)"],
+    "Disk": [
+        "open(path)",
+        "Image.open(path)",
+        "path.write_text(text)",
+        "os.replace(a, b)",
+        "safetensors.safe_open(p)",
+    ],
     "State of others": [
         "model.layers = x",
         "self.model.layers = x",
@@ -96,7 +102,14 @@ REACHING = {
         "hook.pre_forward(model)",
     ],
 }
-HARMLESS = ["self.layers = x", "layers = model.layers", "read_text(x)", "text.replace(a, b)", "setattr(self, name, x)"]
+HARMLESS = [
+    "self.layers = x",
+    "layers = model.layers",
+    "read_text(x)",
+    "text.replace(a, b)",
+    "setattr(self, name, x)",
+    "f.__annotations__ = x",
+]
 
 
 @pytest.mark.parametrize(("kind", "line"), [(kind, line) for kind, lines in REACHING.items() for line in lines])
