@@ -15,15 +15,14 @@ WORKERS ?= auto
 
 BIN := .venv/bin
 STAMP := .venv/.setup-stamp
-# The environments, and the constraints that pip gets in each. The newest has none, and torch alone from the lock.
+# The environments, and the constraints that pip gets in each: the newest has none, and of the lock torch alone.
 CURRENT := requirements/current.txt
 OLDEST := requirements/oldest.txt
 STAMPS := .venv/.setup-stamp .venv-oldest/.setup-stamp .venv-newest/.setup-stamp
-.venv_OPTIONS := -c $(CURRENT)
-.venv-oldest_OPTIONS := -c $(OLDEST)
-.venv-newest_OPTIONS := --upgrade --upgrade-strategy eager
+.venv_LOCK := -c $(CURRENT)
+.venv-oldest_LOCK := -c $(OLDEST)
 # In a recipe of which $* is the environment.
-INSTALL = $*/bin/python -m pip install --disable-pip-version-check $($*_OPTIONS) $(PIP_ARGS)
+INSTALL = $*/bin/python -m pip install --disable-pip-version-check $($*_LOCK) $(PIP_ARGS)
 # $(call suite,environment)
 suite = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
@@ -79,7 +78,7 @@ test-oldest: .venv-oldest/quantised
 	@$(call suite,.venv-oldest)
 
 test-newest:
-	@rm -f .venv-newest/.setup-stamp
+	@rm -rf .venv-newest
 	@$(MAKE) --no-print-directory .venv-newest/quantised && $(call suite,.venv-newest) \
 		&& echo "With the newest versions: passed." || echo "With the newest versions: FAILED, which blocks nothing."
 

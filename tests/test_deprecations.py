@@ -1,4 +1,4 @@
-"""On today's pair nothing of ours calls what diffusers or transformers have deprecated; some say so in their logs alone."""
+"""On today's pair we call nothing that diffusers or transformers deprecate; some of it is told in their logs alone."""
 
 from __future__ import annotations
 
