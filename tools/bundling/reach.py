@@ -52,7 +52,7 @@ def _functions(tree: ast.Module) -> Iterator[tuple[str, ast.AST]]:
 
 
 def _is_call(node: ast.AST, names: Iterable[str]) -> bool:
-    if not isinstance(node, ast.Call):
+    if not isinstance(node, ast.Call) or "BytesIO(" in ast.unparse(node):  # reading from memory
         return False
     dotted = ast.unparse(node.func)
     return any(dotted == name or dotted.endswith(f".{name.lstrip('.')}") for name in names)
