@@ -40,7 +40,7 @@ from ..reference.readers import (
     read_reference,
 )
 from ..reference.reading import Reading, build_reading
-from ..reference.turn import embeds_regions, read_text_turn
+from ..reference.turn import embeds_regions, read_text_turn, tokenizer_lock
 from .inputs import (
     EmbedsInput,
     Host,
@@ -114,7 +114,7 @@ class ZImageVLPipeline(ZImagePipeline):
     Experimental: the method shows visible artifacts, and trained adapters are better where there are any.
 
     Args:
-        scheduler: As in `ZImagePipeline`; it is copied, so that pipelines over the same modules do not share its state.
+        scheduler: As in `ZImagePipeline`; copied, so that pipelines over the same modules do not share its state.
         vae: As in `ZImagePipeline`.
         text_encoder: As in `ZImagePipeline`.
         tokenizer: As in `ZImagePipeline`; it holds Qwen's vision tokens too.
@@ -398,17 +398,18 @@ class ZImageVLPipeline(ZImagePipeline):
         Raises:
             ValueError: NaN or infinity from the text encoder.
         """
-        heal_model_hooks(self, self.text_encoder)
         encode: Callable[..., Any] = super().encode_prompt  # it names narrower types than it takes
-        embeds, negatives = encode(
-            list(prompt) if isinstance(prompt, list) else prompt,
-            device,
-            do_classifier_free_guidance,
-            list(negative_prompt) if isinstance(negative_prompt, list) else negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            max_sequence_length,
-        )
+        with lock_of_models(self), tokenizer_lock:  # the parent sets padding and truncation on the tokenizer
+            heal_model_hooks(self, self.text_encoder)
+            embeds, negatives = encode(
+                list(prompt) if isinstance(prompt, list) else prompt,
+                device,
+                do_classifier_free_guidance,
+                list(negative_prompt) if isinstance(negative_prompt, list) else negative_prompt,
+                prompt_embeds,
+                negative_prompt_embeds,
+                max_sequence_length,
+            )
         check_finite_tensors("the embeddings of the text encoder", [*embeds, *(negatives or ())])
         return embeds, negatives
 
@@ -659,7 +660,7 @@ class ZImageVLPipeline(ZImagePipeline):
         )
 
     def read_pictures(self, pictures: Sequence[Reading | ReferenceEmbeds]) -> list[ReferenceEmbeds]:
-        """The states of each picture; the VL encoder reads those that are neither ready nor among the last readings."""
+        """The states of each picture; read are those that are neither ready nor among the last readings."""
         readings = [item for item in pictures if isinstance(item, Reading)]
         if readings and self.vl_encoder is None:
             self.load_vl_encoder()
