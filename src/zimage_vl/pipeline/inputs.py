@@ -399,12 +399,11 @@ def _check_finite(name: str, value: Any, at_least: float = -math.inf) -> float:
 def _read_conditionings(knobs: Mapping[str, Any], count: int) -> list[VLConditioning]:
     """The knobs of each prompt. Without a reference they are checked all the same: scripts switch it on and off."""
     given = knobs["reference_image"] is not None or knobs["reference_embeds"] is not None
-    common = {name: knobs[name] for name in CONDITIONING_NAMES} | {"reference_weights": knobs["reference_weights"]}
     neutral = knobs["neutral_image"] is not None or (not given and knobs["vl_blend_mode"] == "style_delta")
-    return [
-        VLConditioning(**{**common, "vl_alpha": alpha, "has_neutral_image": neutral})
-        for alpha in split_per_prompt(knobs["vl_alpha"], count)
-    ]
+    names = (*CONDITIONING_NAMES, "reference_weights")
+    common: dict[str, Any] = {name: knobs[name] for name in names if name != "vl_alpha"}
+    alphas: list[Any] = split_per_prompt(knobs["vl_alpha"], count)
+    return [VLConditioning(vl_alpha=alpha, has_neutral_image=neutral, **common) for alpha in alphas]
 
 
 def _read_references(
@@ -464,8 +463,8 @@ def _read_embeds(host: Host, knobs: Mapping[str, Any], conditionings: Sequence[V
                 loaded[id(item)] = as_reference_embeds(item)
             if host.width is not None:
                 loaded[id(item)].check_fits(host.width, conditioning.layers)
-        ready = () if conditioning.is_inert else tuple(loaded[id(item)] for item in items)
-        found.append((ready[: len(group)], ready[-1] if len(ready) > len(group) else None))
+        ready = [] if conditioning.is_inert else [loaded[id(item)] for item in items]
+        found.append((tuple(ready[: len(group)]), ready[-1] if len(ready) > len(group) else None))
     return found
 
 
