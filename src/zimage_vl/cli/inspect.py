@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._shared import FormatOption, OutputFormat, print_json
+from ._shared import FormatOption, OutputFormat, print_json, say
 from .statistics import describe_statistics, statistics_lines
 
 
@@ -59,25 +60,23 @@ def inspect(
     if output_format is OutputFormat.JSON:
         print_json({"file": str(file), "bytes": file.stat().st_size, **described})
         return
-    typer.echo(f"file              {file}, {file.stat().st_size} bytes")
-    for line in lines(described):
-        typer.echo(line)
+    for line in [f"file              {file}, {file.stat().st_size} bytes", *lines(described)]:
+        say(line)
 
 
 def _describe_statistics_file(file: Path) -> dict[str, Any] | None:
     """What a file of statistics holds; None for a file that is not one, whatever else it is."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     from zimage_vl.pipeline.text_statistics import STATISTICS_FILE, TextStatistics
 
-    try:
-        with safe_open(str(file), "pt") as opened:
-            metadata: dict[str, str] = opened.metadata() or {}
-    except (SafetensorError, OSError):
+    schema = None
+    if file.is_file():  # a pipe would wait for ever
+        with suppress(Exception), safe_open(str(file), "pt") as opened:
+            schema = (opened.metadata() or {}).get("schema")
+    if schema != STATISTICS_FILE.schema:
         return None
-    if metadata.get("schema") != STATISTICS_FILE.schema:
-        return None
-    return {"schema": metadata["schema"], **describe_statistics(TextStatistics.load(file))}
+    return {"schema": schema, **describe_statistics(TextStatistics.load(file))}
 
 
 def describe_reference(
@@ -99,7 +98,7 @@ def describe_reference(
     """
     from zimage_vl.blend.regions import Region
     from zimage_vl.blend.report import make_jsonable
-    from zimage_vl.reference.embeds import REFERENCE_SCHEMA
+    from zimage_vl.reference.embeds import REFERENCE_FILE
 
     if against is not None and against.width != embeds.width:
         raise ValueError(
@@ -107,7 +106,7 @@ def describe_reference(
             f"{embeds.width} wide. They belong to different models: measure the text encoder that goes with it."
         )
     return {
-        "schema": REFERENCE_SCHEMA,
+        "schema": REFERENCE_FILE.schema,
         "width": embeds.width,
         "tokens": embeds.num_tokens,
         "regions": {region.name.lower(): int((embeds.regions == region).sum()) for region in Region},
