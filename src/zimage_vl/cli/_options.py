@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from difflib import get_close_matches
 from enum import Enum
 from math import isfinite
@@ -31,37 +31,29 @@ _SHORT_NAMES: dict[str, tuple[str, ...]] = {
     "vl_token_selection": ("--tokens",),
 }
 _SWITCHED_OFF = {"vl_exclude_sinks": "--include-sinks"}
-# The values as they are typed, where they are not the call's: metavar, and what goes before the registry's help.
+# The values as they are typed, where they are not the call's: metavar, and the form in words.
 _TYPED: dict[str, tuple[str, str]] = {
-    "reference_image": ("PATH|URL", "again for several, which act together; "),
-    "reference_embeds": ("FILE", "of `zimage-vl extract`; again for several; "),
-    "reference_weights": ("NUMBERS", "such as 2,1: "),
+    "reference_image": ("PATH|URL", "again for several, which act together"),
+    "reference_embeds": ("FILE", "of `zimage-vl extract`, again for several"),
+    "reference_weights": ("NUMBERS", "such as 2,1"),
     "reference_mask": ("PATH|URL", ""),
     "neutral_image": ("PATH|URL", ""),
     "vl_alpha": (
         "ALPHA",
-        "0..1; or by place, again for each: prefix=0, prompt=0.5, suffix=1, default=0 or any phrase of the prompt: ",
+        "0..1, or by place, again for each: prefix=0, prompt=0.5, suffix=1, default=0, any phrase=1",
     ),
-    "vl_hidden_layer": ("LAYER", "such as -6; several as -6,-8, with weights as -6:1,-8:3: "),
+    "vl_hidden_layer": ("LAYER", "such as -6, several as -6,-8, with weights as -6:1,-8:3"),
     "vl_text": ("TEXT", ""),
 }
-# What the library's messages call the other arguments.
+# What the library's messages call the other options, where it is not their name.
 _ARGUMENTS = {
     "guidance_scale": "--guidance",
-    "height": "--height",
-    "init_image": "--init-image",
-    "iterations": "--iterations",
-    "layers": "--layers",
-    "max_pixels": "--max-pixels",
-    "negative_prompt": "--negative-prompt",
     "num_images_per_prompt": "--num-images",
     "num_inference_steps": "--steps",
-    "prompt": "--prompt",
-    "strength": "--strength",
-    "threshold": "--threshold",
     "vl_model_id": "--vl-model",
-    "width": "--width",
 }
+_SAME = "height init_image iterations layers max_pixels negative_prompt prompt strength threshold width".split()  # noqa: SIM905
+_ARGUMENTS |= {name: "--" + name.replace("_", "-") for name in _SAME}
 
 
 class DtypeChoice(str, Enum):
@@ -70,6 +62,11 @@ class DtypeChoice(str, Enum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     FLOAT16 = "float16"
+
+
+def option(names: str, metavar: str | None, help: str, **more: Any) -> Any:
+    """Get an option of these names, in one string."""
+    return typer.Option(*names.split(), metavar=metavar, help=help, **more)
 
 
 def option_names(knob: str) -> tuple[str, ...]:
@@ -161,67 +158,33 @@ def with_knobs(after: str, names: Iterable[str] = KNOBS) -> Callable[[Command], 
 
 
 def _annotate(knob: Knob) -> Any:
-    """The type and the option of a knob; what it takes is read off its default, its choices and its values."""
-    metavar, typed = _TYPED.get(knob.name, ("", ""))
-    said = re.sub(r"\bNone:", "left out:", name_options(knob.help))
-    names = list(option_names(knob.name))
-    parser: Callable[[str], Any] | None = None
-    kind: type = str
-    if knob.name in ("reference_image", "reference_embeds", "vl_alpha"):
-        kind = list[str]
-    elif knob.name in ("vl_hidden_layer", "reference_weights"):
-        parser = parse_layer if knob.name == "vl_hidden_layer" else parse_numbers
-    elif knob.choices:
-        metavar, typed, parser = "CHOICE", f"{', '.join(knob.choices)}: ", choose(knob.choices)
+    """The type and the option of a knob: what it takes is read off its choices, its default and its values."""
+    names, (metavar, form) = list(option_names(knob.name)), _TYPED.get(knob.name, ("", ""))
+    parser: Callable[[str], Any] | None = {"vl_hidden_layer": parse_layer, "reference_weights": parse_numbers}.get(
+        knob.name
+    )
+    kind: type = list[str] if knob.name in ("reference_image", "reference_embeds", "vl_alpha") else str
+    if knob.choices:
+        metavar, form, parser = "CHOICE", ", ".join(knob.choices), choose(knob.choices)
     elif isinstance(knob.default, bool):
         kind, names[0] = bool, f"{names[0]}/{_SWITCHED_OFF.get(knob.name, '--no-' + names[0][2:])}"
-    elif not metavar and knob.values.startswith("int"):
-        kind, metavar, typed = int, "INT", f"{_bounds(knob)}: "
     elif not metavar:
-        kind, metavar, typed = float, "NUMBER", f"{_bounds(knob)}: "
-    default = "" if knob.default is None else f". Default: {str(knob.default).replace('False', 'no')}"
-    return Annotated[
-        kind | None, typer.Option(*names, parser=parser, metavar=metavar or None, help=f"{typed}{said}{default}.")
-    ]
+        kind, metavar = (int, "INT") if knob.values.startswith("int") else (float, "NUMBER")
+        form = name_options(knob.values.removesuffix(", or None").removeprefix("int "))
+    said = re.sub(r"\bNone:", "left out:", name_options(knob.help.removesuffix("; a list is one per prompt")))
+    default = "" if knob.default is None else f" Default: {str(knob.default).replace('False', 'no')}."
+    text = f"{said[0].upper()}{said[1:]}{f' ({form})' if form else ''}.{default}"
+    return Annotated[kind | None, typer.Option(*names, parser=parser, metavar=metavar or None, help=text)]
 
 
-def _bounds(knob: Knob) -> str:
-    return name_options(knob.values.removesuffix(", or None").removeprefix("int "))
+_MODEL = "toy, this package's miniature; a folder in diffusers' layout; a Hub id as Tongyi-MAI/Z-Image-Turbo."
+_REVISION = "Branch, tag or commit of a Hub id. Default: its main branch."
+_VL_MODEL = "Folder or Hub id of the Qwen3-VL to read with. Default: the model's, or Qwen/Qwen3-VL-4B-Instruct."
+_DEVICE = "cpu, cuda, cuda:1, mps. Default: the best there is."
+_DTYPE = "float32, bfloat16, float16 (may overflow): precision. Default: bfloat16; float32 with toy."
 
-
-def given_knobs(knobs: Mapping[str, Any]) -> dict[str, Any]:
-    """Get the knobs that were given, as the pipeline's call takes them."""
-    return {name: value for name, value in knobs.items() if value is not None and value != []}
-
-
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help="toy, this package's miniature; a folder in diffusers' layout; a Hub id as Tongyi-MAI/Z-Image-Turbo.",
-    ),
-]
-RevisionOption = Annotated[
-    str | None,
-    typer.Option("--revision", metavar="NAME", help="Branch, tag or commit of a Hub id. Default: its main branch."),
-]
-VLModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--vl-model",
-        metavar="NAME",
-        help="Folder or Hub id of the Qwen3-VL to read with. Default: the model's, or Qwen/Qwen3-VL-4B-Instruct.",
-    ),
-]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the best there is.")
-]
-DtypeOption = Annotated[
-    DtypeChoice | None,
-    typer.Option(
-        "--dtype",
-        metavar="CHOICE",
-        help="float32, bfloat16, float16 (may overflow): precision. Default: bfloat16; float32 with toy.",
-    ),
-]
+ModelOption = Annotated[str, option("--model", "NAME", _MODEL)]
+RevisionOption = Annotated[str | None, option("--revision", "NAME", _REVISION)]
+VLModelOption = Annotated[str | None, option("--vl-model", "NAME", _VL_MODEL)]
+DeviceOption = Annotated[str | None, option("--device", "NAME", _DEVICE)]
+DtypeOption = Annotated[DtypeChoice | None, option("--dtype", "CHOICE", _DTYPE)]

@@ -60,17 +60,13 @@ def check_reachable(model: str, revision: str | None, file: str, option: str = "
         except requests.RequestException:
             reason = f"{constants.ENDPOINT} does not answer"
     raise OSError(
-        f"{option} '{model}' is not in the local cache and cannot be downloaded: {reason}. Connect, or pass the path of "
-        f"a folder with the model's files: {option} FOLDER."
+        f"{option} '{model}' is not in the local cache and cannot be downloaded: {reason}. Connect, or pass "
+        f"the path of a folder with the model's files: {option} FOLDER."
     )
 
 
 def read_index(model: str, revision: str | None) -> dict[str, Any]:
-    """Get a pipeline's model_index.json.
-
-    Raises:
-        OSError: It cannot be found or fetched, or holds no JSON object.
-    """
+    """Get a pipeline's model_index.json, a JSON object."""
     check_reachable(model, revision, "model_index.json")
     with loading(model):
         file = Path(model) / "model_index.json"
@@ -90,12 +86,7 @@ def read_index(model: str, revision: str | None) -> dict[str, Any]:
 
 
 def locate_vl_model(model: str, vl_model: str | None, index: dict[str, Any]) -> tuple[str, dict[str, str]]:
-    """Get the VL encoder asked for, saved with a model or named by it, and the folders of its parts in there.
-
-    Raises:
-        OSError: It is a Hub id that can be neither found in the cache nor fetched.
-        ValueError: The model names none.
-    """
+    """Get the VL encoder asked for, saved with a model or named by it, and the folders of its parts in there."""
     import inspect
 
     from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
@@ -112,16 +103,7 @@ def locate_vl_model(model: str, vl_model: str | None, index: dict[str, Any]) -> 
 
 @dataclass(frozen=True)
 class ReferenceReader:
-    """The parts that read references, without those that paint; the weights come when the first one is read.
-
-    Attributes:
-        config: Of the VL encoder.
-        processor: Its image processor.
-        tokenizer: Z-Image's tokenizer.
-        model_id: What is recorded as the encoder's name.
-        revision: What is recorded as its revision.
-        load: Gives the encoder.
-    """
+    """The parts that read references, without those that paint; `load` gives the encoder, the same each time."""
 
     config: Any
     processor: Any
@@ -156,19 +138,7 @@ class ReferenceReader:
 def load_reference_reader(
     model: str, vl_model: str | None, dtype: torch.dtype, device: str, revision: str | None
 ) -> ReferenceReader:
-    """Get a Z-Image's tokenizer, and the config of the Qwen3-VL that its pipeline would read with.
-
-    Args:
-        model: "toy", a folder in diffusers' layout, or a Hub id; only the parts in use are fetched.
-        vl_model: Folder or Hub id of the Qwen3-VL; None for the one the model holds or names.
-        dtype: Of the VL encoder's weights.
-        device: Where it runs.
-        revision: Branch, tag or commit of `model` on the Hub.
-
-    Raises:
-        OSError: Something cannot be found, fetched or read; the message says what.
-        ValueError: The VL encoder is not as wide as the model's text encoder.
-    """
+    """Get a Z-Image's tokenizer, and the Qwen3-VL that its pipeline would read with; only these are fetched."""
     from functools import cache
 
     if model == TOY_MODEL:
@@ -203,17 +173,7 @@ def load_reference_reader(
 
 
 def load_text_side(model: str, dtype: torch.dtype, device: str, revision: str | None) -> ZImageVLPipeline:
-    """Get a pipeline that can encode prompts and nothing else: a Z-Image's text encoder and tokenizer.
-
-    Args:
-        model: "toy", a folder in diffusers' layout, or a Hub id; only the parts in use are fetched.
-        dtype: Of the text encoder's weights.
-        device: Where it runs.
-        revision: Branch, tag or commit on the Hub.
-
-    Raises:
-        OSError: The model cannot be found, fetched or read.
-    """
+    """Get a pipeline that can encode prompts and nothing else; only text encoder and tokenizer are fetched."""
     if model == TOY_MODEL:
         return load_pipeline(model, None, dtype, None).to(device)
     from transformers import AutoModel, AutoTokenizer
@@ -238,21 +198,7 @@ def paint_in_stages(
     prompt: str,
     **arguments: Any,
 ) -> Any:
-    """Paint what a pipeline from `load_pipeline` would, with one model in memory at a time.
-
-    Args:
-        model: As in `load_pipeline`; the toy world is written to a temporary folder first.
-        vl_model: As in `load_pipeline`.
-        revision: As in `load_pipeline`.
-        dtype: Of the weights.
-        device: Where each model runs.
-        prompt: What to paint.
-        arguments: Everything else that the pipeline's call takes.
-
-    Raises:
-        OSError: As `load_pipeline`.
-        ValueError, TypeError: As the call.
-    """
+    """Paint what a pipeline from `load_pipeline` would, with one model in memory at a time; the toy, too."""
     import tempfile
 
     from zimage_vl.workflows.low_memory import generate_low_memory

@@ -108,18 +108,9 @@ def check_output_path(
     overwrite: bool = True,
     inputs: Sequence[str | os.PathLike[str] | None] = (),
 ) -> None:
-    """Refuse a file that could not be written, before any work is done for it.
+    """Refuse a file that could not or may not be written, before any work is done for it.
 
-    Args:
-        path: Where the result is to go.
-        suffixes: What its name may end in, any case.
-        overwrite: Whether a file of that name may be replaced.
-        inputs: What the command reads, which is never replaced: files, folders of models; names of neither are passed
-            over.
-
-    Raises:
-        ValueError: The suffix is unknown; the path is no regular file, or one that may not be replaced; its folder is
-            missing or cannot be written to.
+    What the command reads (`inputs`: files, folders of models, and names of neither) is never replaced.
     """
     shown = f"--output '{escape(str(path))}'"
     if path.suffix.lower() not in suffixes:
@@ -157,11 +148,7 @@ def _exists_already(path: Path) -> ValueError:
 def new_file(path: Path, overwrite: bool) -> Generator[Path]:
     """Within it, a file of a random name beside `path`, to be written to; at the end it becomes `path`.
 
-    Under its final name it is whole or not there, and what was there before stays unless it may be replaced.
-
-    Raises:
-        OSError: It cannot be written; the error names `path`.
-        ValueError: A file of that name came up meanwhile.
+    Under its final name it is whole or not there. An OSError names `path`.
     """
     unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished{path.suffix}")
     try:
@@ -213,11 +200,7 @@ def numbered_paths(path: Path, count: int) -> list[Path]:
 
 
 def write_png(image: Image, path: Path, parameters: dict[str, Any], overwrite: bool = True) -> None:
-    """Write a PNG that holds how it was made, as JSON in its text "parameters".
-
-    Raises:
-        OSError, ValueError: As `new_file`.
-    """
+    """Write a PNG that holds how it was made, as JSON in its text "parameters"."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
@@ -232,11 +215,7 @@ def write_png(image: Image, path: Path, parameters: dict[str, Any], overwrite: b
 
 
 def choose_device(device: str | None) -> str:
-    """Get the device asked for, or the best there is: cuda, mps, cpu.
-
-    Raises:
-        ValueError: It is no device of this machine.
-    """
+    """Get the device asked for, or the best there is: cuda, mps, cpu."""
     import torch
 
     if device is None:
@@ -250,11 +229,7 @@ def choose_device(device: str | None) -> str:
 
 
 def check_model_name(model: str, vl_model: str | None = None) -> None:
-    """Refuse what can be no model, without asking the Hub.
-
-    Raises:
-        ValueError: Neither "toy" nor a folder that exists nor of an id's form; a VL model for the toy.
-    """
+    """Refuse what can be no model, without asking the Hub, and a VL model beside the toy."""
     if vl_model is not None and model == TOY_MODEL:
         raise ValueError("--vl-model does nothing with --model toy, which has a VL model of its own: leave one out.")
     for option, name in (("--model", model), ("--vl-model", vl_model)):
@@ -267,34 +242,21 @@ def check_model_name(model: str, vl_model: str | None = None) -> None:
 
 
 def load_pipeline(model: str, vl_model: str | None, dtype: torch.dtype, revision: str | None) -> ZImageVLPipeline:
-    """Load the toy world, or a Z-Image from a folder or the Hub, on the CPU.
-
-    Args:
-        model: "toy", a folder in diffusers' layout, or a Hub id.
-        vl_model: Folder or Hub id of the Qwen3-VL to load when a reference is read; None for the pipeline's default.
-        dtype: Of the weights.
-        revision: Branch, tag or commit on the Hub; None for the default branch.
-
-    Raises:
-        OSError: The model cannot be found, fetched or read; the message has its name and what to do.
-    """
+    """Load the toy world, or a Z-Image from a folder or the Hub, on the CPU; an OSError has its name."""
     if model == TOY_MODEL:
         from zimage_vl.toy import load_toy_pipeline
 
         pipe = load_toy_pipeline()
         return pipe if pipe.dtype == dtype else pipe.to(dtype)
+    from diffusers.utils import deprecation_utils
+
     from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
     from ._parts import loading, read_index
 
     read_index(model, revision)
-    options = {} if vl_model is None else {"vl_model_id": vl_model}
+    # Older diffusers ignore `dtype` silently; newer ones, which have this helper, call `torch_dtype` deprecated.
+    options: dict[str, Any] = {"dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype": dtype}
+    options |= {} if vl_model is None else {"vl_model_id": vl_model}
     with loading(model):
-        return ZImageVLPipeline.from_pretrained(model, **{dtype_argument(): dtype}, revision=revision, **options)
-
-
-def dtype_argument() -> str:
-    """Get diffusers' name for the dtype: older ones ignore `dtype` silently, newer ones call `torch_dtype` deprecated."""
-    from diffusers.utils import deprecation_utils
-
-    return "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
+        return ZImageVLPipeline.from_pretrained(model, revision=revision, **options)

@@ -14,6 +14,7 @@ import typer
 from zimage_vl._version import __version__
 from zimage_vl.blend.registry import KNOBS
 
+from ._options import option
 from ._shared import (
     RECORDED_PACKAGES,
     OverwriteOption,
@@ -47,32 +48,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
 }
 LAYERS = (_DEFAULTS[1], -2)  # all that the settings ask for: a reference is read once
 
-OutputOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="FILE",
-        help=f"PNG file to write, in a folder that exists. Default: {DEFAULT_OUTPUT}, or with a number behind the name "
-        "where that is taken; its folder is made.",
-    ),
-]
-PairsOption = Annotated[
-    int, typer.Option("--pairs", min=1, max=50, metavar="INT", help="Pairs of prompt and reference, 1 to 50.")
-]
-SeedOption = Annotated[
-    int, typer.Option("--seed", min=0, max=2**31 - 1, metavar="INT", help="Seed of pairs and noise, at least 0.")
-]
-ThreadsOption = Annotated[
-    int | None, typer.Option("--threads", min=1, metavar="INT", help="CPU threads. Default: torch's choice.")
-]
+_OUTPUT = f"PNG file to write. Default: {DEFAULT_OUTPUT}, or with a number where that is taken; its folder is made."
+_PAIRS = "Pairs of prompt and reference, 1 to 50."
 
 
 def demo(
-    output: OutputOption = None,
-    pairs: PairsOption = 5,
-    seed: SeedOption = 0,
-    threads: ThreadsOption = None,
+    output: Annotated[Path | None, option("--output -o", "FILE", _OUTPUT)] = None,
+    pairs: Annotated[int, option("--pairs", "INT", _PAIRS, min=1, max=50)] = 5,
+    seed: Annotated[int, option("--seed", "INT", "Seed of pairs and noise.", min=0, max=2**31 - 1)] = 0,
+    threads: Annotated[int | None, option("--threads", "INT", "CPU threads. Default: torch's choice.", min=1)] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
     """Paint the contact sheet of the toy world: prompt, reference, and alpha from 0 to 1.
@@ -101,7 +85,7 @@ def demo(
             [f"alpha {alpha:g}" for alpha in ALPHAS],
             list(SETTINGS),
             title="The same prompt and noise, steered more and more by a reference picture",
-            footnote=f"zimage-vl {__version__}, the toy world, seed {seed}: a miniature, no evidence on the real models",
+            footnote=f"zimage-vl {__version__}, the toy world, seed {seed}: no evidence on the real models",
         )
         made = {
             "command": f"zimage-vl demo --pairs {pairs} --seed {seed}",
@@ -134,16 +118,7 @@ def count_pictures() -> int:
 def paint_rows(
     pipe: Any, pairs: int, seed: int, *, size: int, steps: int, on_picture: Callable[[], object] = lambda: None
 ) -> list[SheetRow]:
-    """Paint the rows of the sheet.
-
-    Args:
-        pipe: A `ZImageVLPipeline`.
-        pairs: How many pairs of a prompt and a reference that share nothing.
-        seed: Decides the pairs, the references' places and sizes, and the noise: one noise per row.
-        size: Side of a picture in pixels.
-        steps: Denoising steps.
-        on_picture: Called after each picture.
-    """
+    """Paint the rows of the sheet: pairs of a prompt and a reference that share nothing, one noise per row."""
     import torch
 
     from zimage_vl.toy.sheet import SheetRow

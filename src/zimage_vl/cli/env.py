@@ -14,7 +14,8 @@ from zimage_vl._version import __version__
 from ._shared import FormatOption, OutputFormat, get_package_versions, print_json, say
 
 
-_PACKAGES = "torch diffusers transformers accelerate safetensors huggingface-hub pillow numpy typer".split()
+_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "huggingface-hub", "pillow", "numpy")
+_PACKAGES += ("typer",)
 _OPTIONAL_PACKAGES = ("torchvision", "peft", "torchao", "bitsandbytes")
 
 
@@ -41,15 +42,7 @@ def env(
 
 
 def collect_environment(with_devices: bool = True) -> dict[str, Any]:
-    """Get versions and devices as plain values.
-
-    Args:
-        with_devices: Import torch and ask it for its devices.
-
-    Returns:
-        "zimage-vl", "python", "platform", "packages" {name: version, None where an expected one is missing; optional
-        ones only where present}, "torch" {build facts} and "devices", a list of dicts with "device", "name" and
-        "memory_bytes" (None where unknown).
+    """Get versions and, if torch may be imported, devices as plain values; what is not known is None.
 
     Example:
         >>> sorted(collect_environment(with_devices=False))

@@ -27,6 +27,7 @@ from ._options import (
     VLModelOption,
     choose,
     name_options,
+    option,
 )
 from ._parsing import parse_layers
 from ._parts import ReferenceReader, load_reference_reader
@@ -52,42 +53,14 @@ MANIFEST = "manifest.jsonl"
 PARTLY_DONE = 3  # the exit code where some references failed and the others were extracted
 _LAYERS: Any = "-2,-4,-6,-8"
 
-ReferencesArgument = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="REF...", help="Pictures: files, folders (their pictures, not those of folders in them), globs, URLs."
-    ),
-]
-FolderOption = Annotated[
-    Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the files; made where its own folder exists.")
-]
-TextOption = Annotated[
-    str,
-    typer.Option(
-        "--text",
-        metavar="TEXT",
-        help="What the VL model reads beside the picture; to have what one call without --vl-text gives: its prompt.",
-    ),
-]
-TextPositionOption = Annotated[
-    str,
-    typer.Option(
-        "--text-position",
-        metavar="CHOICE",
-        parser=choose(KNOBS["vl_text_position"].choices),
-        help=f"{', '.join(KNOBS['vl_text_position'].choices)}: {KNOBS['vl_text_position'].help}.",
-    ),
-]
-LayersOption = Annotated[
-    Any,
-    typer.Option(
-        "--layers", metavar="LAYERS", parser=parse_layers, help="Hidden layers to keep, -1 the last; from one forward."
-    ),
-]
-MaxPixelsOption = Annotated[
-    int, typer.Option("--max-pixels", min=1, metavar="INT", help=f"{KNOBS['vl_max_pixels'].help}.".capitalize())
-]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; load no model, write nothing.")]
+_POSITION = KNOBS["vl_text_position"]
+_REFS = "Pictures: files, folders (their pictures, not those of folders in them), globs, URLs."
+_FOLDER = "Folder for the files; made where its own folder exists."
+_TEXT = "Words read beside the picture; to have what one call without --vl-text gives: its prompt."
+_PLACE = f"{', '.join(_POSITION.choices)}: {_POSITION.help}."
+_KEEP = "Hidden layers to keep, -1 the last; all from one forward."
+_AREA = "Largest area in pixels at which a reference is read."
+_DRY = "Say what would be done; load no model, write nothing."
 
 
 @dataclass(frozen=True)
@@ -111,18 +84,20 @@ class ExtractSettings:
 
 
 def extract(
-    references: ReferencesArgument,
-    output: FolderOption,
-    text: TextOption = "",
-    text_position: TextPositionOption = "after",
-    layers: LayersOption = _LAYERS,
-    max_pixels: MaxPixelsOption = 1024 * 1024,
+    references: Annotated[list[str], typer.Argument(metavar="REF...", help=_REFS)],
+    output: Annotated[Path, option("--output -o", "DIR", _FOLDER)],
+    text: Annotated[str, option("--text", "TEXT", _TEXT)] = "",
+    text_position: Annotated[
+        str, option("--text-position", "CHOICE", _PLACE, parser=choose(_POSITION.choices))
+    ] = "after",
+    layers: Annotated[Any, option("--layers", "LAYERS", _KEEP, parser=parse_layers)] = _LAYERS,
+    max_pixels: Annotated[int, option("--max-pixels", "INT", _AREA, min=1)] = 1024 * 1024,
     model: ModelOption = TOY_MODEL,
     vl_model: VLModelOption = None,
     revision: RevisionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    dry_run: DryRunOption = False,
+    dry_run: Annotated[bool, option("--dry-run", None, _DRY)] = False,
     output_format: FormatOption = OutputFormat.TEXT,
 ) -> None:
     """Read references once and keep what the VL model says, one safetensors file each, named by content.
@@ -137,9 +112,9 @@ def extract(
     _check_folder(output)
     run = _Run(settings, output, choose_device(device), dry_run)
     sources = find_sources(references)
-    with nullcontext() if dry_run else new_folder(output):
-        with typer.progressbar(sources, label=f"{len(sources)} references", file=sys.stderr) as bar:
-            records = [run.handle(source) for source in bar]
+    bar = typer.progressbar(sources, label=f"{len(sources)} references", file=sys.stderr)
+    with nullcontext() if dry_run else new_folder(output), bar:
+        records = [run.handle(source) for source in bar]
     _report(records, output, output_format)
     if any(record["status"] == "failed" for record in records):
         raise typer.Exit(PARTLY_DONE)

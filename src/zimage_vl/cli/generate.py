@@ -24,8 +24,8 @@ from ._options import (
     RevisionOption,
     VLModelOption,
     choose,
-    given_knobs,
     number,
+    option,
     option_names,
     with_knobs,
 )
@@ -55,143 +55,44 @@ if TYPE_CHECKING:
     from zimage_vl.blend.knobs import VLConditioning
 
 _REAL_SIDE, _REAL_STEPS = 1024, 9  # Z-Image-Turbo's own card
+_STRENGTH = 0.6  # diffusers' own
 _OFFLOADS = ("none", "model", "sequential")
-_DEFAULT_STRENGTH = 0.6  # diffusers' own
-
-PromptOption = Annotated[str, typer.Option("--prompt", "-p", metavar="TEXT", help="What to paint.")]
-OutputOption = Annotated[
-    Path,
-    typer.Option(
-        "--output",
-        "-o",
-        metavar="FILE",
-        help="PNG file to write, in a folder that exists. Several: name-0.png, name-1.png.",
-    ),
-]
-RecipeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--recipe",
-        metavar="NAME",
-        parser=choose(tuple(RECIPES)),
-        help=f"{', '.join(RECIPES)}: ready settings of the knobs; options given beside it take precedence.",
-    ),
-]
-IterationsOption = Annotated[
-    int,
-    typer.Option(
-        "--iterations",
-        min=1,
-        metavar="INT",
-        help="Rounds: from the second on, the last one's picture is the reference. Each is kept, as name-round1.png.",
-    ),
-]
-InitImageOption = Annotated[
-    str | None,
-    typer.Option(
-        "--init-image",
-        metavar="PATH|URL",
-        help="Picture to paint over (image-to-image). Without a size it is painted in its aspect, at the default's "
-        "area; to a size it is scaled and the overflow cropped.",
-    ),
-]
-StrengthOption = Annotated[
-    float | None,
-    typer.Option(
-        "--strength",
-        min=0,
-        max=1,
-        metavar="NUMBER",
-        help="Above 0, up to 1, with --init-image: the share of the steps that is run; at 1 nothing of it is left. "
-        f"Default: {_DEFAULT_STRENGTH}.",
-    ),
-]
-StatisticsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--statistics",
-        metavar="FILE",
-        help="File of `zimage-vl statistics`, for knobs that need the text encoder's. Default: they are measured.",
-    ),
-]
-NegativePromptOption = Annotated[
-    str | None, typer.Option("--negative-prompt", metavar="TEXT", help="What to keep away from; needs --guidance.")
-]
-StepsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--steps", min=1, metavar="INT", help="Denoising steps, at least 1. Default: 9; the toy world's own with toy."
-    ),
-]
-GuidanceOption = Annotated[
-    float,
-    typer.Option(
-        "--guidance",
-        parser=number(0),
-        metavar="NUMBER",
-        help="Guidance scale, at least 0, which is off as Turbo wants.",
-    ),
-]
-SeedOption = Annotated[
-    int | None,
-    typer.Option(
-        "--seed",
-        min=0,
-        max=2**63 - 1,
-        metavar="INT",
-        help="Seed of the first picture; the next take the next ones. Default: random, told and recorded.",
-    ),
-]
-SizeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--size", metavar="WxH", help="WIDTHxHEIGHT in pixels, multiples of 16. Default: 1024x1024; 64x64 with toy."
-    ),
-]
-WidthOption = Annotated[int | None, typer.Option("--width", min=16, metavar="INT", help="Width alone.")]
-HeightOption = Annotated[int | None, typer.Option("--height", min=16, metavar="INT", help="Height alone.")]
-NumImagesOption = Annotated[
-    int, typer.Option("--num-images", "-n", min=1, max=10_000, metavar="INT", help="How many pictures, at least 1.")
-]
-OffloadOption = Annotated[
-    str,
-    typer.Option(
-        "--offload",
-        metavar="CHOICE",
-        parser=choose(_OFFLOADS),
-        help="none, model, sequential: keep one model or one layer at a time on the accelerator, for little memory.",
-    ),
-]
-LowMemoryOption = Annotated[
-    bool,
-    typer.Option("--low-memory", help="Load VL encoder, text encoder and transformer one after another."),
-]
+_SEVERAL = "name-0.png, name-1.png"
+_RECIPES = f"{', '.join(RECIPES)}: ready settings; options beside it take precedence."
+_ROUNDS = "Rounds: from the second on, the last picture is the reference. Each is kept, as name-round1.png."
+_START = "Picture to paint over. Without a size in its aspect at the default's area, else scaled and cropped."
+_SHARE = f"Above 0, up to 1, with --init-image: the share of the steps that is run. Default: {_STRENGTH}."
+_FILE = "File of `zimage-vl statistics`, for knobs that need the text encoder's. Default: they are measured."
+_SIZE = "WIDTHxHEIGHT in pixels, multiples of 16. Default: 1024x1024; 64x64 with toy."
+_SEED = "Seed of the first picture; the next take the next ones. Default: random, told and recorded."
+_KEPT = "none, model, sequential: keep one model or one layer at a time on the accelerator."
+_STAGES = "Load VL encoder, text encoder and transformer one after another, never two at a time."
 
 
 @with_knobs(after="output")
 def generate(
-    prompt: PromptOption,
-    output: OutputOption,
-    recipe: RecipeOption = None,
-    iterations: IterationsOption = 1,
-    init_image: InitImageOption = None,
-    strength: StrengthOption = None,
-    statistics: StatisticsOption = None,
-    negative_prompt: NegativePromptOption = None,
-    steps: StepsOption = None,
-    guidance: GuidanceOption = 0.0,
-    seed: SeedOption = None,
-    size: SizeOption = None,
-    width: WidthOption = None,
-    height: HeightOption = None,
-    num_images: NumImagesOption = 1,
+    prompt: Annotated[str, option("--prompt -p", "TEXT", "What to paint.")],
+    output: Annotated[Path, option("--output -o", "FILE", f"PNG file to write. Several: {_SEVERAL}.")],
+    recipe: Annotated[str | None, option("--recipe", "NAME", _RECIPES, parser=choose(tuple(RECIPES)))] = None,
+    iterations: Annotated[int, option("--iterations", "INT", _ROUNDS, min=1, max=1000)] = 1,
+    init_image: Annotated[str | None, option("--init-image", "PATH|URL", _START)] = None,
+    strength: Annotated[float | None, option("--strength", "NUMBER", _SHARE, min=0, max=1)] = None,
+    statistics: Annotated[Path | None, option("--statistics", "FILE", _FILE)] = None,
+    negative_prompt: Annotated[str | None, option("--negative-prompt", "TEXT", "Keep away; needs --guidance.")] = None,
+    steps: Annotated[int | None, option("--steps", "INT", "Denoising steps. Default: 9; 8 with toy.", min=1)] = None,
+    guidance: Annotated[float, option("--guidance", "NUMBER", "Scale; 0 is off, for Turbo.", parser=number(0))] = 0.0,
+    seed: Annotated[int | None, option("--seed", "INT", _SEED, min=0, max=2**63 - 1)] = None,
+    size: Annotated[str | None, option("--size", "WxH", _SIZE)] = None,
+    width: Annotated[int | None, option("--width", "INT", "Width alone.", min=16)] = None,
+    height: Annotated[int | None, option("--height", "INT", "Height alone.", min=16)] = None,
+    num_images: Annotated[int, option("--num-images -n", "INT", "How many pictures.", min=1, max=10_000)] = 1,
     model: ModelOption = TOY_MODEL,
     revision: RevisionOption = None,
     vl_model: VLModelOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    offload: OffloadOption = "none",
-    low_memory: LowMemoryOption = False,
+    offload: Annotated[str, option("--offload", "CHOICE", _KEPT, parser=choose(_OFFLOADS))] = "none",
+    low_memory: Annotated[bool, typer.Option("--low-memory", help=_STAGES)] = False,
     overwrite: OverwriteOption = False,
     output_format: FormatOption = OutputFormat.TEXT,
     **knobs: Any,
@@ -201,7 +102,7 @@ def generate(
     The knobs, the seed, the versions and a report of what the reference did stand in the PNG as its text "parameters".
     The paths are printed last.
     """
-    knobs = given_knobs(knobs)
+    knobs = {name: value for name, value in knobs.items() if value not in (None, [])}
     given = {name: value for name, value in locals().items() if name != "knobs"} | {"given_knobs": knobs}
     _check_together(given)
     files = [knobs.get(name) for name in ("reference_mask", "neutral_image")]
@@ -232,7 +133,7 @@ def generate(
         if start is not None:
             from zimage_vl.workflows.image_to_image import paint_from_image
 
-            strength = _DEFAULT_STRENGTH if strength is None else strength
+            strength = _STRENGTH if strength is None else strength
             paint = partial(paint_from_image, pipe, init_image=start[0], strength=strength)
     pictures = _Pictures(output, recorded, request.seeds, iterations, overwrite)
     pictures.paint(paint, prompt, lambda seeds: {**request.arguments(seeds), **references.arguments})
@@ -256,57 +157,43 @@ def round_path(path: Path, number: int, rounds: int) -> Path:
 
 
 def _check_together(given: Mapping[str, Any]) -> None:
-    """Refuse options that are no text, or that do nothing beside the others."""
-    knobs = given["given_knobs"]
-    for option, text in {"--prompt": given["prompt"], "--negative-prompt": given["negative_prompt"]}.items():
-        check_text(option, text)
-    check_text("`vl_text`", knobs.get("vl_text"))
-    for text in knobs.get("vl_alpha", ()):
-        check_text("`vl_alpha`", text)
+    """Refuse options that are no text, or that cannot be had or do nothing beside the others."""
     check_model_name(given["model"], given["vl_model"])
-    refusals = {
-        "--negative-prompt does nothing without guidance: add --guidance, as 4.0.": (
-            given["negative_prompt"] is not None and not given["guidance"]
-        ),
-        "--strength does nothing without --init-image: add it, or leave out --strength.": (
-            given["strength"] is not None and given["init_image"] is None
-        ),
-        "--strength must be above 0, which would give the start picture back, and at most 1.": (
-            given["strength"] is not None and not given["strength"] > 0
-        ),
-        "--low-memory and --offload exclude each other: --low-memory holds one model at a time.": (
-            given["low_memory"] and given["offload"] != "none"
-        ),
-        **{
-            f"--{name.replace('_', '-')} cannot be had with --low-memory: leave out one of them.": (
-                given["low_memory"] and given[name] is not None
+    knobs, start = given["given_knobs"], given["init_image"]
+    texts = [("--prompt", given["prompt"]), ("--negative-prompt", given["negative_prompt"])]
+    texts += [("`vl_text`", knobs.get("vl_text")), *(("`vl_alpha`", text) for text in knobs.get("vl_alpha", ()))]
+    for name, text in texts:
+        check_text(name, text)
+    if given["negative_prompt"] is not None and not given["guidance"]:
+        raise ValueError("--negative-prompt does nothing without guidance: add --guidance, as 4.0.")
+    if given["strength"] is not None and start is None:
+        raise ValueError("--strength does nothing without --init-image: add it, or leave out --strength.")
+    if given["strength"] is not None and not given["strength"] > 0:
+        raise ValueError("--strength must be above 0, which would give the start picture back, and at most 1.")
+    if given["low_memory"] and given["offload"] != "none":
+        raise ValueError("--low-memory and --offload exclude each other: --low-memory holds one model at a time.")
+    for name in ("init_image", "statistics"):
+        if given["low_memory"] and given[name] is not None:
+            raise ValueError(f"--{name.replace('_', '-')} cannot be had with --low-memory: leave out one of them.")
+    for name in ("vl_start", "vl_end"):
+        if start is not None and name in knobs:
+            raise ValueError(
+                f"`{name}` cannot be had with --init-image: diffusers' image-to-image pipeline takes one conditioning "
+                "for all of its steps. Leave out one of them."
             )
-            for name in ("init_image", "statistics")
-        },
-        **{
-            f"`{name}` cannot be had with --init-image: diffusers' image-to-image pipeline takes one conditioning for "
-            "all of its steps. Leave out one of them.": given["init_image"] is not None and name in knobs
-            for name in ("vl_start", "vl_end")
-        },
-        "`reference_image` and `reference_embeds` exclude each other: the embeddings hold what a picture would say.": (
-            "reference_image" in knobs and "reference_embeds" in knobs
-        ),
-        "--iterations above 1 cannot be had with `reference_embeds`: the rounds after the first read pictures, so that "
-        "the VL model is needed all the same. Pass the first picture as `reference_image`.": (
-            given["iterations"] > 1 and "reference_embeds" in knobs
-        ),
-        "--iterations above 1 needs a `reference_image` to begin with.": (
-            given["iterations"] > 1 and "reference_image" not in knobs
-        ),
-    }
-    for reason, refused in refusals.items():
-        if refused:
-            raise ValueError(reason)
-    if "reference_image" not in knobs and "reference_embeds" not in knobs and (knobs or given["recipe"] is not None):
-        useless = " and ".join(f"`{name}`" for name in knobs) or "--recipe"
+    has_image, has_embeds = ("reference_image" in knobs), ("reference_embeds" in knobs)
+    if has_image and has_embeds:
         raise ValueError(
-            f"{useless} without `reference_image` or `reference_embeds` would do nothing: add one of these."
+            "`reference_image` and `reference_embeds` exclude each other: embeddings hold what a picture would say."
         )
+    if given["iterations"] > 1 and not has_image:
+        raise ValueError(
+            "--iterations above 1 needs a `reference_image` to begin with: the later rounds read pictures, so "
+            "that the VL model is needed anyway."
+        )
+    if not has_image and not has_embeds and (knobs or given["recipe"] is not None):
+        useless = " and ".join(f"`{name}`" for name in knobs) or "--recipe"
+        raise ValueError(f"{useless} does nothing without `reference_image` or `reference_embeds`: add one of these.")
 
 
 @dataclass(frozen=True)
@@ -466,7 +353,7 @@ class _Request:
 
     def describe_start(self, strength: float | None) -> dict[str, Any]:
         """How much of the start picture goes, and how many of the steps are run over it."""
-        strength = _DEFAULT_STRENGTH if strength is None else strength
+        strength = _STRENGTH if strength is None else strength
         run = self.steps - int(max(self.steps - self.steps * strength, 0))  # as diffusers counts
         if run == self.steps:
             note(f"At strength {strength} all {run} steps are run: nothing of the start picture is left.")

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from ._options import DeviceOption, DtypeChoice, DtypeOption, ModelOption, RevisionOption
+from ._options import DeviceOption, DtypeChoice, DtypeOption, ModelOption, RevisionOption, option
 from ._parts import load_text_side
 from ._shared import (
     TOY_MODEL,
@@ -29,19 +27,13 @@ if TYPE_CHECKING:
 
 _LARGEST = 5  # dimensions shown: in a real text encoder two of them hold nearly all of the spread
 
-SinksOption = Annotated[
-    bool, typer.Option("--exclude-sinks/--include-sinks", help="Leave attention sinks out of the measurement, or not.")
-]
-FileOption = Annotated[
-    Path | None,
-    typer.Option("--output", "-o", metavar="FILE", help="safetensors file to write. Default: nothing is written."),
-]
+_SINKS = "Leave attention sinks out of the measurement, or not."
 
 
 def statistics(
     model: ModelOption = TOY_MODEL,
-    exclude_sinks: SinksOption = False,
-    output: FileOption = None,
+    exclude_sinks: Annotated[bool, option("--exclude-sinks/--include-sinks", None, _SINKS)] = False,
+    output: Annotated[Path | None, option("--output -o", "FILE", "safetensors file to write.")] = None,
     revision: RevisionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
@@ -104,7 +96,8 @@ def statistics_lines(described: dict[str, Any]) -> list[str]:
     """Get the same for people, one fact per line."""
     sinks = "left out" if described["sinks_excluded"] else "counted"
     return [
-        f"model             {described['model_id']}, {described['dtype']}, fingerprint {described['fingerprint'][:12]}",
+        f"model             {described['model_id']}, {described['dtype']}, "
+        f"fingerprint {described['fingerprint'][:12]}",
         f"layer             {described['layer']}, {described['width']} dimensions",
         f"tokens            {described['tokens']}, sinks {sinks}",
         f"std               {described['overall_std']:.4g} over all values, "
