@@ -45,15 +45,15 @@ _TYPED: dict[str, tuple[str, str]] = {
     "vl_hidden_layer": ("LAYER", "such as -6, several as -6,-8, with weights as -6:1,-8:3"),
     "vl_text": ("TEXT", ""),
 }
-# What the library's messages call the other options, where it is not their name.
+# What the library's messages call the other options: by their names, and by others.
+_SAME = ("height", "init_image", "iterations", "layers", "max_pixels", "negative_prompt", "prompt", "strength")
 _ARGUMENTS = {
+    **{name: "--" + name.replace("_", "-") for name in (*_SAME, "threshold", "width")},
     "guidance_scale": "--guidance",
     "num_images_per_prompt": "--num-images",
     "num_inference_steps": "--steps",
     "vl_model_id": "--vl-model",
 }
-_SAME = "height init_image iterations layers max_pixels negative_prompt prompt strength threshold width".split()  # noqa: SIM905
-_ARGUMENTS |= {name: "--" + name.replace("_", "-") for name in _SAME}
 
 
 class DtypeChoice(str, Enum):

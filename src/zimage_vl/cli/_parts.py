@@ -29,10 +29,8 @@ def loading(model: str, option: str = "--model") -> Generator[None]:
     """Within it, whatever a model's files make the libraries raise is an OSError that names the model."""
     try:
         yield
-    except (MemoryError, NotImplementedError):
-        raise
     except Exception as error:
-        if type(error).__name__ == "OutOfMemoryError":
+        if isinstance(error, (MemoryError, NotImplementedError)) or type(error).__name__ == "OutOfMemoryError":
             raise
         if isinstance(error, (KeyError, TypeError, AttributeError)):
             reason = f"its files are not those of such a model ({type(error).__name__}: {one_line(error)})."
@@ -59,8 +57,12 @@ def check_reachable(model: str, revision: str | None, file: str, option: str = "
             return
         except requests.RequestException:
             reason = f"{constants.ENDPOINT} does not answer"
-    raise OSError(
-        f"{option} '{model}' is not in the local cache and cannot be downloaded: {reason}. Connect, or pass "
+    raise _unreachable(model, option, reason)
+
+
+def _unreachable(model: str, option: str, reason: str) -> OSError:
+    return OSError(
+        f"{option} '{escape(model)}' is not in the local cache and cannot be downloaded: {reason}. Connect, or pass "
         f"the path of a folder with the model's files: {option} FOLDER."
     )
 
@@ -68,13 +70,20 @@ def check_reachable(model: str, revision: str | None, file: str, option: str = "
 def read_index(model: str, revision: str | None) -> dict[str, Any]:
     """Get a pipeline's model_index.json, a JSON object."""
     check_reachable(model, revision, "model_index.json")
-    with loading(model):
-        file = Path(model) / "model_index.json"
-        if not Path(model).is_dir():
-            from huggingface_hub import hf_hub_download
+    file = Path(model) / "model_index.json"
+    if not Path(model).is_dir():
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
 
-            file = Path(hf_hub_download(model, "model_index.json", revision=revision))
-        elif not file.is_file():
+        try:
+            with loading(model):
+                file = Path(hf_hub_download(model, "model_index.json", revision=revision))
+        except OSError as error:
+            if isinstance(error.__cause__, LocalEntryNotFoundError):
+                raise _unreachable(model, "--model", "the Hub does not answer") from error
+            raise
+    with loading(model):
+        if not file.is_file():
             raise ValueError("it has no model_index.json, so that it is no pipeline in diffusers' layout.")
         try:
             index = json.loads(file.read_text(encoding="utf-8"))

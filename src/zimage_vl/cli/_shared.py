@@ -233,8 +233,9 @@ def check_model_name(model: str, vl_model: str | None = None) -> None:
     if vl_model is not None and model == TOY_MODEL:
         raise ValueError("--vl-model does nothing with --model toy, which has a VL model of its own: leave one out.")
     for option, name in (("--model", model), ("--vl-model", vl_model)):
-        known = name is None or (name == TOY_MODEL and option == "--model") or Path(name).is_dir()
-        if not known and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is None:
+        if name is None or (name == TOY_MODEL and option == "--model") or Path(name).is_dir():
+            continue
+        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is None:
             toy = ", nor 'toy'" if option == "--model" else ""
             raise ValueError(
                 f"{option} '{escape(name)}' is neither a folder that exists, nor a Hub id (owner/name){toy}."

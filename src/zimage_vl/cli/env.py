@@ -14,8 +14,18 @@ from zimage_vl._version import __version__
 from ._shared import FormatOption, OutputFormat, get_package_versions, print_json, say
 
 
-_PACKAGES = ("torch", "diffusers", "transformers", "accelerate", "safetensors", "huggingface-hub", "pillow", "numpy")
-_PACKAGES += ("typer",)
+_PACKAGES = (
+    "torch",
+    "diffusers",
+    "transformers",
+    "accelerate",
+    "safetensors",
+    "huggingface-hub",
+    "pillow",
+    "numpy",
+    "typer",
+)
+
 _OPTIONAL_PACKAGES = ("torchvision", "peft", "torchao", "bitsandbytes")
 
 
