@@ -15,6 +15,7 @@ from .registry import (
     KNOBS,
     Alignment,
     BlendMode,
+    Knob,
     Normalization,
     OutlierMasking,
     TextPosition,
