@@ -257,6 +257,11 @@ def _check_texts(name: str, texts: Any) -> list[str]:
         raise TypeError(f"`{name}` must be a string or a list of strings, got {texts!r:.80}.")
     if not listed:
         raise ValueError(f"`{name}` is an empty list: pass at least one text.")
+    for text in cast("list[str]", listed):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"`{name}` is no valid Unicode (a lone surrogate): {text!r:.80}.") from error
     return list(cast("list[str]", listed))
 
 
@@ -310,7 +315,7 @@ def _check_lengths(host: Host, prompts: Sequence[str], length: int) -> None:
     """Refuse prompts that the transformer cannot take, and say what of a prompt is cut off."""
     limit = length if host.max_text_tokens is None else host.max_text_tokens
     for prompt in prompts:
-        if len(prompt.encode("utf-8", "surrogatepass")) + _TEMPLATE_TOKENS <= min(limit, length):
+        if len(prompt.encode("utf-8")) + _TEMPLATE_TOKENS <= min(limit, length):
             continue  # a token has at least one byte
         tokens = len(read_text_turn(host.tokenizer, prompt).ids)
         if min(tokens, length) > limit:
