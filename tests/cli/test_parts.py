@@ -136,7 +136,7 @@ def test_damaged_folders_are_named_in_a_line(way: str, whole: Path, tmp_path: Pa
             load(str(broken))
         shutil.rmtree(broken)
     broken.mkdir()
-    with pytest.raises(OSError, match="it has no model_index.json"):
+    with pytest.raises(OSError, match=r"it has no model_index\.json"):
         load(str(broken))
     for text, reason in (("[1]", "no JSON object"), ("{", "is no JSON"), ("[" * 100_000, "is no JSON")):
         (broken / "model_index.json").write_text(text)
@@ -155,8 +155,8 @@ def test_no_network_and_nothing_cached_is_a_sentence(
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", offline)
     reason = "HF_HUB_OFFLINE is set" if offline else f"{constants.ENDPOINT} does not answer"
     sentence = (
-        f"is not in the local cache and cannot be downloaded: {reason}. Connect, or pass the path of a folder with the "
-        "model's files: --model FOLDER."
+        f"is not in the local cache and cannot be downloaded: {reason}. Connect, or pass the path of a folder with "
+        "the model's files: --model FOLDER."
     )
     output = ("-o", tmp_path / "out.png")
     for command in (
