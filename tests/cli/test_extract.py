@@ -33,7 +33,7 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def extract(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[Call, Any]:
-    done = call(capsys, "extract", *arguments, "-o", "out", "--text", TEXT, "--format", "json")
+    done = call(capsys, "extract", "-o", "out", "--text", TEXT, "--format", "json", *arguments)
     return done, json.loads(done.out) if done.out else None
 
 

@@ -202,27 +202,22 @@ def test_statistics_from_a_file(capsys: Any, folder: Path) -> None:
     generate(capsys, *options, *more, "tiny.safetensors").refused("The statistics are of 'tiny'")
 
 
-def test_low_memory_without_a_reference_in_another_precision(capsys: Any, folder: Path) -> None:
-    options = [
-        "--dtype",
-        "bfloat16",
-        "--device",
-        "cpu",
-        "--guidance",
-        2,
-        "--negative-prompt",
-        "blue",
-        "--size",
-        "64x32",
-    ]
+def test_low_memory_paints_the_same(capsys: Any, folder: Path) -> None:
+    options = "--device cpu --guidance 2 --negative-prompt blue --size 64x32 --alpha 0.5".split()
     for name, extra in (("a.png", []), ("b.png", ["--low-memory"])):
-        done = generate(capsys, *options, *extra, "-o", name, reference=None)
+        done = generate(capsys, *options, *extra, "-o", name)
         assert done.code == 0, done.err
     a, b = read_png(Path("a.png")), read_png(Path("b.png"))
     same(a[0], b[0])
     assert a[0].shape == (32, 64, 3)
     assert a[1] == b[1]
-    assert (a[1]["dtype"], a[1]["knobs"], a[1]["reference_acts"]) == ("bfloat16", None, False)
+    assert (a[1]["guidance"], a[1]["negative_prompt"]) == (2.0, "blue")
+
+
+def test_another_precision_without_a_reference(capsys: Any, folder: Path) -> None:
+    assert generate(capsys, "--dtype", "bfloat16", reference=None).code == 0
+    said = read_png(Path("out.png"))[1]
+    assert (said["dtype"], said["knobs"], said["report"], said["reference_acts"]) == ("bfloat16", None, None, False)
 
 
 def test_alpha_0_and_a_seed_that_was_not_given_are_told(folder: Path) -> None:
@@ -281,7 +276,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--concat-tokens 2", "--concat-tokens is for --alignment 'concat' alone"),
         ("--reference-weights 1,2", "--reference-weights has 2 numbers for 1 references"),
         ("--reference-weights much", "'much' is not one or more numbers"),
-        ("--embeds states.safetensors", "--reference and --embeds exclude each other"),
+        ("--embeds states.safetensors", "-r and --embeds exclude each other"),
         ("--size 100x64", "multiples of 16"),
         ("--device gpu", "--device 'gpu' cannot be used here"),
         ("--negative-prompt blue", "--negative-prompt does nothing without guidance"),
@@ -299,7 +294,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--low-memory --statistics s.safetensors", "--statistics cannot be had with --low-memory"),
         ("--iterations 2 --alpha 0", "the same picture each time"),
         ("--statistics nowhere.safetensors --normalization per_dim", "no file nowhere.safetensors"),
-        ("--mask start.png", "--reference-mask nowhere"),
+        ("--mask nowhere.png", "--reference-mask 'nowhere.png' does not exist"),
         ("--vl-text a\udcff", "--vl-text is no valid UTF-8 text"),
         ("--alpha a\udcff=1", "--alpha is no valid UTF-8 text"),
         # Values that the parser of the options refuses, by its name.
@@ -318,8 +313,6 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     ],
 )
 def test_settings_that_cannot_be(options: str, reason: str, capsys: Any, folder: Path, no_model: None) -> None:
-    if reason.endswith("nowhere"):
-        options, reason = "--mask nowhere.png", "--reference-mask 'nowhere.png' does not exist"
     generate(capsys, *options.split()).refused(reason)
     assert sorted(path.name for path in folder.iterdir()) == ["reference.png", "start.png"]
 

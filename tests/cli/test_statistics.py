@@ -61,7 +61,7 @@ def test_the_overall_std_is_that_of_all_values() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["-o", "a.json"], "--output must end in .safetensors"),
+        (["-o", "a.json"], "must end in .safetensors"),
         (["-o", "gone/a.safetensors"], "does not exist. Create it first"),
         (["--model", "./nowhere"], "--model './nowhere' is neither a folder"),
         (["--device", "gpu"], "--device 'gpu' cannot be used here"),
