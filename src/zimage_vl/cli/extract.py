@@ -133,7 +133,7 @@ def _blamed_on_the_reference() -> Generator[None]:
         # torch's own name, so that torch need not be imported to compare
         if not isinstance(error, (ValueError, OSError, MemoryError)) and type(error).__name__ != "OutOfMemoryError":
             raise
-        raise _BadReferenceError(escape(name_options(one_line(error)))) from error
+        raise _BadReferenceError(escape(name_options(one_line(error)).replace("`", ""))) from error
 
 
 class _Run:
