@@ -18,8 +18,10 @@ FONT = {"font.size": 14, "axes.edgecolor": INK, "text.color": INK, "xtick.color"
 FONT |= {"axes.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 14}
 
 
-def make_figure(panels: int, columns: int, size: tuple[float, float]) -> tuple[Any, list[Any]]:
-    """A figure and its panels, in rows of `columns`."""
+def make_figure(
+    panels: int, columns: int, size: tuple[float, float], *, share: bool = True
+) -> tuple[Any, list[Any]]:
+    """A figure and its panels of a size in inches, in rows of `columns`, with one scale of shares or each its own."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -28,7 +30,7 @@ def make_figure(panels: int, columns: int, size: tuple[float, float]) -> tuple[A
     with mpl.rc_context(FONT):
         figure = Figure(figsize=(size[0] * columns + 0.6, size[1] * rows + 1.5), dpi=100, layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel().tolist()
+        axes = figure.subplots(rows, columns, squeeze=False, sharey=share).ravel().tolist()
     for axis in axes[panels:]:
         axis.set_visible(False)
     return figure, axes[:panels]
@@ -89,10 +91,11 @@ def _draw_lines(rows: list[Row], measurements: Measurements, path: Path) -> Path
                 style |= {"mfc": colour if filled else "white", "mew": 1.8, "elinewidth": 1.2}
                 axis.errorbar(xs, [s[0] for s in shares], yerr=[s[1] for s in shares], **style)
         _set_axis(axis, panel, get_chance(measurements), vertical=True)
-        axis.set_xlabel("alpha" if max(xs) <= 1 else "tokens of the picture behind the text")
+        axis.set_xlabel("alpha" if max(xs) <= 1 else "tokens appended")
         if max(xs) > 1:
             axis.set_xscale("log", base=2)
-        axis.set_xticks(xs if max(xs) > 1 else [0, 0.25, 0.5, 0.75, 1], [f"{x:g}" for x in (xs if max(xs) > 1 else [0, 0.25, 0.5, 0.75, 1])])  # fmt: skip
+        ticks = xs if max(xs) > 1 else [0, 0.3, 0.5, 0.7, 1]
+        axis.set_xticks(ticks, [f"{x:g}".replace("0.", ".") for x in ticks])
     axes[0].set_ylabel("share")
     return finish(figure, TITLES[rows[0]["group"]], path, _make_handles())
 
@@ -113,7 +116,7 @@ def _draw_dots(rows: list[Row], measurements: Measurements, path: Path) -> Path:
         _set_axis(axis, attribute or "all together", get_chance(measurements, attribute), vertical=False)
         axis.set_ylim(-0.6, len(rows) - 0.4)
     axes[0].set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)])
-    return finish(figure, TITLES[rows[0]["group"]], path, _make_handles(), 5)
+    return finish(figure, TITLES[rows[0]["group"]], path, _make_handles())
 
 
 def _set_axis(axis: Any, title: str, chance: float | None, *, vertical: bool) -> None:
