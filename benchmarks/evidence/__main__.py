@@ -36,6 +36,11 @@ def get_settings(row: Row) -> Row:
     return {name: value for name, value in {**BASE, **row}.items() if name not in NOT_MEASURED}
 
 
+def spell(settings: Row) -> str:
+    """The same text for the same settings, also where they come from a file."""
+    return json.dumps(settings, sort_keys=True)
+
+
 def open_measurements(path: Path, provenance: dict[str, Any], fresh: bool) -> Measurements:
     """Go on with what is there, or begin.
 
@@ -47,7 +52,9 @@ def open_measurements(path: Path, provenance: dict[str, Any], fresh: bool) -> Me
         return Measurements(provenance, language_model=kept)
     measurements = Measurements.load(path)
     old = measurements.provenance
-    different = [f"{name} {old.get(name)} there, {provenance[name]} here" for name in provenance if old.get(name) != provenance[name]]  # fmt: skip
+    different = [
+        f"{name} {old.get(name)} there, {new} here" for name, new in provenance.items() if old.get(name) != new
+    ]
     if different:
         raise SystemExit(f"{path} was measured with something else: {'; '.join(different)}. --fresh forgets it.")
     return measurements
@@ -57,13 +64,15 @@ def measure_rows(bench: Pairs, rows: Sequence[Row], measurements: Measurements, 
     """Measure what is missing, and save after each row. Rows that come to the same settings are measured once."""
     from .pairs import NotHereError
 
-    known = {(json.dumps(result["row"], sort_keys=True), key.rpartition("/")[2]): result for key, result in measurements.rows.items() if "seen" in result}  # fmt: skip
+    known: dict[tuple[str, str], dict[str, Any]] = {}
+    for key, result in measurements.rows.items():
+        known |= {(spell(result["row"]), key.rpartition("/")[2]): result} if "seen" in result else {}
     rows = [row for row in rows if -row.get("own_layer", 0) <= bench.num_layers]
     for row in (bar := tqdm(rows, mininterval=1)):
         for kind in KINDS:
             key, settings = f"{row['group']}/{row['name']}/{kind}", get_settings(row)
             bar.set_description(key)
-            same = (json.dumps(settings, sort_keys=True), kind)
+            same = (spell(settings), kind)
             if same not in known:
                 begun = time.perf_counter()
                 try:

@@ -150,7 +150,7 @@ def _round(value: Any) -> Any:
 
 # In a page a measured number carries its name in a comment, `.83<!-- dose/global 0.3/open/kept -->`. Settings stand in
 # backticks, and those numbers are not looked at.
-_NUMBER = re.compile(r"(?<![\w.])([-+−]?\d*\.\d+)(?:<!--\s*(.+?)\s*-->)?")
+_NUMBER = re.compile(r"(?<![\w.])([-+]?\d*\.\d+)(?:<!--\s*(.+?)\s*-->)?")
 
 
 def find_wrong_numbers(page: str, measurements: Measurements) -> list[str]:
@@ -173,7 +173,7 @@ def find_wrong_numbers(page: str, measurements: Measurements) -> list[str]:
         except (KeyError, ValueError, IndexError):
             wrong.append(f"{number}: there is no {name!r}")
             continue
-        told = float(number.replace("−", "-"))
+        told = float(number)
         if abs(told - value) > 0.5001 * 10 ** -len(number.partition(".")[2]):
             wrong.append(f"{number}: {name!r} is {value:.4f}")
     return wrong

@@ -41,7 +41,13 @@ def make_caption(values: dict[str, str]) -> str:
         >>> make_caption({"shape": "circle", "fill": "striped", "place": "left", "background": "white"})
         'a striped circle on the left on a white background'
     """
-    words = ["a", values.get("fill"), values.get("colour"), values.get("shape", "shape"), PLACES.get(values.get("place", ""))]
+    words = [
+        "a",
+        values.get("fill"),
+        values.get("colour"),
+        values.get("shape", "shape"),
+        PLACES.get(values.get("place", "")),
+    ]
     words.append(f"on a {values['background']} background" if "background" in values else None)
     return " ".join(word for word in words if word)
 

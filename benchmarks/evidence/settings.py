@@ -3,7 +3,7 @@
 A row is a group, a name, and whatever differs from the call's defaults, which stand in `BASE`, so that a default that
 changes later changes no row. A knob that is None is left to the call. What is no knob:
 
-    reference   "scene" (default), "none", "noise", "grey"; "two" scenes as two references; "beside": two in one picture
+    reference   "scene" (default), "none", "noise", "grey"; "two" scenes; "beside": two in one picture
     size        side at which references are read, in pixels (64)
     text        the text beside the picture names these attributes of the reference
     names       what the open prompts name; left out: the forms in `OPEN_FORMS` take turns

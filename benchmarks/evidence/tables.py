@@ -10,31 +10,37 @@ from .settings import KINDS, TITLES, Row, make_rows
 
 HEAD = """# Evidence: the tables
 
-Written by `python -m benchmarks.evidence --render` from `{folder}/measurements.json`; the findings are in [evidence.md](evidence.md).
-{pairs} pairs of a prompt and a reference that share nothing ({attributes}), seed {seed}; toy {checkpoint}, single file {pipeline}; {versions}; Python {python}.
-Measured by `{commands}`.
+Written by `python -m benchmarks.evidence --render` from `{folder}/measurements.json`; the findings are in
+[evidence.md](evidence.md). {pairs} pairs of a prompt and a reference that share nothing ({attributes}), seed {seed};
+toy {checkpoint}, single file {pipeline}; {versions}; Python {python}. Measured by `{commands}`.
 
-**Kept** is the share of what the prompt names that the picture shows. **Followed** is the share of what the prompt leaves open that is the reference's; of a prompt that names everything, the share of
-what it names that is the reference's, each of its values contradicting. *Open* prompts name one to three things, *naming* prompts everything. ± is the standard error over the pairs; a share of 0 or 1 has none by
-this formula, the true one may lie {rule:.2f} away. *Dose* is the median effective alpha of the tokens acted on, *turned* the influence (1 - mean cosine), *form* the fit with the nearest drawing (1 is a drawing).
-What a reference that shows nothing "follows" is chance: see the controls. A row that is not there is not measured yet. The toy is no evidence about the real models.
+**Kept** is the share of what the prompt names that the picture shows. **Followed** is the share of what the prompt
+leaves open that is the reference's; of a prompt that names everything, the share of what it names that is the
+reference's, which contradicts it in every value. *Open* prompts name one to three things, *naming* prompts everything.
+± is the standard error over the pairs; a share of 0 or 1 has none by that formula, and the true one may lie
+{rule:.2f} away. *Dose* is the median effective alpha of the tokens acted on, *turned* the influence (1 - mean cosine),
+*form* the fit with the nearest drawing (1 is a drawing). What a reference that shows nothing "follows" is chance: see
+the controls. A row that is missing is not measured yet. The toy is no evidence about the real models.
 """
 
 
 def write_tables(measurements: Measurements, folder: str) -> str:
     """Get the page: for each group a table over all attributes, and one attribute by attribute."""
     run = measurements.provenance
-    told: dict[str, Any] = {**run, "folder": folder, "rule": 3 / run["pairs"], "commands": "`, `".join(measurements.commands)}  # fmt: skip
-    told["attributes"] = ", ".join(run["attributes"])
+    told: dict[str, Any] = {**run, "folder": folder, "rule": 3 / run["pairs"]}
+    told |= {"commands": "`, `".join(measurements.commands), "attributes": ", ".join(run["attributes"])}
     told["versions"] = ", ".join(f"{name} {number}" for name, number in run["versions"].items())
     parts = [HEAD.format(**told)]
     for group, title in TITLES.items():
-        rows = [row for row in make_rows() if row["group"] == group and f"{group}/{row['name']}/open" in measurements.rows]  # fmt: skip
+        rows = [row for row in make_rows() if row["group"] == group]
+        rows = [row for row in rows if f"{group}/{row['name']}/open" in measurements.rows]
         if rows:
             parts += [f"## {title}\n", *_write_group(rows, measurements)]
     if measurements.language_model:
         parts.append("## A real language model\n\n| number | |\n|---|---|")
-        parts[-1] += "".join(f"\n| {key} | {value:.2f} |" for key, value in measurements.language_model["numbers"].items())
+        parts[-1] += "".join(
+            f"\n| {key} | {value:.2f} |" for key, value in measurements.language_model["numbers"].items()
+        )
     return "\n".join(parts).rstrip() + "\n"
 
 
