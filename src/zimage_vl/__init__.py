@@ -18,11 +18,11 @@ from ._version import __version__
 
 if TYPE_CHECKING:
     from . import recipes
+    from .blend.align import align_sequence
     from .blend.condition import condition_prompt_embeds
     from .blend.embedding_statistics import EmbeddingStatistics, find_sink_tokens, per_dimension_correlation
-    from .blend.knobs import VLConditioning
+    from .blend.knobs import KNOBS, VLConditioning
     from .blend.mix import (
-        align_sequence,
         blend_adain,
         blend_adain_per_dim,
         blend_embeddings,
@@ -30,16 +30,21 @@ if TYPE_CHECKING:
         blend_with_style_delta,
         compute_style_delta,
     )
-    from .blend.normalize import match_token_rms, normalize_hybrid, normalize_per_dimension, scale_embeddings
-    from .blend.outliers import get_outlier_dimensions, mask_outlier_dimensions
+    from .blend.normalize import (
+        get_outlier_dimensions,
+        mask_outlier_dimensions,
+        match_token_rms,
+        normalize_hybrid,
+        normalize_per_dimension,
+        scale_embeddings,
+    )
     from .blend.regions import Region
     from .blend.report import ConditioningReport
-    from .pipeline.output import PromptConditioning, ZImageVLPipelineOutput
-    from .pipeline.pipeline_z_image_vl import ZImageVLPipeline
+    from .pipeline.pipeline_z_image_vl import PromptConditioning, ZImageVLPipeline, ZImageVLPipelineOutput
     from .pipeline.text_statistics import TextStatistics
     from .reference.embeds import ReferenceEmbeds
     from .reference.pictures import load_reference_image
-    from .reference.reading import encode_reference
+    from .reference.readers import encode_reference, fingerprint_text_encoder, fingerprint_vl_encoder
     from .toy import load_toy_pipeline
     from .workflows.image_to_image import load_init_image, paint_from_image
     from .workflows.low_memory import generate_low_memory
@@ -48,6 +53,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ConditioningReport",
     "EmbeddingStatistics",
+    "KNOBS",
     "PromptConditioning",
     "ReferenceEmbeds",
     "Region",
@@ -66,6 +72,8 @@ __all__ = [
     "condition_prompt_embeds",
     "encode_reference",
     "find_sink_tokens",
+    "fingerprint_text_encoder",
+    "fingerprint_vl_encoder",
     "generate_low_memory",
     "get_outlier_dimensions",
     "load_init_image",
@@ -83,15 +91,18 @@ __all__ = [
 ]
 
 _NAMES: dict[str, tuple[str, ...]] = {
+    "blend.align": ("align_sequence",),
     "blend.condition": ("condition_prompt_embeds",),
     "blend.embedding_statistics": (
         "EmbeddingStatistics",
         "find_sink_tokens",
         "per_dimension_correlation",
     ),
-    "blend.knobs": ("VLConditioning",),
+    "blend.knobs": (
+        "KNOBS",
+        "VLConditioning",
+    ),
     "blend.mix": (
-        "align_sequence",
         "blend_adain",
         "blend_adain_per_dim",
         "blend_embeddings",
@@ -100,26 +111,28 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "compute_style_delta",
     ),
     "blend.normalize": (
+        "get_outlier_dimensions",
+        "mask_outlier_dimensions",
         "match_token_rms",
         "normalize_hybrid",
         "normalize_per_dimension",
         "scale_embeddings",
     ),
-    "blend.outliers": (
-        "get_outlier_dimensions",
-        "mask_outlier_dimensions",
-    ),
     "blend.regions": ("Region",),
     "blend.report": ("ConditioningReport",),
-    "pipeline.output": (
+    "pipeline.pipeline_z_image_vl": (
         "PromptConditioning",
+        "ZImageVLPipeline",
         "ZImageVLPipelineOutput",
     ),
-    "pipeline.pipeline_z_image_vl": ("ZImageVLPipeline",),
     "pipeline.text_statistics": ("TextStatistics",),
     "reference.embeds": ("ReferenceEmbeds",),
     "reference.pictures": ("load_reference_image",),
-    "reference.reading": ("encode_reference",),
+    "reference.readers": (
+        "encode_reference",
+        "fingerprint_text_encoder",
+        "fingerprint_vl_encoder",
+    ),
     "toy": ("load_toy_pipeline",),
     "workflows.image_to_image": (
         "load_init_image",

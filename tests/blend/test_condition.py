@@ -31,7 +31,7 @@ from zimage_vl.blend.align import align_anchored
 from zimage_vl.blend.embedding_statistics import EmbeddingStatistics
 from zimage_vl.blend.mix import align_sequence, blend_embeddings
 from zimage_vl.blend.normalize import match_token_rms, normalize_hybrid, normalize_per_dimension, scale_embeddings
-from zimage_vl.blend.outliers import mask_outlier_dimensions
+from zimage_vl.blend.normalize import mask_outlier_dimensions
 from zimage_vl.blend.regions import Region
 
 

@@ -36,7 +36,7 @@ from zimage_vl.blend.align import align_anchored
 from zimage_vl.blend.condition import condition_prompt_embeds
 from zimage_vl.blend.knobs import VLConditioning
 from zimage_vl.blend.mix import align_sequence, blend_adain_per_dim, blend_with_style_delta
-from zimage_vl.blend.outliers import mask_outlier_dimensions
+from zimage_vl.blend.normalize import mask_outlier_dimensions
 from zimage_vl.blend.regions import Region
 from zimage_vl.reference.embeds import ReferenceEmbeds
 

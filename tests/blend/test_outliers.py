@@ -7,7 +7,7 @@ import torch
 
 from embedding_samples import make_states, make_tokens_of_std
 from zimage_vl.blend.embedding_statistics import EmbeddingStatistics
-from zimage_vl.blend.outliers import OutlierMasking, get_outlier_dimensions, mask_outlier_dimensions, scale_dimensions
+from zimage_vl.blend.normalize import OutlierMasking, get_outlier_dimensions, mask_outlier_dimensions, scale_dimensions
 
 
 # Dimension 0 is an excess of 30, 1 an excess of 12, 2 a deficit of 20; the rest ordinary.

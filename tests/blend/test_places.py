@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from zimage_vl.blend.places import VLAlpha, check_vl_alpha, resolve_alpha
+from zimage_vl.blend.knobs import VLAlpha, check_vl_alpha, resolve_alpha
 from zimage_vl.blend.regions import PromptToken, Region
 
 

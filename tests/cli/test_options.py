@@ -10,7 +10,7 @@ from typing import get_args, get_type_hints
 import pytest
 
 from zimage_vl.blend.knobs import Alignment, BlendMode, Normalization, TextPosition, VLConditioning
-from zimage_vl.blend.outliers import OutlierMasking
+from zimage_vl.blend.normalize import OutlierMasking
 from zimage_vl.blend.regions import TokenSelection
 from zimage_vl.cli.generate import generate
 

@@ -1,30 +1,38 @@
-"""The checks of arguments that the arithmetic shares: numbers, choices, alphas, embeddings."""
+"""The checks of arguments that the arithmetic and the pipeline share: numbers, choices, alphas, embeddings."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from numbers import Real
-from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 
+_values_are_checked: ContextVar[bool] = ContextVar("values_are_checked", default=False)
+
+
+@contextmanager
+def skip_finite_checks() -> Iterator[None]:
+    """Let `check_embeddings` pass over NaN and inf in this thread: `condition_prompt_embeds` has scanned its inputs
+    and scans its result, and each scan makes a GPU wait."""
+    token = _values_are_checked.set(True)
+    try:
+        yield
+    finally:
+        _values_are_checked.reset(token)
+
+
 def check_number(name: str, value: object, expected: str, accepts: Callable[[float], bool]) -> float:
-    """A real number inside its range. A bool or a string is not a number, NaN is in no range.
+    """Check a real number and return it as a float. A bool or a string is a TypeError; NaN is in no range.
 
     Args:
         name: The argument's name, for the message.
-        value: What came.
+        value: The argument.
         expected: The range in words, for the message.
-        accepts: Whether a number is in the range.
-
-    Returns:
-        The number as a float.
-
-    Raises:
-        TypeError: `value` is not a number.
-        ValueError: It is outside the range.
+        accepts: Says of a number if it is in the range; else ValueError.
 
     Example:
         >>> check_number("vl_start", 0, "a fraction from 0 to 1", lambda x: 0 <= x <= 1)
@@ -38,25 +46,30 @@ def check_number(name: str, value: object, expected: str, accepts: Callable[[flo
     return number
 
 
-def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Raise a `ValueError` that lists the choices unless `value` is one of them.
+def check_count(name: str, value: object) -> int:
+    """Check an int of at least 1 and return it: TypeError for another type, ValueError below 1."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be an int of at least 1, got {value!r} of type {type(value).__name__}.")
+    if value < 1:
+        raise ValueError(f"`{name}` must be an int of at least 1, got {value}.")
+    return value
 
-    Example:
-        >>> check_choice("mode", "pool", ["pool", "truncate"])
-    """
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Raise a ValueError that lists the choices unless `value` is one of them."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}.")
 
 
-def check_alpha(name: str, alpha: object) -> float | tuple[float, ...]:
-    """An alpha as a number, or as one number a token.
+def check_alpha(
+    name: str, alpha: object, expected: str = "a number from 0 to 1, or one such number per text token"
+) -> float | tuple[float, ...]:
+    """Check an alpha and return it as a float, or as a tuple with one float per token.
 
     Args:
         name: The argument's name, for the message.
         alpha: A number from 0 to 1, or a sequence, 1-D tensor or 1-D array of such.
-
-    Returns:
-        A float, or a tuple of floats.
+        expected: The forms in words, for the message.
 
     Raises:
         TypeError: `alpha`, or one of its values, is not a number.
@@ -66,50 +79,42 @@ def check_alpha(name: str, alpha: object) -> float | tuple[float, ...]:
         >>> check_alpha("alpha", torch.tensor([0.0, 0.5]))
         (0.0, 0.5)
     """
-    tolist: Any = getattr(alpha, "tolist", None)
-    values: Any = tolist() if callable(tolist) else alpha
+    values = alpha.tolist() if hasattr(alpha, "tolist") else alpha  # pyright: ignore[reportAttributeAccessIssue]
     if isinstance(values, str) or not isinstance(values, Sequence):
-        expected = "a number from 0 to 1 or one such number a text token"
-        return check_number(name, values, expected, lambda number: 0 <= number <= 1)
+        return check_number(name, values, expected, lambda x: 0 <= x <= 1)
     if not values:
-        raise ValueError(f"`{name}` must hold one number a text token, got none.")
-    numbers = enumerate(cast("Sequence[object]", values))
+        raise ValueError(f"`{name}` must be {expected}, got none.")
+    numbers = enumerate(values)
     return tuple(check_number(f"{name}[{i}]", x, "a number from 0 to 1", lambda n: 0 <= n <= 1) for i, x in numbers)
 
 
 def check_embeddings(name: str, embeddings: object, dims: int | None = None) -> Tensor:
-    """Embeddings of one sequence, as float32.
+    """Check the embeddings of one sequence and return them as float32 `(tokens, dims)`.
+
+    A float32 input comes back itself: do not write into it.
 
     Args:
-        name: What they are, for the message: an argument or a stage.
-        embeddings: `(tokens, dims)` floating-point tensor with at least one token, finite throughout.
+        name: The argument or stage, for the message.
+        embeddings: `(tokens, dims)` floating-point tensor of at least one token.
         dims: Their width, where it is known.
-
-    Returns:
-        `(tokens, dims)` float32. It shares memory with a float32 input: do not write into it.
 
     Raises:
         TypeError: Not a floating-point tensor.
         ValueError: Another shape, no token, another width, NaN or inf.
-
-    Example:
-        >>> check_embeddings("text_embeds", torch.zeros(2, 3, dtype=torch.bfloat16)).dtype
-        torch.float32
     """
     if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
         got = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
         raise TypeError(f"`{name}` must be a floating-point tensor of shape (tokens, dims), got {got}.")
-    if embeddings.ndim != 2 or 0 in embeddings.shape:
+    shape = tuple(embeddings.shape)
+    if embeddings.ndim != 2 or 0 in shape:
+        raise ValueError(f"`{name}` must have the shape (tokens, dims) with at least one token, got {shape}.")
+    if dims is not None and shape[1] != dims:
         raise ValueError(
-            f"`{name}` must have the shape (tokens, dims) with at least one token, got {tuple(embeddings.shape)}."
+            f"`{name}` must be {dims} wide, as the text embeddings or statistics it meets, got {shape[1]}: it comes "
+            "from a model of another size. Qwen3-VL-2B is 2048 wide and Qwen3-VL-8B 4096; a text encoder of 2560 "
+            "fits Qwen3-VL-4B."
         )
-    if dims is not None and embeddings.shape[1] != dims:
-        raise ValueError(
-            f"`{name}` must be {dims} wide, as the text embeddings or statistics it meets, got {embeddings.shape[1]}: "
-            "it comes from a model of another size. Qwen3-VL-2B is 2048 wide and Qwen3-VL-8B 4096; a text encoder of "
-            "2560 fits Qwen3-VL-4B."
-        )
-    if not bool(torch.isfinite(embeddings).all()):
+    if not _values_are_checked.get() and not bool(torch.isfinite(embeddings).all()):
         raise ValueError(
             f"`{name}` contains NaN or inf, which would give a black image. A float16 overflow is the usual cause: "
             "run that stage in bfloat16 or float32."

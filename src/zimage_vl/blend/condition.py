@@ -43,7 +43,7 @@ from .normalize import (
     rescale_tokens,
     scale_embeddings,
 )
-from .outliers import OutlierMaskingInfo, mask_outlier_dimensions, scale_dimensions
+from .normalize import OutlierMaskingInfo, mask_outlier_dimensions, scale_dimensions
 from .regions import Region, select_tokens
 from .report import ConditioningReport, ReferenceReport, get_effective_alpha, get_influence
 

@@ -12,7 +12,7 @@ from ..reference.embeds import ReferenceEmbeds
 from .checks import check_alpha, check_embeddings
 from .embedding_statistics import EmbeddingStatistics, find_sink_tokens
 from .knobs import VLConditioning
-from .places import resolve_alpha
+from .knobs import resolve_alpha
 from .regions import PromptToken, Region
 
 

@@ -1,4 +1,7 @@
-"""How large embeddings are: per token, per dimension, and with or without attention sinks."""
+"""How large embeddings are: per token, per dimension, and with or without attention sinks.
+
+Embeddings are `(tokens, dims)`; an empty or non-finite tensor, or one of another shape, is a ValueError.
+"""
 
 from __future__ import annotations
 
@@ -12,16 +15,7 @@ from .checks import check_embeddings, check_number
 
 
 def get_token_rms(embeddings: Tensor) -> Tensor:
-    """The root mean square of each token, `sqrt(mean_d(x_d²))`.
-
-    Args:
-        embeddings: `(tokens, dims)`.
-
-    Returns:
-        `(tokens,)` float32.
-
-    Raises:
-        ValueError: Not `(tokens, dims)`, no token, NaN or inf.
+    """Get the root mean square of each token, `sqrt(mean_d(x_d^2))`, as `(tokens,)` float32.
 
     Example:
         >>> get_token_rms(torch.tensor([[3.0, -3.0], [0.0, 0.0]])).tolist()
@@ -31,21 +25,17 @@ def get_token_rms(embeddings: Tensor) -> Tensor:
 
 
 def find_sink_tokens(embeddings: Tensor, factor: float = 8.0) -> Tensor:
-    """Which tokens are attention sinks: those whose RMS is above `factor` × the median RMS of their sequence.
+    """Find attention sinks: the tokens whose RMS is above `factor` times the median RMS of their sequence.
 
     Qwen3 parks its attention on the first token of a turn, whose hidden state is some 27 times as large as an ordinary
     one and makes up about 97 % of the variance of a prompt's embeddings.
 
     Args:
         embeddings: `(tokens, dims)`, one whole sequence.
-        factor: > 0. How many times the median (the lower one of an even count) counts as a sink.
+        factor: > 0 (else ValueError), times the median (the lower one of an even count).
 
     Returns:
         `(tokens,)` bool.
-
-    Raises:
-        ValueError: Not `(tokens, dims)`, no token, NaN or inf; a factor that is not above 0.
-        TypeError: Not a tensor, or a factor that is not a number.
 
     Example:
         >>> find_sink_tokens(torch.tensor([[300.0, 300.0], [10.0, 10.0], [9.0, 11.0]])).tolist()
@@ -57,17 +47,10 @@ def find_sink_tokens(embeddings: Tensor, factor: float = 8.0) -> Tensor:
 
 
 def get_dimension_std(embeddings: Tensor) -> Tensor:
-    """The standard deviation of each dimension over the tokens (correction 1); 0 for a single token.
+    """Get the standard deviation of each dimension over the tokens (correction 1), as `(dims,)` float32.
 
-    Args:
-        embeddings: `(tokens, dims)`.
-
-    Returns:
-        `(dims,)` float32. A dimension that holds one value up to float32 rounding has exactly 0, so that nothing
-        later divides by the rounding.
-
-    Raises:
-        ValueError: Not `(tokens, dims)`, no token, NaN or inf.
+    It is exactly 0 for a single token, and for a dimension that holds one value up to float32 rounding, so that
+    nothing later divides by the rounding.
 
     Example:
         >>> get_dimension_std(torch.tensor([[1.0, 0.1], [3.0, 0.1]])).tolist()
@@ -77,17 +60,11 @@ def get_dimension_std(embeddings: Tensor) -> Tensor:
     if x.shape[0] < 2:
         return x.new_zeros(x.shape[1])
     std = x.std(dim=0)
-    return torch.where(std > 1e-6 * x.mean(dim=0).abs(), std, torch.zeros_like(std))
+    return torch.where(std > 1e-6 * x.mean(dim=0).abs(), std, 0.0)
 
 
 def get_overall_std(embeddings: Tensor) -> float:
-    """The standard deviation over all values (correction 1); 0 for a single value.
-
-    Args:
-        embeddings: `(tokens, dims)`.
-
-    Raises:
-        ValueError: Not `(tokens, dims)`, no token, NaN or inf.
+    """Get the standard deviation over all values (correction 1); 0 for a single value.
 
     Example:
         >>> get_overall_std(torch.tensor([[-1.0, 0.0, 1.0]]))
@@ -101,14 +78,13 @@ def get_overall_std(embeddings: Tensor) -> float:
 class EmbeddingStatistics:
     """Mean and standard deviation of each dimension over many tokens.
 
-    The reference of `normalize_per_dimension` and of the outlier functions. It belongs to one text encoder and one
-    layer: measure it with the model in use.
+    They belong to one text encoder and one layer: measure them with the model in use.
 
     Attributes:
         mean: `(dims,)` float32.
         std: `(dims,)` float32, >= 0, with torch's default correction of 1.
-        count: How many tokens were measured.
-        exclude_sinks: Whether attention sinks were left out.
+        count: Tokens measured, at least 2.
+        exclude_sinks: Attention sinks were left out.
 
     Raises:
         ValueError: Shapes that do not agree, NaN or inf, a negative std, fewer than two tokens.
@@ -121,9 +97,8 @@ class EmbeddingStatistics:
 
     def __post_init__(self) -> None:
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
-            raise ValueError(
-                f"`mean` and `std` must both be (dims,), got {tuple(self.mean.shape)} and {tuple(self.std.shape)}."
-            )
+            shapes = f"{tuple(self.mean.shape)} and {tuple(self.std.shape)}"
+            raise ValueError(f"`mean` and `std` must both be (dims,), got {shapes}.")
         if not bool(torch.isfinite(self.mean).all() and torch.isfinite(self.std).all()):
             raise ValueError("`mean` and `std` must be finite, got NaN or inf.")
         if bool((self.std < 0).any()):
@@ -132,21 +107,18 @@ class EmbeddingStatistics:
             raise ValueError(f"Statistics need at least two tokens to have a spread, got {self.count}.")
 
     def to(self, device: torch.device | str) -> EmbeddingStatistics:
-        """The same on another device."""
+        """Return the same on another device."""
         return EmbeddingStatistics(self.mean.to(device), self.std.to(device), self.count, self.exclude_sinks)
 
     @classmethod
     def from_embeddings(
         cls, embeddings: Tensor | Sequence[Tensor], exclude_sinks: bool = False
     ) -> EmbeddingStatistics:
-        """Measure one sequence or several.
+        """Measure one sequence, or all tokens of several.
 
         Args:
-            embeddings: One `(tokens, dims)` tensor, or a list of such: one a sequence.
+            embeddings: One `(tokens, dims)` tensor, or a list with one per sequence.
             exclude_sinks: Leave attention sinks out. They are found on each whole sequence.
-
-        Returns:
-            The statistics over all tokens of all sequences.
 
         Raises:
             ValueError: No sequence, fewer than two tokens, widths that differ, NaN or inf.
@@ -162,38 +134,31 @@ class EmbeddingStatistics:
         widths = sorted({x.shape[1] for x in checked})
         if len(widths) > 1:
             raise ValueError(f"All sequences must be equally wide, got widths {widths}.")
-        if exclude_sinks:
-            checked = [x[~find_sink_tokens(x)] for x in checked]
-        tokens = torch.cat(checked)
+        tokens = torch.cat([x[~find_sink_tokens(x)] for x in checked] if exclude_sinks else checked)
         return cls(tokens.mean(dim=0), get_dimension_std(tokens), tokens.shape[0], exclude_sinks)
 
 
 def per_dimension_correlation(embeddings: Tensor, reference: EmbeddingStatistics) -> float:
-    """How alike two sets of embeddings spread over the dimensions: the Pearson correlation of their std vectors.
+    """Get the Pearson correlation, -1 to 1, of two std vectors: how alike they spread over the dimensions.
 
-    The Qwen3-VL conditioning guide gives .999 for the VL model's text tokens against Qwen3-4B and .737 for its image
-    tokens.
+    The guide (section 3) gives .999 for Qwen3-VL's text tokens against Qwen3-4B and .737 for its image tokens.
 
     Args:
         embeddings: `(tokens, dims)`, at least two tokens.
         reference: Statistics of the text encoder, equally wide.
 
-    Returns:
-        A number from -1 to 1.
-
     Raises:
-        ValueError: A single token, another width, or a std vector that is the same in all dimensions: then the
-            correlation is not defined.
+        ValueError: A single token, another width, or a std vector that is the same in all dimensions.
 
     Example:
         >>> x = torch.tensor([[1.0, 10.0, 2.0], [3.0, -10.0, 2.5]])
         >>> round(per_dimension_correlation(x, EmbeddingStatistics.from_embeddings(5 * x)), 6)
         1.0
     """
-    check_embeddings("embeddings", embeddings, reference.std.shape[0])
-    if embeddings.shape[0] < 2:
+    x = check_embeddings("embeddings", embeddings, reference.std.shape[0])
+    if x.shape[0] < 2:
         raise ValueError("`embeddings` must have at least two tokens to have a spread, got 1.")
-    pair = torch.stack([get_dimension_std(embeddings), reference.std.to(embeddings.device, torch.float32)]).double()
+    pair = torch.stack([get_dimension_std(x), reference.std.to(x)]).double()  # (2, dims)
     pair = pair - pair.mean(dim=1, keepdim=True)
     norms = pair.square().sum(dim=1).sqrt()
     if bool((norms == 0).any()):

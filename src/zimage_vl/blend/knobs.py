@@ -1,55 +1,103 @@
-"""Every knob of the method in one frozen dataclass, validated once."""
+"""Every knob of the method, in one registry: what a call takes, what each value means, and how they go together."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, cast, get_args
+from typing import Literal, get_args
 
-from .checks import check_choice, check_number
-from .outliers import OutlierMasking
-from .places import VLAlpha, check_vl_alpha
-from .regions import TextPosition, TokenSelection
+import torch
+from torch import Tensor
+
+from .checks import check_alpha, check_choice, check_count, check_number
+from .normalize import OutlierMasking
+from .regions import PromptToken, Region, TextPosition, TokenSelection
 
 
 Normalization = Literal["global", "per_dim", "hybrid", "token_rms", "none"]
-Alignment = Literal["anchored", "pool", "interpolate", "truncate", "concat"]
+Alignment = Literal["interpolate", "pool", "anchored", "truncate", "concat"]
 BlendMode = Literal["linear", "slerp", "adain", "adain_per_dim", "style_delta"]
+VLAlpha = float | Sequence[float] | Tensor | Mapping[str, float]
+HiddenLayer = int | Sequence[int] | Mapping[int, float]
 
-_KNOB_CHOICES: dict[str, tuple[str, ...]] = {
-    "vl_text_position": get_args(TextPosition),
-    "vl_token_selection": get_args(TokenSelection),
-    "vl_normalization": get_args(Normalization),
-    "vl_outlier_masking": get_args(OutlierMasking),
-    "vl_alignment": get_args(Alignment),
-    "vl_blend_mode": get_args(BlendMode),
-}
+_PLACE_REGIONS = {"prefix": Region.PREFIX, "prompt": Region.WORDS, "suffix": Region.SUFFIX}
+_PLACES = [*_PLACE_REGIONS, "default"]
+_ALPHA_FORMS = (
+    "a number from 0 to 1 such as 0.3, one such number per text token, or {place: number} such as "
+    "{'default': 0.3, 'red car': 0.6}"
+)
+_LAYER_FORMS = "an int such as -6, a list of ints such as [-6, -8], or {layer: weight} such as {-6: 3, -8: 1}"
+
+
+@dataclass(frozen=True)
+class Knob:
+    """One keyword argument of the pipeline's call.
+
+    Attributes:
+        name: Its name in the signature.
+        default: Its value where none is passed.
+        values: What it takes, in short, as in the README's table.
+        help: One line on what it does.
+        choices: All its values, where they are words.
+    """
+
+    name: str
+    default: object
+    values: str
+    help: str
+    choices: tuple[str, ...] = ()
+
+
+def _choose(name: str, default: str, choices: tuple[str, ...], help: str) -> Knob:
+    return Knob(name, default, ", ".join(f'"{choice}"' for choice in choices), help, choices)
+
+
+# In the order of the call's signature.
+_ALL_KNOBS = (
+    Knob("reference_image", None, "PIL, array, tensor, path, URL", "picture(s) to follow; a list is one per prompt"),
+    Knob("reference_embeds", None, "ReferenceEmbeds or their file", "pictures read before, for reference_image"),
+    Knob("reference_weights", None, "numbers >= 0", "how much each of several references counts; None: equally"),
+    Knob("reference_mask", None, "greyscale picture(s)", "the part of the reference that is read: white counts"),
+    Knob("vl_alpha", 0.3, "0..1; one per text token; {place: 0..1}", "0 is the text alone, 1 the reference alone"),
+    Knob(
+        "vl_hidden_layer", -6, "int; list of ints; {layer: weight}", "the layer of the VL model, or a mean of several"
+    ),
+    Knob("vl_text", None, "text; one per prompt", 'words read beside the picture; None: the prompt, "": no words'),
+    _choose("vl_text_position", "after", get_args(TextPosition), "place of these words, seen from the picture"),
+    _choose("vl_token_selection", "all", get_args(TokenSelection), "tokens of the reference that take part"),
+    _choose("vl_normalization", "global", get_args(Normalization), "bring the reference to the size of the text"),
+    Knob("vl_target_std", None, "> 0", 'std for "global" and "hybrid"; None: that of the prompt\'s embeddings'),
+    _choose(
+        "vl_outlier_masking",
+        "none",
+        get_args(OutlierMasking),
+        "quieten dimensions that spread too much; zero: too little as well",
+    ),
+    Knob("vl_outlier_threshold", 10.0, "> 1", "ratio to the text encoder's spread above which a dimension is masked"),
+    Knob("vl_exclude_sinks", False, "bool", "keep attention sinks out of statistics, alignment and blend"),
+    _choose("vl_alignment", "interpolate", get_args(Alignment), "bring the reference's tokens to the text's length"),
+    Knob("vl_concat_tokens", None, "int >= 1", 'tokens that "concat" appends; None: vl_alpha x text length'),
+    _choose("vl_blend_mode", "linear", get_args(BlendMode), "mix the reference's tokens with the text's"),
+    Knob("neutral_image", None, "as one reference", 'the picture that "style_delta" subtracts from the reference'),
+    Knob("vl_start", 0.0, "0..1, below vl_end", "fraction of the steps at which the reference begins to count"),
+    Knob("vl_end", 1.0, "0..1, above vl_start", "fraction of the steps at which the reference stops counting"),
+    Knob("vl_max_pixels", 1024 * 1024, "int >= 1", "largest area in pixels at which the reference is read"),
+)
+KNOBS: dict[str, Knob] = {knob.name: knob for knob in _ALL_KNOBS}
+# Those that are fields of VLConditioning.
+CONDITIONING_NAMES = tuple(name for name in KNOBS if name.startswith("vl_") and name != "vl_text")
 
 
 @dataclass(frozen=True)
 class VLConditioning:
-    """How a reference conditions one prompt. The fields carry the names of the pipeline's keyword arguments.
+    """How a reference conditions one prompt: the knobs of `CONDITIONING_NAMES`, under the names of the call.
 
-    All knobs, and how they go together, are checked on construction; lists and dicts are copied.
+    All values, and how they go together, are checked on construction; lists and dicts are copied. The blend mode
+    "style_delta" scales by itself and turns the default normalization into "none".
 
     Attributes:
-        vl_alpha: 0..1, a number; one a text token; or `{place: 0..1}` (see `resolve_alpha`). 0 is the text alone, 1
-            the reference alone.
-        vl_hidden_layer: Index into the VL model's hidden states, or `{layer: weight}` with weights >= 0.
-        vl_text_position: Where the text stands in the user turn, seen from the picture: "after" or "before".
-        vl_token_selection: "all", "text", "image" or "image_no_markers".
-        vl_normalization: "global", "per_dim", "hybrid", "token_rms" or "none".
-        vl_target_std: > 0, for "global" and "hybrid"; None is the std of this prompt's text embeddings.
-        vl_outlier_masking: "none", "zero", "clamp" or "scale", on the image tokens.
-        vl_outlier_threshold: > 1.
-        vl_exclude_sinks: Leave attention sinks out of statistics, alignment and blend.
-        vl_alignment: "anchored", "pool", "interpolate", "truncate" or "concat".
-        vl_blend_mode: "linear", "slerp", "adain", "adain_per_dim" or "style_delta".
-        vl_start: Fraction of the steps at which the reference begins to count, 0 <= vl_start < vl_end.
-        vl_end: Fraction at which it ceases to, <= 1.
-        vl_max_pixels: The largest area the reference is read at, in pixels.
-        reference_weights: Numbers >= 0, one a reference; None weighs them equally.
-        has_neutral_image: Whether a neutral picture was given, which "style_delta" needs.
+        reference_weights: Numbers >= 0, one per reference; None weighs them equally.
+        has_neutral_image: A neutral picture was given, which "style_delta" needs.
 
     Raises:
         TypeError: A value of the wrong type; a bool or a string is not a number.
@@ -61,7 +109,7 @@ class VLConditioning:
     """
 
     vl_alpha: VLAlpha = 0.3
-    vl_hidden_layer: int | Mapping[int, float] = -6
+    vl_hidden_layer: HiddenLayer = -6
     vl_text_position: TextPosition = "after"
     vl_token_selection: TokenSelection = "all"
     vl_normalization: Normalization = "global"
@@ -69,7 +117,8 @@ class VLConditioning:
     vl_outlier_masking: OutlierMasking = "none"
     vl_outlier_threshold: float = 10.0
     vl_exclude_sinks: bool = False
-    vl_alignment: Alignment = "anchored"
+    vl_alignment: Alignment = "interpolate"
+    vl_concat_tokens: int | None = None
     vl_blend_mode: BlendMode = "linear"
     vl_start: float = 0.0
     vl_end: float = 1.0
@@ -78,14 +127,19 @@ class VLConditioning:
     has_neutral_image: bool = False
 
     def __post_init__(self) -> None:
-        for name, choices in _KNOB_CHOICES.items():
-            check_choice(name, getattr(self, name), choices)
-        # Frozen towards the user; here the plain values take the place of lists and dicts that the user may change.
-        object.__setattr__(self, "vl_alpha", check_vl_alpha(self.vl_alpha))
+        for name in CONDITIONING_NAMES:
+            if KNOBS[name].choices:
+                check_choice(name, getattr(self, name), KNOBS[name].choices)
+        # Frozen towards the user; here plain values take the place of lists and dicts that the user may change.
+        object.__setattr__(self, "vl_alpha", _check_vl_alpha(self.vl_alpha))
         object.__setattr__(self, "vl_hidden_layer", _check_hidden_layer(self.vl_hidden_layer))
         object.__setattr__(self, "reference_weights", _check_reference_weights(self.reference_weights))
-        _check_scalar_knobs(self)
-        _check_knobs_together(self)
+        if self.vl_blend_mode == "style_delta" and self.vl_normalization == KNOBS["vl_normalization"].default:
+            object.__setattr__(self, "vl_normalization", "none")
+        _check_plain_knobs(self)
+        conflict = _find_conflict(self)
+        if conflict is not None:
+            raise ValueError(conflict)
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -95,42 +149,39 @@ class VLConditioning:
     @property
     def layer_weights(self) -> dict[int, float]:
         """`{layer: weight}`, the weights summing to 1."""
-        if isinstance(self.vl_hidden_layer, int):
-            return {self.vl_hidden_layer: 1.0}
-        total = sum(self.vl_hidden_layer.values())
-        return {layer: weight / total for layer, weight in self.vl_hidden_layer.items()}
+        asked = self.vl_hidden_layer
+        weights = (
+            asked if isinstance(asked, Mapping) else dict.fromkeys([asked] if isinstance(asked, int) else asked, 1)
+        )
+        return dict(zip(weights, share_weights(list(weights.values())), strict=True))
 
     @property
     def needs_text_statistics(self) -> bool:
-        """Whether statistics of the text encoder are needed."""
+        """Statistics of the text encoder are needed."""
         return self.vl_normalization in ("per_dim", "hybrid") or self.vl_outlier_masking != "none"
 
     @property
     def is_inert(self) -> bool:
-        """Whether alpha is 0 at all places, so that the reference need not even be read."""
-        if isinstance(self.vl_alpha, Mapping):
-            return not any(self.vl_alpha.values())
-        return not any(self.vl_alpha if isinstance(self.vl_alpha, Sequence) else (self.vl_alpha,))
+        """Alpha is 0 at all places, so that the reference need not even be read."""
+        alpha = self.vl_alpha
+        values = alpha.values() if isinstance(alpha, Mapping) else alpha if isinstance(alpha, Sequence) else [alpha]
+        return not any(values)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """One sentence per knob that is set and does nothing, beside the others."""
+        return tuple(_find_unused(self))
 
     def window(self, num_inference_steps: int) -> list[bool]:
-        """In which steps the reference counts: step i of N iff `i/N >= vl_start` and `(i+1)/N <= vl_end`.
+        """Get the steps in which the reference counts: step i of N iff `i/N >= vl_start` and `(i+1)/N <= vl_end`.
 
-        ControlNet's rule in diffusers.
-
-        Args:
-            num_inference_steps: N, at least 1.
-
-        Returns:
-            One bool a step.
-
-        Raises:
-            ValueError: No step is inside.
+        ControlNet's rule in diffusers. A ValueError if no step is inside.
 
         Example:
             >>> VLConditioning(vl_start=0.5).window(4)
             [False, False, True, True]
         """
-        steps = _check_positive_int("num_inference_steps", num_inference_steps)
+        steps = check_count("num_inference_steps", num_inference_steps)
         inside = [i / steps >= self.vl_start and (i + 1) / steps <= self.vl_end for i in range(steps)]
         if not any(inside):
             raise ValueError(
@@ -140,93 +191,224 @@ class VLConditioning:
         return inside
 
 
-def _check_positive_int(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`{name}` must be an int of at least 1, got {value!r} of type {type(value).__name__}.")
-    if value < 1:
-        raise ValueError(f"`{name}` must be an int of at least 1, got {value}.")
-    return value
+def share_weights(weights: Sequence[float]) -> list[float]:
+    """Get the shares of weights >= 0, which sum to 1; scaled by the largest first, so that 1e308 cannot overflow.
+
+    Example:
+        >>> share_weights([1e308, 1e308])
+        [0.5, 0.5]
+    """
+    scaled = [weight / max(weights) for weight in weights]
+    return [weight / sum(scaled) for weight in scaled]
+
+
+def _check_weights(name: str, weights: Iterable[tuple[object, object]]) -> list[float]:
+    expected = "a finite number >= 0"
+    values = [check_number(f"{name}[{key}]", x, expected, lambda n: 0 <= n < float("inf")) for key, x in weights]
+    if not any(values):
+        raise ValueError(f"`{name}` must have a weight above 0, got {values}.")
+    return values
 
 
 def _check_hidden_layer(value: object) -> int | dict[int, float]:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    if not isinstance(value, Mapping):
-        raise TypeError(
-            f"`vl_hidden_layer` must be an int or {{layer: weight}}, got {value!r} of type {type(value).__name__}."
-        )
-    weights: dict[int, float] = {}
-    given = cast("Mapping[object, object]", value)
-    for layer, weight in given.items():
-        if isinstance(layer, bool) or not isinstance(layer, int):
-            raise TypeError(f"`vl_hidden_layer` must name its layers by ints, got {layer!r} in {given!r}.")
-        weights[layer] = _check_weight(f"vl_hidden_layer[{layer}]", weight)
-    if sum(weights.values()) <= 0:
-        raise ValueError(f"`vl_hidden_layer` needs weights with a sum above 0, got {given!r}.")
-    return weights
-
-
-def _check_weight(name: str, value: object) -> float:
-    return check_number(name, value, "a number of at least 0", lambda x: 0 <= x < float("inf"))
+    if isinstance(value, str) or not isinstance(value, (Mapping, Sequence)):
+        raise TypeError(f"`vl_hidden_layer` must be {_LAYER_FORMS}, got {value!r}.")
+    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in value):
+        raise TypeError(f"`vl_hidden_layer` must name its layers by ints: {_LAYER_FORMS}, got {value!r}.")
+    weighed = dict(value) if isinstance(value, Mapping) else dict.fromkeys(value, 1.0)
+    if not weighed or len(weighed) < len(value):
+        raise ValueError(f"`vl_hidden_layer` must name at least one layer, and each once, got {value!r}.")
+    return dict(zip(weighed, _check_weights("vl_hidden_layer", weighed.items()), strict=True))
 
 
 def _check_reference_weights(value: object) -> tuple[float, ...] | None:
-    if value is None:
+    values = value.tolist() if hasattr(value, "tolist") else value  # pyright: ignore[reportAttributeAccessIssue]
+    if values is None:
         return None
-    tolist: Any = getattr(value, "tolist", None)
-    values: Any = tolist() if callable(tolist) else value
     if isinstance(values, str) or not isinstance(values, Sequence):
-        raise TypeError(f"`reference_weights` must be a list of numbers, one a reference, got {value!r}.")
-    weights = tuple(
-        _check_weight(f"reference_weights[{i}]", weight) for i, weight in enumerate(cast("Sequence[object]", values))
-    )
-    if sum(weights) <= 0:
-        raise ValueError(f"`reference_weights` must have a sum above 0, got {value!r}.")
-    return weights
+        raise TypeError(f"`reference_weights` must be numbers, one per reference, such as [2, 1], got {value!r}.")
+    return tuple(_check_weights("reference_weights", enumerate(values)))
 
 
-def _check_scalar_knobs(knobs: VLConditioning) -> None:
+def _check_plain_knobs(knobs: VLConditioning) -> None:
     if knobs.vl_target_std is not None:
         expected = "a number above 0, or None for the std of the prompt's text embeddings"
         check_number("vl_target_std", knobs.vl_target_std, expected, lambda x: 0 < x < float("inf"))
-    check_number(
-        "vl_outlier_threshold", knobs.vl_outlier_threshold, "a number above 1", lambda x: 1 < x < float("inf")
-    )
-    _check_positive_int("vl_max_pixels", knobs.vl_max_pixels)
+    threshold = knobs.vl_outlier_threshold
+    check_number("vl_outlier_threshold", threshold, "a number above 1", lambda x: 1 < x < float("inf"))
+    check_count("vl_max_pixels", knobs.vl_max_pixels)
+    if knobs.vl_concat_tokens is not None:
+        check_count("vl_concat_tokens", knobs.vl_concat_tokens)
     for name in ("vl_exclude_sinks", "has_neutral_image"):
         value: object = getattr(knobs, name)
         if not isinstance(value, bool):
             raise TypeError(f"`{name}` must be True or False, got {value!r} of type {type(value).__name__}.")
-    start = check_number("vl_start", knobs.vl_start, "a fraction from 0 to 1", lambda x: 0 <= x <= 1)
-    end = check_number("vl_end", knobs.vl_end, "a fraction from 0 to 1", lambda x: 0 <= x <= 1)
-    if start >= end:
-        raise ValueError(f"`vl_start` must be below `vl_end`, got {knobs.vl_start} and {knobs.vl_end}.")
+    for name in ("vl_start", "vl_end"):
+        check_number(name, getattr(knobs, name), "a fraction from 0 to 1", lambda x: 0 <= x <= 1)
 
 
-def _check_knobs_together(knobs: VLConditioning) -> None:
-    if knobs.vl_outlier_masking != "none" and knobs.vl_token_selection == "text":
-        raise ValueError(
-            f"`vl_outlier_masking` {knobs.vl_outlier_masking!r} works on image tokens, which `vl_token_selection` "
-            "'text' leaves out: it would do nothing. Use 'none', or select 'all', 'image' or 'image_no_markers'."
+def _find_conflict(knobs: VLConditioning) -> str | None:
+    mode, alignment, masking = knobs.vl_blend_mode, knobs.vl_alignment, knobs.vl_outlier_masking
+    if knobs.vl_start >= knobs.vl_end:
+        return f"`vl_start` must be below `vl_end`, got {knobs.vl_start} and {knobs.vl_end}."
+    if masking != "none" and knobs.vl_token_selection == "text":
+        return (
+            f"`vl_outlier_masking` {masking!r} works on image tokens, which `vl_token_selection` 'text' leaves out: "
+            "it would do nothing. Use 'none', or select 'all', 'image' or 'image_no_markers'."
         )
-    if knobs.vl_blend_mode == "adain_per_dim" and knobs.vl_alignment != "anchored":
-        raise ValueError(
-            f"`vl_blend_mode` 'adain_per_dim' needs no alignment, got `vl_alignment` {knobs.vl_alignment!r}, which "
-            "would do nothing: leave it at its default 'anchored'."
+    if mode == "adain_per_dim" and alignment != KNOBS["vl_alignment"].default:
+        return f"`vl_blend_mode` {mode!r} needs no alignment: leave `vl_alignment` at its default, got {alignment!r}."
+    if alignment == "concat" and mode != "linear":
+        return f"`vl_alignment` 'concat' needs `vl_blend_mode` 'linear', got {mode!r}."
+    if alignment == "concat" and not isinstance(knobs.vl_alpha, float):
+        return f"`vl_alignment` 'concat' needs one number as `vl_alpha`, such as 0.3, got {knobs.vl_alpha!r}."
+    if alignment != "concat" and knobs.vl_concat_tokens is not None:
+        return f"`vl_concat_tokens` is for `vl_alignment` 'concat' alone, got {alignment!r}."
+    if mode == "style_delta" and not knobs.has_neutral_image:
+        return "`vl_blend_mode` 'style_delta' needs a `neutral_image`, got None."
+    if mode == "style_delta" and knobs.vl_normalization != "none":
+        return (
+            f"`vl_blend_mode` {mode!r} scales by itself: leave out `vl_normalization`, got {knobs.vl_normalization!r}."
         )
-    if knobs.vl_alignment == "concat" and knobs.vl_blend_mode != "linear":
-        raise ValueError(f"`vl_alignment` 'concat' needs `vl_blend_mode` 'linear', got {knobs.vl_blend_mode!r}.")
-    if knobs.vl_alignment == "concat" and not isinstance(knobs.vl_alpha, float):
-        raise ValueError(f"`vl_alignment` 'concat' needs one number as `vl_alpha`, got {knobs.vl_alpha!r}.")
-    if knobs.vl_blend_mode == "style_delta" and not knobs.has_neutral_image:
-        raise ValueError("`vl_blend_mode` 'style_delta' needs a `neutral_image`, got None.")
-    if knobs.vl_blend_mode == "style_delta" and knobs.vl_normalization != "none":
-        raise ValueError(
-            "`vl_blend_mode` 'style_delta' scales by itself and needs `vl_normalization` 'none', got "
-            f"{knobs.vl_normalization!r}."
+    if knobs.has_neutral_image and mode != "style_delta":
+        return f"`neutral_image` is for `vl_blend_mode` 'style_delta' alone and would do nothing, got {mode!r}."
+    return None
+
+
+def _find_unused(knobs: VLConditioning) -> Iterator[str]:
+    normalization, masking = knobs.vl_normalization, knobs.vl_outlier_masking
+    if knobs.vl_target_std is not None and normalization not in ("global", "hybrid"):
+        yield (
+            f"`vl_target_std` {knobs.vl_target_std} does nothing with vl_normalization {normalization!r}: only "
+            "'global' and 'hybrid' scale to it."
         )
-    if knobs.has_neutral_image and knobs.vl_blend_mode != "style_delta":
-        raise ValueError(
-            "`neutral_image` is for `vl_blend_mode` 'style_delta' alone and would do nothing, got "
-            f"{knobs.vl_blend_mode!r}."
+    if masking == "none" and knobs.vl_outlier_threshold != KNOBS["vl_outlier_threshold"].default:
+        yield f"`vl_outlier_threshold` {knobs.vl_outlier_threshold} does nothing with vl_outlier_masking 'none'."
+    if masking in ("clamp", "scale") and normalization == "per_dim":
+        yield (
+            f"`vl_outlier_masking` {masking!r} does next to nothing with vl_normalization 'per_dim', which gives each "
+            "dimension the text encoder's spread anyway; 'zero' does act."
         )
+    if knobs.vl_concat_tokens is not None and knobs.vl_alpha not in (0.0, KNOBS["vl_alpha"].default):
+        yield f"`vl_alpha` {knobs.vl_alpha} does nothing beside vl_concat_tokens {knobs.vl_concat_tokens}."
+
+
+def _check_vl_alpha(vl_alpha: object) -> float | tuple[float, ...] | dict[str, float]:
+    if not isinstance(vl_alpha, Mapping):
+        return check_alpha("vl_alpha", vl_alpha, _ALPHA_FORMS)
+    if not vl_alpha:
+        raise ValueError(f"`vl_alpha` names no place, got {{}}: it must be {_ALPHA_FORMS}.")
+    places: dict[str, float] = {}
+    for place, value in vl_alpha.items():
+        if not isinstance(place, str):
+            raise TypeError(f"`vl_alpha` must name its places by strings, got {place!r}: it must be {_ALPHA_FORMS}.")
+        if not place.strip():
+            raise ValueError(f"`vl_alpha` must name its places by words of the prompt, got {place!r}.")
+        places[place] = check_number(f"vl_alpha[{place!r}]", value, "a number from 0 to 1", lambda x: 0 <= x <= 1)
+    return places
+
+
+def split_per_prompt(vl_alpha: object, batch_size: int) -> list[object]:
+    """Get each prompt's alpha, unchecked.
+
+    A list is one per prompt if any of its entries is itself a list, dict or tensor, or if it has as many numbers as
+    there are several prompts. Anything else serves all prompts.
+
+    Args:
+        vl_alpha: As the call takes it.
+        batch_size: Number of prompts.
+
+    Raises:
+        ValueError: A list that is one per prompt, but not as long as the batch.
+
+    Example:
+        >>> split_per_prompt([0.3, 0.7], 2), split_per_prompt([0.3, 0.7], 1), split_per_prompt(0.3, 2)
+        ([0.3, 0.7], [[0.3, 0.7]], [0.3, 0.3])
+    """
+    sequence = isinstance(vl_alpha, Sequence) and not isinstance(vl_alpha, str)
+    if not sequence and not getattr(vl_alpha, "ndim", 0):
+        return [vl_alpha] * batch_size
+    entries = list(vl_alpha)  # pyright: ignore[reportArgumentType]
+    nested = any(isinstance(entry, (Mapping, Sequence)) or getattr(entry, "ndim", 0) for entry in entries)
+    if nested and len(entries) != batch_size:
+        raise ValueError(
+            f"`vl_alpha` is a list of {len(entries)}, one per prompt, but there are {batch_size} prompts. One for all "
+            f"must be {_ALPHA_FORMS}."
+        )
+    per_prompt = nested or (batch_size > 1 and len(entries) == batch_size)
+    return entries if per_prompt else [vl_alpha] * batch_size
+
+
+def resolve_alpha(vl_alpha: VLAlpha, tokens: Sequence[PromptToken], prompt: str | None) -> Tensor:
+    """Get one alpha per text token, `(tokens,)` float32.
+
+    A phrase takes precedence over "prompt", and that over "default" (0 if missing); "prefix" and "suffix" are the
+    template around the prompt. A phrase is sought case-sensitively, everywhere in the prompt, inside longer words
+    too, and every token that shares a character with it counts.
+
+    Args:
+        vl_alpha: A number from 0 to 1; one per text token; or `{place: number}`.
+        tokens: The prompt's tokens with their places.
+        prompt: The prompt, which phrases are sought in; None if only embeddings are known.
+
+    Raises:
+        TypeError: Not a number, a sequence of such, or `{place: number}`.
+        ValueError: A number outside 0..1; one per token, but not as many as tokens; a phrase that the prompt does not
+            contain, or that was cut off; two phrases that give one token different values.
+
+    Example:
+        >>> words = [PromptToken(0, "red", Region.WORDS, 0, 3), PromptToken(1, " car", Region.WORDS, 3, 7)]
+        >>> resolve_alpha({"default": 0.5, "car": 0.0}, words, "red car").tolist()
+        [0.5, 0.0]
+    """
+    values = _check_vl_alpha(vl_alpha)
+    if isinstance(values, tuple):
+        if len(values) != len(tokens):
+            raise ValueError(
+                f"`vl_alpha` must hold one number for each of the prompt's {len(tokens)} tokens (template included), "
+                f"got {len(values)}. It must be {_ALPHA_FORMS}; in a batch, a list with one of these per prompt."
+            )
+        return torch.tensor(values)
+    if not isinstance(values, dict):
+        return torch.full((len(tokens),), values)
+    alphas = torch.full((len(tokens),), values.get("default", 0.0))
+    for place, region in _PLACE_REGIONS.items():
+        if place in values:
+            alphas[[i for i, token in enumerate(tokens) if token.region == region]] = values[place]
+    owners: dict[int, str] = {}
+    for phrase in (place for place in values if place not in _PLACES):
+        for i in _find_phrase_tokens(phrase, tokens, prompt):
+            other = owners.setdefault(i, phrase)
+            if values[other] != values[phrase]:
+                raise ValueError(
+                    f"`vl_alpha` contradicts itself: the token {tokens[i].text!r} lies in {other!r} with "
+                    f"{values[other]} and in {phrase!r} with {values[phrase]}. Give both the same value, or use "
+                    "phrases that do not overlap."
+                )
+            alphas[i] = values[phrase]
+    return alphas
+
+
+def _find_phrase_tokens(phrase: str, tokens: Sequence[PromptToken], prompt: str | None) -> list[int]:
+    if prompt is None:
+        raise ValueError(
+            f"`vl_alpha` names the phrase {phrase!r}, but the prompt's text is not known: use the places {_PLACES}, "
+            "or give one number per token."
+        )
+    starts = [i for i in range(len(prompt)) if prompt.startswith(phrase, i)]
+    if not starts:
+        raise ValueError(
+            f"`vl_alpha` names the phrase {phrase!r}, which the prompt {prompt!r} does not contain (case counts). "
+            f"Places that need no phrase: {_PLACES}."
+        )
+    words = [i for i, token in enumerate(tokens) if token.region == Region.WORDS]
+    size = len(phrase)
+    found = [i for i in words if any(tokens[i].start < start + size and start < tokens[i].end for start in starts)]
+    if not found:
+        raise ValueError(
+            f"`vl_alpha` names the phrase {phrase!r}, which lies in the part of the prompt that was cut off for its "
+            "length: no token of it is left."
+        )
+    return found

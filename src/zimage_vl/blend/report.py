@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .embedding_statistics import get_token_rms
-from .outliers import OutlierDirection
+from .normalize import OutlierDirection
 
 
 def make_jsonable(value: object) -> Any:

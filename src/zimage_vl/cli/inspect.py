@@ -153,7 +153,7 @@ def _describe_group(states: Tensor, against: TextStatistics | None, threshold: f
         get_token_rms,
         per_dimension_correlation,
     )
-    from zimage_vl.blend.outliers import mask_outlier_dimensions
+    from zimage_vl.blend.normalize import mask_outlier_dimensions
 
     described: dict[str, Any] = {
         "tokens": len(states),

@@ -1,221 +1,582 @@
-"""What a call asks for, prompt by prompt: every argument about references, checked and brought to one form.
+"""From the arguments of a call to a plan: all that can be known, and found wrong, before any model loads or runs.
 
-All of it happens before any model runs.
+This is the one boundary where arguments are checked. Pictures are loaded here, once, and each becomes a `Reading`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
-from typing import Any, cast
+import difflib
+import inspect
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Integral, Real
+from typing import Any, NamedTuple, cast
 
+import torch
+from diffusers.utils import logging
 from PIL import Image
+from torch import Tensor
 
-from ..blend.knobs import VLConditioning
-from ..reference.embeds import ReferenceEmbeds
-from ..reference.pictures import group_references, load_reference_image, load_reference_mask
+from ..blend.knobs import CONDITIONING_NAMES, KNOBS, VLConditioning, resolve_alpha, split_per_prompt
+from ..reference.embeds import ReferenceEmbeds, as_reference_embeds
+from ..reference.pictures import ReferenceImage, group_references, load_reference_image, load_reference_mask
+from ..reference.reading import Reading, build_reading
+from ..reference.turn import TextTurn, read_text_turn
 
 
-# The knobs that a call takes under these names; the rest of VLConditioning follows from other arguments.
-KNOB_NAMES = tuple(spec.name for spec in fields(VLConditioning) if spec.name.startswith("vl_"))
-# What only matters while a picture is encoded: with ready embeddings it would be ignored.
-_ENCODING_KNOBS = ("vl_text_position", "vl_max_pixels")
+# What a call takes as pictures and as ready embeddings; a list is one per prompt, a list in it several for one prompt.
+ReferenceInput = ReferenceImage | Sequence[ReferenceImage | Sequence[ReferenceImage] | None]
+SavedReference = ReferenceEmbeds | str | os.PathLike[str]
+EmbedsInput = SavedReference | Sequence[SavedReference | Sequence[SavedReference] | None]
+
+# The names of the Qwen3-VL conditioning guide and of its author's code, and ours.
+_GUIDE_NAMES = {
+    "alpha": "vl_alpha",
+    "hidden_layer": "vl_hidden_layer",
+    "image": "reference_image",
+    "image_tokens_only": 'vl_token_selection="image"',
+    "normalization_mode": "vl_normalization",
+    "outlier_masking": "vl_outlier_masking",
+    "outlier_threshold": "vl_outlier_threshold",
+    "scale_to_text": 'vl_normalization="global"',
+    "target_std": "vl_target_std",
+    "text": "vl_text",
+    "text_tokens_only": 'vl_token_selection="text"',
+    "text_with_image": "vl_text",
+}
+_VL_WIDTHS = {2048: "Qwen3-VL-2B", 2560: "Qwen3-VL-4B", 4096: "Qwen3-VL-8B"}
+_OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# The transformer pads captions to a multiple of this, and sets the picture one position behind them.
+_CAPTION_MULTIPLE = 32
+# More tokens than any chat template of Qwen3 puts around a prompt.
+_TEMPLATE_TOKENS = 64
+
+_inputs_logger = logging.get_logger(__name__)
+_warned: set[str] = set()
+
+
+class ReaderSource(NamedTuple):
+    """What is known of a VL encoder before its weights are."""
+
+    config: Any  # Qwen3VLConfig
+    processor: Any
+    model_id: str | None
+    revision: str | None
 
 
 @dataclass(frozen=True)
-class ReferenceRequest:
-    """The references of one prompt and how they are to act.
+class Host:
+    """The facts about a pipeline's models that arguments are checked against; None where a model is missing."""
+
+    tokenizer: Any
+    width: int | None  # of the text embeddings
+    max_text_tokens: int | None
+    latent_channels: int | None
+    vae_scale_factor: int
+    callback_inputs: Sequence[str]
+    is_guided: Callable[[float], bool]
+    reader: Callable[[], ReaderSource]
+
+
+@dataclass(frozen=True, eq=False)
+class PromptPlan:
+    """How references act on one prompt, known before any model runs.
 
     Attributes:
-        prompt: The prompt; None where only its embeddings are known.
-        references: Pictures, or what the VL encoder said about them.
-        masks: One a reference, None where the whole picture counts.
+        conditioning: The knobs.
+        turn: The prompt's tokens; None where only its embeddings are known.
+        alpha: `(tokens,)`; None where it is one number and the tokens are not known.
+        references: What is to be read, or was read before; empty where nothing acts.
         neutral: The neutral picture of "style_delta".
-        text: The text beside the pictures; None with ready embeddings.
-        knobs: How they are to act.
     """
 
-    prompt: str | None
-    references: tuple[Image.Image | ReferenceEmbeds, ...]
-    masks: tuple[Image.Image | None, ...]
-    neutral: Image.Image | ReferenceEmbeds | None
-    text: str | None
-    knobs: VLConditioning
+    conditioning: VLConditioning
+    turn: TextTurn | None = None
+    alpha: Tensor | None = None
+    references: tuple[Reading | ReferenceEmbeds, ...] = ()
+    neutral: Reading | ReferenceEmbeds | None = None
 
     @property
-    def needs_vl_encoder(self) -> bool:
-        """Whether a picture has to be read: not with ready embeddings, nor where alpha is 0 everywhere."""
-        given = (*self.references, self.neutral)
-        return not self.knobs.is_inert and any(isinstance(item, Image.Image) for item in given)
+    def pictures(self) -> tuple[Reading | ReferenceEmbeds, ...]:
+        """The references, and behind them the neutral picture where there is one."""
+        return self.references if self.neutral is None else (*self.references, self.neutral)
 
 
-def build_requests(
-    prompts: Sequence[str] | None,
-    batch_size: int,
-    knobs: Mapping[str, Any],
-    *,
-    reference_image: Any = None,
-    reference_embeds: Any = None,
-    reference_weights: Any = None,
-    reference_mask: Any = None,
-    neutral_image: Any = None,
-    vl_text: str | Sequence[str] | None = None,
-) -> list[ReferenceRequest] | None:
-    """One request a prompt, or None where no reference was given.
+@dataclass(frozen=True, eq=False)
+class Plan:
+    """A call, checked and complete.
+
+    Attributes:
+        prompts: The prompts; None where embeddings came in their place.
+        negative_prompts: One per prompt; None for the empty ones.
+        prompt_embeds: The embeddings that came.
+        negative_prompt_embeds: Likewise.
+        guided: Whether there is classifier-free guidance.
+        max_sequence_length: Tokens after which a prompt is cut.
+        references: One plan per prompt; empty without references.
+        window: For each step, whether the references count.
+    """
+
+    prompts: list[str] | None
+    negative_prompts: list[str] | None
+    prompt_embeds: list[Tensor] | None
+    negative_prompt_embeds: list[Tensor] | None
+    guided: bool
+    max_sequence_length: int
+    references: tuple[PromptPlan, ...] = ()
+    window: tuple[bool, ...] = ()
+
+    @property
+    def acting_pictures(self) -> list[Reading | ReferenceEmbeds]:
+        """The pictures of all prompts, in order."""
+        return [item for one in self.references for item in one.pictures]
+
+
+def read_inputs(host: Host, call: Mapping[str, Any], arguments: Mapping[str, Any]) -> Plan:
+    """Check a call and make its plan.
 
     Args:
-        prompts: The prompts; None where only their embeddings are known.
-        batch_size: Number of prompts.
-        knobs: Values for `KNOB_NAMES`; they are checked without a reference too.
-        reference_image: Pictures, nested as `group_references` says.
-        reference_embeds: `ReferenceEmbeds`, nested alike.
-        reference_weights: Numbers >= 0, as many as one prompt has references.
-        reference_mask: Greyscale pictures, nested alike; one alone serves all references.
-        neutral_image: One picture (or `ReferenceEmbeds`) for all prompts or one a prompt.
-        vl_text: One text for all or one a prompt; None is the prompt.
+        host: The facts about the pipeline.
+        call: The arguments of `ZImagePipeline` by name; those left out have diffusers' defaults.
+        arguments: The arguments about references by name; those left out have the defaults of `KNOBS`.
 
     Raises:
-        TypeError: A value of the wrong type.
-        ValueError: A knob out of range, numbers that do not match, arguments that exclude each other or would do
-            nothing.
+        TypeError: A value of the wrong type, an unknown name.
+        ValueError: A value out of range, numbers that do not match, arguments that exclude each other.
+        OSError: A VL encoder has to read a picture, and its config cannot be found.
     """
-    alphas = _split_alphas(knobs["vl_alpha"], batch_size)
-    common: dict[str, Any] = {
-        **knobs,
-        "reference_weights": reference_weights,
-        "has_neutral_image": neutral_image is not None,
-    }
-    conditionings = [VLConditioning(**{**common, "vl_alpha": alpha}) for alpha in alphas]
-    if reference_image is not None and reference_embeds is not None:
-        raise ValueError("Pass `reference_image` or `reference_embeds`, not both.")
-    if reference_image is None and reference_embeds is None:
-        extras = {
-            "reference_weights": reference_weights,
-            "reference_mask": reference_mask,
-            "neutral_image": neutral_image,
-            "vl_text": vl_text,
-        }
-        _refuse_set(extras, "needs a reference: pass `reference_image` or `reference_embeds`")
-        return None
-    if reference_image is not None:
-        groups = _load_groups(reference_image, batch_size, "reference_image")
-        masks = _load_masks(reference_mask, groups)
-        texts = _texts_beside(vl_text, prompts, batch_size)
-    else:
-        _refuse_set({"vl_text": vl_text, "reference_mask": reference_mask}, _SETTLED)
-        _refuse_set({n: knobs[n] for n in _ENCODING_KNOBS if knobs[n] != _default_of(n)}, _SETTLED)
-        groups = _check_embeds(group_references(reference_embeds, batch_size, "reference_embeds"))
-        masks = [(None,) * len(group) for group in groups]
-        texts = [None] * batch_size
-    neutrals = _load_neutrals(neutral_image, batch_size, ready=reference_embeds is not None)
-    _check_weight_count(reference_weights, groups)
+    refuse_unknown([name for name in arguments if name not in KNOBS])
+    knobs = {name: knob.default for name, knob in KNOBS.items()} | dict(arguments)
+    plan = _read_call(host, call)
+    count = len(plan.prompts if plan.prompts is not None else cast("list[Tensor]", plan.prompt_embeds))
+    conditionings = _read_conditionings(knobs, count)
+    if knobs["reference_image"] is None and knobs["reference_embeds"] is None:
+        for name in ("reference_weights", "reference_mask", "neutral_image", "vl_text"):
+            if knobs[name] is not None:
+                raise ValueError(
+                    f"`{name}` needs a reference: pass `reference_image` or `reference_embeds`, or leave it out."
+                )
+        return plan
+    for sentence in dict.fromkeys(note for one in conditionings for note in one.unused):
+        warn_once(sentence)
+    steps = len(call["sigmas"]) if call.get("sigmas") is not None else call.get("num_inference_steps", 1)
+    return replace(
+        plan,
+        references=_read_references(host, plan, knobs, conditionings),
+        window=tuple(conditionings[0].window(steps)),
+    )
+
+
+def refuse_unknown(names: Sequence[str]) -> None:
+    """Refuse arguments that do not exist, naming those that were meant."""
+    for name in names:
+        near = difflib.get_close_matches(name, KNOBS, n=1, cutoff=0.5) or difflib.get_close_matches(
+            f"vl_{name}", KNOBS, n=1, cutoff=0.7
+        )
+        meant = _GUIDE_NAMES.get(name) or (near[0] if near else "")
+        hint = f": use {meant}" if meant else f"; the arguments about references are {', '.join(KNOBS)}"
+        raise TypeError(f"There is no argument `{name}` here{hint}.")
+
+
+def warn_once(message: str) -> None:
+    """Log a warning the first time it comes up in this process."""
+    if message not in _warned:
+        _warned.add(message)
+        _inputs_logger.warning(message)
+
+
+def max_text_tokens(axes_lens: Sequence[int]) -> int:
+    """The longest caption that the transformer's rotary embedding has room for: 1504 tokens for an axis of 1536."""
+    return (axes_lens[0] - 2) // _CAPTION_MULTIPLE * _CAPTION_MULTIPLE
+
+
+def warn_about_models(pipe: Any, guidance_scale: float, attention_kwargs: Mapping[str, Any] | None) -> None:
+    """Say once what often goes wrong with these models."""
+    name = str(getattr(pipe.config, "_name_or_path", "") or "")
+    if "turbo" in name.lower() and guidance_scale > 0:
+        warn_once(
+            f"guidance_scale is {guidance_scale}, but {name} is distilled: pass guidance_scale=0.0, as its card says."
+        )
+    if pipe.text_encoder is not None and pipe.text_encoder.dtype == torch.float16:
+        warn_once("The text encoder is in float16, in which Qwen3 can overflow: prefer bfloat16 or float32.")
+    if attention_kwargs:
+        forward = getattr(pipe.transformer, "_orig_mod", pipe.transformer).forward
+        if "joint_attention_kwargs" not in inspect.signature(forward).parameters:
+            warn_once(
+                f"`joint_attention_kwargs` {attention_kwargs} have no effect: this version of diffusers does not hand "
+                "them to Z-Image's transformer. For a LoRA's scale use pipe.set_adapters(name, scale)."
+            )
+
+
+# ---- The call without its references ----
+
+
+def _read_call(host: Host, call: Mapping[str, Any]) -> Plan:
+    prompts, embeds = _read_prompts(host, call.get("prompt"), call.get("prompt_embeds"))
+    count = len(prompts if prompts is not None else cast("list[Tensor]", embeds))
+    guided = call.get("do_classifier_free_guidance")
+    if guided is None:
+        guided = host.is_guided(_check_finite("guidance_scale", call.get("guidance_scale", 5.0), at_least=0))
+    elif not isinstance(guided, bool):
+        raise TypeError(f"`do_classifier_free_guidance` must be True or False, got {guided!r}.")
+    negatives, negative_embeds = call.get("negative_prompt"), call.get("negative_prompt_embeds")
+    if negatives is not None and guided:
+        negatives = _check_texts("negative_prompt", negatives)
+        negatives = negatives * count if len(negatives) == 1 else negatives
+        _check_count("negative_prompt", len(negatives), count)
+    if negative_embeds is not None:
+        _check_embeds_list(host, "negative_prompt_embeds", negative_embeds)
+        _check_count("negative_prompt_embeds", len(negative_embeds), count if guided else len(negative_embeds))
+    if embeds is not None and guided and negative_embeds is None:
+        raise ValueError(
+            "With `prompt_embeds` and classifier-free guidance `negative_prompt_embeds` are needed too; pass them, or "
+            "guidance_scale=0.0 (as Z-Image-Turbo wants)."
+        )
+    length = _check_whole("max_sequence_length", call.get("max_sequence_length", 512))
+    _check_lengths(host, prompts or [], length)
+    if "num_inference_steps" in call:
+        check_painting(host, call, count)
+    return Plan(prompts, negatives if guided else None, embeds, negative_embeds, guided, length)
+
+
+def _read_prompts(host: Host, prompt: Any, embeds: Any) -> tuple[list[str] | None, list[Tensor] | None]:
+    if (prompt is None) == (embeds is None):
+        raise ValueError(
+            "Pass either `prompt` (a string or a list of strings) or `prompt_embeds` (a list of (tokens, dims) "
+            f"tensors), got {'neither' if prompt is None else 'both'}."
+        )
+    if prompt is not None:
+        return _check_texts("prompt", prompt), None
+    return None, _check_embeds_list(host, "prompt_embeds", embeds)
+
+
+def _check_texts(name: str, texts: Any) -> list[str]:
+    listed = [texts] if isinstance(texts, str) else texts
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(t, str) for t in cast("list[Any]", listed)):
+        raise TypeError(f"`{name}` must be a string or a list of strings, got {texts!r:.80}.")
+    if not listed:
+        raise ValueError(f"`{name}` is an empty list: pass at least one text.")
+    return list(cast("list[str]", listed))
+
+
+def _check_count(name: str, got: int, count: int) -> None:
+    if got != count:
+        raise ValueError(f"`{name}` has {got} entries for {count} prompts: pass one for all or one per prompt.")
+
+
+def _check_embeds_list(host: Host, name: str, embeds: Any) -> list[Tensor]:
+    if not isinstance(embeds, list) or not embeds:
+        raise TypeError(
+            f"`{name}` must be a list with a (tokens, dims) tensor for each prompt, as `encode_prompt` gives it, got "
+            f"{type(embeds).__name__}."
+        )
+    for tensor in cast("list[Any]", embeds):
+        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
+            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+            raise TypeError(f"`{name}` must hold floating-point (tokens, dims) tensors, got {got}.")
+        if tensor.dim() != 2 or 0 in tensor.shape or (host.width or tensor.shape[1]) != tensor.shape[1]:
+            likely = f", the width of {_VL_WIDTHS[tensor.shape[-1]]}" if tensor.shape[-1] in _VL_WIDTHS else ""
+            raise ValueError(
+                f"`{name}` must hold (tokens, {host.width or 'dims'}) tensors with at least one token, got one of "
+                f"shape {tuple(tensor.shape)}{likely}."
+            )
+        if host.max_text_tokens is not None and tensor.shape[0] > host.max_text_tokens:
+            raise ValueError(
+                f"The transformer takes at most {host.max_text_tokens} text tokens, `{name}` has {tensor.shape[0]}."
+            )
+    check_finite_tensors(f"`{name}`", cast("list[Tensor]", embeds))
+    return list(cast("list[Tensor]", embeds))
+
+
+def check_finite_tensors(stage: str, tensors: Sequence[Tensor]) -> None:
+    """Refuse NaN and infinity, which would end as a black picture, naming the stage they come from."""
+    for tensor in tensors:
+        if not bool(torch.isfinite(tensor).all()):
+            raise ValueError(
+                f"NaN or infinity in {stage} ({tensor.dtype}), which would give a black picture. In float16 a model "
+                "can overflow: use bfloat16 or float32."
+            )
+
+
+def check_painted(images: Any, latents: Tensor | None) -> None:
+    """Refuse pictures with NaN or infinity, naming the stage by the last latents."""
+    painted = torch.as_tensor(images)
+    if not bool(torch.isfinite(painted).all()):
+        check_finite_tensors("the latents that the transformer painted", [] if latents is None else [latents])
+        check_finite_tensors("the pictures that were painted", [painted])
+
+
+def _check_lengths(host: Host, prompts: Sequence[str], length: int) -> None:
+    """Refuse prompts that the transformer cannot take, and say what of a prompt is cut off."""
+    limit = length if host.max_text_tokens is None else host.max_text_tokens
+    for prompt in prompts:
+        if len(prompt.encode("utf-8", "surrogatepass")) + _TEMPLATE_TOKENS <= min(limit, length):
+            continue  # a token has at least one byte
+        tokens = len(read_text_turn(host.tokenizer, prompt).ids)
+        if min(tokens, length) > limit:
+            raise ValueError(
+                f"The transformer takes at most {limit} text tokens, the prompt has {tokens}: shorten it, or lower "
+                f"`max_sequence_length` ({length}) to cut it there."
+            )
+        if tokens > length:
+            _inputs_logger.warning(
+                f"The prompt has {tokens} tokens with its template, of which the last {tokens - length} are cut off "
+                f"(max_sequence_length={length}): {prompt[:60]!r} ..."
+            )
+
+
+def check_painting(host: Host, call: Mapping[str, Any], count: int) -> None:
+    """Check the arguments that only painting needs, by diffusers' names."""
+    _check_whole("num_inference_steps", call["num_inference_steps"])
+    images = count * _check_whole("num_images_per_prompt", call["num_images_per_prompt"])
+    multiple = host.vae_scale_factor * 2
+    sides = []
+    for name in ("height", "width"):
+        side = call[name]
+        if side is not None and (_check_whole(name, side) % multiple):
+            raise ValueError(f"`{name}` must be divisible by {multiple}, got {side}.")
+        sides.append(1024 if side is None else int(side))
+    if call["sigmas"] is not None:
+        sigmas = call["sigmas"]
+        if isinstance(sigmas, str) or not hasattr(sigmas, "__len__") or len(sigmas) == 0:
+            raise ValueError(f"`sigmas` must be a list of numbers, one per step, got {sigmas!r:.80}.")
+        for i, sigma in enumerate(sigmas):
+            _check_finite(f"sigmas[{i}]", sigma)
+    for name in ("cfg_truncation", "cfg_normalization"):
+        if call.get(name) is not None:
+            _check_finite(name, float(call[name]) if isinstance(call[name], bool) else call[name])
+    latents = call["latents"]
+    if latents is not None:
+        expected = (images, host.latent_channels, *(side // host.vae_scale_factor for side in sides))
+        if not isinstance(latents, Tensor) or tuple(latents.shape) != expected:
+            got = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise ValueError(f"`latents` must be a tensor of shape {expected} for this call, got {got}.")
+        check_finite_tensors("`latents`", [latents])
+    if call["output_type"] not in _OUTPUT_TYPES:
+        raise ValueError(f"`output_type` must be one of {list(_OUTPUT_TYPES)}, got {call['output_type']!r}.")
+    _check_generator(call["generator"], images)
+    _check_callback(host, call["callback_on_step_end"], call["callback_on_step_end_tensor_inputs"])
+
+
+def _check_generator(generator: Any, images: int) -> None:
+    generators = generator if isinstance(generator, (list, tuple)) else [generator]
+    for one in cast("list[Any]", generators):
+        if one is not None and not isinstance(one, torch.Generator):
+            raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {type(one).__name__}.")
+    if isinstance(generator, (list, tuple)) and len(cast("list[Any]", generators)) != images:
+        raise ValueError(
+            f"`generator` is a list of {len(cast('list[Any]', generators))}, but {images} pictures are asked for: "
+            "pass one generator, or one per picture."
+        )
+
+
+def _check_callback(host: Host, callback: Any, inputs: Any) -> None:
+    if callback is not None and not callable(callback):
+        raise TypeError(f"`callback_on_step_end` must be a function, got {type(callback).__name__}.")
+    unknown = [name for name in inputs or () if name not in host.callback_inputs]
+    if unknown:
+        raise ValueError(f"`callback_on_step_end_tensor_inputs` may name {list(host.callback_inputs)}, got {unknown}.")
+
+
+def _check_whole(name: str, value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, Integral) or value < 1:
+        raise ValueError(f"`{name}` must be a whole number of at least 1, got {value!r}.")
+    return int(value)
+
+
+def _check_finite(name: str, value: Any, at_least: float = -math.inf) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < at_least:
+        bound = "" if at_least == -math.inf else f" of at least {at_least:g}"
+        raise ValueError(f"`{name}` must be a finite number{bound}, got {value!r}.")
+    return float(value)
+
+
+# ---- The references ----
+
+
+def _read_conditionings(knobs: Mapping[str, Any], count: int) -> list[VLConditioning]:
+    """The knobs of each prompt. Without a reference they are checked all the same: scripts switch it on and off."""
+    given = knobs["reference_image"] is not None or knobs["reference_embeds"] is not None
+    common = {name: knobs[name] for name in CONDITIONING_NAMES} | {"reference_weights": knobs["reference_weights"]}
+    neutral = knobs["neutral_image"] is not None or (not given and knobs["vl_blend_mode"] == "style_delta")
     return [
-        ReferenceRequest(prompts[n] if prompts is not None else None, *parts)
-        for n, parts in enumerate(zip(groups, masks, neutrals, texts, conditionings, strict=True))
+        VLConditioning(**{**common, "vl_alpha": alpha, "has_neutral_image": neutral})
+        for alpha in split_per_prompt(knobs["vl_alpha"], count)
     ]
 
 
-_SETTLED = "was settled when `reference_embeds` were encoded: leave it out, or encode the reference again with it"
+def _read_references(
+    host: Host, plan: Plan, knobs: Mapping[str, Any], conditionings: Sequence[VLConditioning]
+) -> tuple[PromptPlan, ...]:
+    count = len(conditionings)
+    if knobs["reference_image"] is not None and knobs["reference_embeds"] is not None:
+        raise ValueError("Pass `reference_image` or `reference_embeds`, not both.")
+    turns = [read_text_turn(host.tokenizer, prompt, plan.max_sequence_length) for prompt in plan.prompts or ()]
+    alphas = [
+        resolve_alpha(one.vl_alpha, turn.tokens, turn.text) for one, turn in zip(conditionings, turns, strict=False)
+    ]
+    if knobs["reference_embeds"] is not None:
+        found = _read_embeds(host, knobs, conditionings)
+    else:
+        found = _read_pictures(host, plan, knobs, conditionings, turns)
+    weights = conditionings[0].reference_weights
+    for references, _ in found:
+        if weights is not None and references and len(weights) != len(references):
+            raise ValueError(
+                f"`reference_weights` has {len(weights)} numbers for {len(references)} references of one prompt: "
+                "several references for one prompt go into a list of their own, reference_image=[[first, second]]."
+            )
+    none = replace(conditionings[0], vl_alpha=0.0, reference_weights=None)
+    return tuple(
+        PromptPlan(
+            conditionings[i] if references else none,
+            turns[i] if turns else None,
+            (alphas[i] if references else torch.zeros_like(alphas[i])) if alphas else None,
+            references,
+            neutral,
+        )
+        for i, (references, neutral) in enumerate(found[:count])
+    )
 
 
-def _default_of(name: str) -> Any:
-    return next(spec.default for spec in fields(VLConditioning) if spec.name == name)
+_Found = tuple[tuple[Reading | ReferenceEmbeds, ...], Reading | ReferenceEmbeds | None]
 
 
-def _refuse_set(values: Mapping[str, Any], reason: str) -> None:
-    for name, value in values.items():
-        if value is not None:
-            raise ValueError(f"`{name}` {reason}. Got {name}={value!r:.80}.")
+def _read_embeds(host: Host, knobs: Mapping[str, Any], conditionings: Sequence[VLConditioning]) -> list[_Found]:
+    settled = ("vl_text", "reference_mask", "vl_text_position", "vl_max_pixels")
+    for name in settled:
+        if knobs[name] != KNOBS[name].default:
+            raise ValueError(
+                f"`{name}` was settled when `reference_embeds` were encoded: leave it out, or encode the reference "
+                "again with it."
+            )
+    count = len(conditionings)
+    groups = _group_per_prompt(knobs["reference_embeds"], count, "reference_embeds")
+    neutrals = _group_neutrals(knobs["neutral_image"], count)
+    loaded: dict[int, ReferenceEmbeds] = {}
+    found: list[_Found] = []
+    for group, neutral, conditioning in zip(groups, neutrals, conditionings, strict=True):
+        items = [*group, *([] if neutral is None or not group else [neutral])]
+        for item in items:
+            if id(item) not in loaded:
+                loaded[id(item)] = as_reference_embeds(item)
+            if host.width is not None:
+                loaded[id(item)].check_fits(host.width, conditioning.layers)
+        ready = () if conditioning.is_inert else tuple(loaded[id(item)] for item in items)
+        found.append((ready[: len(group)], ready[-1] if len(ready) > len(group) else None))
+    return found
 
 
-def _split_alphas(vl_alpha: Any, batch_size: int) -> list[Any]:
-    """One alpha a prompt: a list of lists, dicts or tensors is one a prompt, anything else serves all."""
-    if not isinstance(vl_alpha, (list, tuple)):
-        return [vl_alpha] * batch_size
-    entries = cast("Sequence[Any]", vl_alpha)
-    if not any(isinstance(entry, (Mapping, list, tuple)) or getattr(entry, "ndim", 0) for entry in entries):
-        return [vl_alpha] * batch_size
-    if len(entries) != batch_size:
-        raise ValueError(f"`vl_alpha` is a list of {len(entries)}, one a prompt, but there are {batch_size} prompts.")
-    return list(entries)
+def _read_pictures(
+    host: Host,
+    plan: Plan,
+    knobs: Mapping[str, Any],
+    conditionings: Sequence[VLConditioning],
+    turns: Sequence[TextTurn],
+) -> list[_Found]:
+    count = len(conditionings)
+    loaded: dict[int, Image.Image] = {}  # a picture that serves several prompts is loaded once
 
-
-def _load_groups(references: Any, batch_size: int, name: str) -> list[tuple[Image.Image, ...]]:
-    loaded: dict[int, Image.Image] = {}  # a picture that serves several prompts is read once
-    groups = group_references(references, batch_size, name)
-    for item in (item for group in groups for item in group):
+    def load(item: Any, name: str) -> Image.Image:
         if isinstance(item, ReferenceEmbeds):
             raise TypeError(f"`{name}` takes pictures; pass ReferenceEmbeds as `reference_embeds`.")
         if id(item) not in loaded:
             loaded[id(item)] = load_reference_image(item, name)
-    return [tuple(loaded[id(item)] for item in group) for group in groups]
+        return loaded[id(item)]
 
+    groups = [
+        [load(item, "reference_image") for item in group]
+        for group in _group_per_prompt(knobs["reference_image"], count, "reference_image")
+    ]
+    masks = _load_masks(knobs["reference_mask"], groups)
+    neutrals = [
+        None if item is None else load(item, "neutral_image")
+        for item in _group_neutrals(knobs["neutral_image"], count)
+    ]
+    texts = _read_texts(host, plan, knobs["vl_text"], turns, count)
+    source: ReaderSource | None = None
+    found: list[_Found] = []
+    for group, own_masks, neutral, text, conditioning in zip(
+        groups, masks, neutrals, texts, conditionings, strict=True
+    ):
+        if conditioning.is_inert or not group:
+            found.append(((), None))
+            continue
+        source = source or host.reader()
 
-def _load_masks(mask: Any, groups: Sequence[tuple[Image.Image, ...]]) -> list[tuple[Image.Image | None, ...]]:
-    if mask is None:
-        return [(None,) * len(group) for group in groups]
-    result: list[tuple[Image.Image | None, ...]] = []
-    for own, pictures in zip(group_references(mask, len(groups), "reference_mask"), groups, strict=True):
-        if len(own) not in (1, len(pictures)):
-            raise ValueError(
-                f"`reference_mask` has {len(own)} masks for a prompt with {len(pictures)} references: pass one for "
-                "all or one a reference."
+        def read(
+            picture: Image.Image,
+            mask: Image.Image | None,
+            source: ReaderSource = source,
+            text: TextTurn = text,
+            conditioning: VLConditioning = conditioning,
+        ) -> Reading:
+            return build_reading(
+                source.config,
+                source.processor,
+                host.tokenizer,
+                picture,
+                text,
+                conditioning.layers,
+                text_position=conditioning.vl_text_position,
+                max_pixels=conditioning.vl_max_pixels,
+                mask=mask,
+                model_id=source.model_id,
+                revision=source.revision,
             )
-        each = own * len(pictures) if len(own) == 1 else own
-        result.append(tuple(load_reference_mask(m, picture.size) for m, picture in zip(each, pictures, strict=True)))
-    return result
+
+        readings = tuple(read(picture, mask) for picture, mask in zip(group, own_masks, strict=True))
+        twin = None if neutral is None else read(neutral.resize(group[0].size), own_masks[0])
+        found.append((readings, twin))
+    return found
 
 
-def _texts_beside(vl_text: Any, prompts: Sequence[str] | None, batch_size: int) -> list[str | None]:
+def _read_texts(host: Host, plan: Plan, vl_text: Any, turns: Sequence[TextTurn], count: int) -> list[TextTurn]:
+    """The turn around the text beside each prompt's pictures: the prompt's own unless `vl_text` says otherwise."""
     if vl_text is None:
-        if prompts is None:
+        if not turns:
             raise ValueError(
                 "With `prompt_embeds` the prompt's words are not known, so `vl_text` must say what stands beside the "
                 'reference (vl_text="" for nothing), or pass `reference_embeds`.'
             )
-        return list(prompts)
-    texts = [vl_text] * batch_size if isinstance(vl_text, str) else vl_text
-    if not isinstance(texts, (list, tuple)) or not all(isinstance(t, str) for t in cast("Sequence[Any]", texts)):
-        raise TypeError(f"`vl_text` must be a string or a list of strings, one a prompt, got {vl_text!r}.")
-    if len(cast("Sequence[Any]", texts)) != batch_size:
-        raise ValueError(
-            f"`vl_text` has {len(cast('Sequence[Any]', texts))} texts for {batch_size} prompts: pass one for all or "
-            "one a prompt."
-        )
-    return list(cast("Sequence[str]", texts))
+        return list(turns)
+    texts = _check_texts("vl_text", vl_text)
+    texts = texts * count if len(texts) == 1 else texts
+    _check_count("vl_text", len(texts), count)
+    return [read_text_turn(host.tokenizer, text, plan.max_sequence_length) for text in texts]
 
 
-def _check_embeds(groups: list[list[Any]]) -> list[tuple[ReferenceEmbeds, ...]]:
-    for item in (item for group in groups for item in group):
-        if not isinstance(item, ReferenceEmbeds):
-            raise TypeError(
-                f"`reference_embeds` takes ReferenceEmbeds, from pipe.encode_reference(...) or ReferenceEmbeds.load, "
-                f"got {type(item).__name__}."
+def _load_masks(mask: Any, groups: Sequence[Sequence[Image.Image]]) -> list[list[Image.Image | None]]:
+    if mask is None:
+        return [[None] * len(group) for group in groups]
+    result: list[list[Image.Image | None]] = []
+    for own, pictures in zip(group_references(mask, len(groups), "reference_mask"), groups, strict=True):
+        if len(own) not in (1, len(pictures)):
+            raise ValueError(
+                f"`reference_mask` has {len(own)} masks for a prompt with {len(pictures)} references: pass one for "
+                "all or one per reference."
             )
-    return [tuple(group) for group in groups]
+        each = own * len(pictures) if len(own) == 1 else own
+        result.append([load_reference_mask(m, picture.size) for m, picture in zip(each, pictures, strict=True)])
+    return result
 
 
-def _load_neutrals(neutral: Any, batch_size: int, ready: bool) -> list[Any]:
+def _group_per_prompt(given: Any, count: int, name: str) -> list[list[Any]]:
+    """The references of each prompt; None in the list of prompts is a prompt without any."""
+    if not isinstance(given, (list, tuple)) or all(entry is not None for entry in cast("list[Any]", given)):
+        return group_references(given, count, name)
+    entries = cast("list[Any]", given)
+    _check_count(name, len(entries), count)
+    return [[] if entry is None else group_references([entry], 1, name)[0] for entry in entries]
+
+
+def _group_neutrals(neutral: Any, count: int) -> list[Any]:
     if neutral is None:
-        return [None] * batch_size
-    groups = group_references(neutral, batch_size, "neutral_image")
+        return [None] * count
+    groups = group_references(neutral, count, "neutral_image")
     for group in groups:
         if len(group) != 1:
-            raise ValueError(f"`neutral_image` is one picture a prompt, got {len(group)} for one prompt.")
-        if isinstance(group[0], ReferenceEmbeds) != ready:
-            raise ValueError(
-                "`neutral_image` must be of the references' kind: a picture beside `reference_image`, ReferenceEmbeds "
-                f"beside `reference_embeds`; got {type(group[0]).__name__}."
-            )
-    return [group[0] if ready else load_reference_image(group[0], "neutral_image") for group in groups]
-
-
-def _check_weight_count(weights: Any, groups: Sequence[tuple[Any, ...]]) -> None:
-    if weights is None:
-        return
-    for group in groups:
-        if len(weights) != len(group):
-            raise ValueError(
-                f"`reference_weights` has {len(weights)} numbers for {len(group)} references of one prompt: several "
-                "references for one prompt go into a list of their own, reference_image=[[first, second]]."
-            )
+            raise ValueError(f"`neutral_image` is one picture per prompt, got {len(group)} for one prompt.")
+    return [group[0] for group in groups]

@@ -1,47 +1,119 @@
 """`ZImageVLPipeline`: Z-Image that follows a reference picture as well as a prompt, with no training.
 
 Qwen3-VL reads the picture, its hidden states are blended into the text embeddings that Z-Image is conditioned on, and
-diffusers' own `ZImagePipeline` does the rest. No tensor arithmetic here: see `conditioning`.
+diffusers' own `ZImagePipeline` does the rest. A call is five steps: plan, text, states, blend, paint.
 """
 
 # ruff: noqa: UP045 - diffusers 0.36 cannot read `X | None` from a constructor's annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, Optional
+import copy
+import inspect
+import os
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal, Optional
 
 import torch
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipeline, ZImageTransformer2DModel
+from diffusers.utils import BaseOutput
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, Qwen3VLForConditionalGeneration
 
+from ..blend.condition import condition_prompt_embeds
 from ..blend.embedding_statistics import EmbeddingStatistics
-from ..blend.knobs import VLConditioning
-from ..blend.places import VLAlpha
-from ..reference.block_counts import is_cut_short
-from ..reference.readers import check_vl_encoder
-from ..reference.reference_cache import ReferenceCache
-from .call_checks import check_call_inputs, warn_about_call
-from .inputs import KNOB_NAMES, build_requests
-from .offload import freed_after_error, heal_model_hooks, lock_of_pipeline, offload_models
-from .output import PromptConditioning, ZImageVLPipelineOutput
-from .saving import (
+from ..blend.knobs import KNOBS, VLAlpha
+from ..blend.regions import PromptToken
+from ..blend.report import ConditioningReport
+from ..recipes import RECIPES
+from ..reference.embeds import ReferenceEmbeds
+from ..reference.pictures import ReferenceImage, load_reference_image, load_reference_mask
+from ..reference.readers import (
+    check_vl_config,
+    check_vl_encoder,
+    fingerprint_vl_encoder,
+    load_vl_config,
+    load_vl_encoder_parts,
+    read_reference,
+)
+from ..reference.reading import Reading, build_reading
+from ..reference.turn import embeds_regions, read_text_turn
+from .inputs import (
+    EmbedsInput,
+    Host,
+    Plan,
+    PromptPlan,
+    ReaderSource,
+    ReferenceInput,
+    check_finite_tensors,
+    check_painted,
+    max_text_tokens,
+    read_inputs,
+    refuse_unknown,
+    warn_about_models,
+    warn_once,
+)
+from .offload import (
+    forget_model,
+    freed_after_error,
+    heal_model_hooks,
+    join_offload,
+    lock_of_models,
+    model_hooks,
+    offload_models,
+    place_like_others,
+)
+from .sharing import (
+    build_over_modules,
     image_processor_alone,
     make_self_describing,
-    plain_class_name,
     read_single_file,
     refuse_attached_adapters,
 )
-from .sharing import SharedModulesMixin
-from .steps import make_window_callback
-from .vl_parts import VLPartsMixin
+from .steps import StepCallback
+from .text_statistics import TextStatistics, measure_text_statistics
 
 
-class ZImageVLPipeline(VLPartsMixin, SharedModulesMixin, ZImagePipeline):
+_KEPT_READINGS = 8
+
+
+@dataclass
+class ZImageVLPipelineOutput(BaseOutput):
+    """The output of a call.
+
+    Attributes:
+        images: PIL images, or an array or tensor as `output_type` asks for.
+        conditioning: What the references did, one report per prompt; None where no reference was given.
+    """
+
+    images: Any
+    conditioning: Optional[list[ConditioningReport]] = None
+
+
+@dataclass
+class PromptConditioning(BaseOutput):
+    """Embeddings for any Z-Image pipeline, as `encode_prompt_with_reference` gives them.
+
+    Attributes:
+        prompt_embeds: A `(tokens, dims)` tensor for each prompt.
+        negative_prompt_embeds: The same for the negative prompts; empty without classifier-free guidance.
+        reports: What the references did, one per prompt; empty where none was given.
+    """
+
+    prompt_embeds: list[Tensor]
+    negative_prompt_embeds: list[Tensor]
+    reports: list[ConditioningReport]
+
+
+class ZImageVLPipeline(ZImagePipeline):
     """Text-to-image with Z-Image, conditioned by a prompt and, if wanted, by reference pictures.
 
     Experimental: the method shows visible artifacts, and trained adapters are better where there are any.
 
     Args:
-        scheduler: As in `ZImagePipeline`.
+        scheduler: As in `ZImagePipeline`; it is copied, so that pipelines over the same modules do not share its state.
         vae: As in `ZImagePipeline`.
         text_encoder: As in `ZImagePipeline`.
         tokenizer: As in `ZImagePipeline`; it holds Qwen's vision tokens too.
@@ -65,6 +137,9 @@ class ZImageVLPipeline(VLPartsMixin, SharedModulesMixin, ZImagePipeline):
     model_cpu_offload_seq = "vl_encoder->text_encoder->transformer->vae"
     _optional_components = ["vl_encoder", "vl_processor"]  # noqa: RUF012 - as every diffusers pipeline declares it
 
+    #: Settings for a purpose, by name: `pipe(prompt, reference_image=photo, **pipe.recipes["style-transfer"])`.
+    recipes: Mapping[str, Mapping[str, Any]] = RECIPES
+
     def __init__(
         self,
         scheduler: FlowMatchEulerDiscreteScheduler,
@@ -76,52 +151,200 @@ class ZImageVLPipeline(VLPartsMixin, SharedModulesMixin, ZImagePipeline):
         vl_processor: Optional[Any] = None,
         vl_model_id: Optional[str] = "Qwen/Qwen3-VL-4B-Instruct",
     ):
-        super().__init__(scheduler, vae, text_encoder, tokenizer, transformer)
+        super().__init__(copy.deepcopy(scheduler), vae, text_encoder, tokenizer, transformer)
         if vl_encoder is not None:
             check_vl_encoder(vl_encoder, getattr(getattr(text_encoder, "config", None), "hidden_size", None))
         self.register_modules(vl_encoder=vl_encoder, vl_processor=vl_processor)
         self.register_to_config(vl_model_id=vl_model_id)
         self._vl_revision: str | None = None
         self._statistics: dict[bool, tuple[Any, EmbeddingStatistics]] = {}
-        self._reference_cache, self._prefix_cache = ReferenceCache(), None
+        self._readings: OrderedDict[Any, ReferenceEmbeds] = OrderedDict()
+        self._state: Literal["idle", "encoding", "painting"] = "idle"
+
+    # ---- The VL encoder ----
+
+    @property
+    def z_image_components(self) -> dict[str, Any]:
+        """The components without the VL parts, for a plain Z-Image pipeline: `ZImagePipeline(**these)`."""
+        return {name: part for name, part in self.components.items() if not name.startswith("vl_")}
+
+    def load_vl_encoder(
+        self, model_id: str | None = None, revision: str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Load the VL encoder and its image processor, and bring them to where the pipeline keeps its models.
+
+        An encoder that is there already is kept until the new one is; to hold no two, `unload_vl_encoder()` first.
+
+        Args:
+            model_id: Hub id or folder; None is `vl_model_id` of the pipeline.
+            revision: Branch, tag or commit on the Hub.
+            dtype: None is the text encoder's.
+
+        Raises:
+            ValueError: No `model_id` and `vl_model_id=None`; a model that is not as wide as the text encoder.
+            OSError: It cannot be found or downloaded.
+        """
+        source = self._find_reader(model_id, revision)
+        encoder, processor = load_vl_encoder_parts(source.model_id, revision, dtype or self.text_encoder.dtype)
+        self.register_modules(vl_encoder=encoder, vl_processor=processor)
+        self.register_to_config(vl_model_id=str(source.model_id))
+        self._vl_revision = revision
+        place_like_others(self, encoder)
+
+    def unload_vl_encoder(self) -> None:
+        """Forget the VL encoder, its processor and the readings that are kept, and give their memory back.
+
+        A later call may load the encoder again.
+        """
+        with lock_of_models(self):
+            encoder = self.vl_encoder
+            self.clear_reference_cache()
+            self.register_modules(vl_encoder=None, vl_processor=None)
+            if encoder is not None:
+                forget_model(self, encoder)
+
+    def clear_reference_cache(self) -> None:
+        """Forget the last readings.
+
+        The pipeline keeps its last 8, so that the same picture with the same text runs no VL encoder when only alpha
+        or another knob of the blend changes. Call this after changing the encoder's weights in place.
+        """
+        self._readings.clear()
+
+    def _find_reader(self, model_id: str | None = None, revision: str | None = None) -> ReaderSource:
+        """The VL encoder's config and processor; of one that is not loaded yet, without its weights."""
+        width = self.text_encoder.config.hidden_size
+        if model_id is None and self.vl_encoder is not None:
+            if self.vl_processor is None:
+                raise ValueError(
+                    "`vl_encoder` was given without `vl_processor`. Pass its image processor too: "
+                    "transformers.AutoImageProcessor.from_pretrained(<the VL encoder's id or folder>)."
+                )
+            check_vl_encoder(self.vl_encoder, width)
+            return ReaderSource(self.vl_encoder.config, self.vl_processor, self._vl_name, self._vl_revision)
+        model_id = model_id or self.config.vl_model_id
+        if model_id is None:
+            raise ValueError(
+                "This pipeline has no VL encoder and `vl_model_id` is None, so none is loaded. Pass `vl_encoder` and "
+                "`vl_processor`, call load_vl_encoder with a `model_id`, or use `reference_embeds`."
+            )
+        config, processor = load_vl_config(model_id, revision)
+        check_vl_config(config, width)
+        return ReaderSource(config, processor, model_id, revision)
+
+    @property
+    def _vl_name(self) -> str | None:
+        return getattr(self.vl_encoder, "name_or_path", None) or self.config.vl_model_id
 
     # ---- Encoding ----
+
+    def encode_reference(
+        self,
+        image: ReferenceImage,
+        text: str = "",
+        layers: Sequence[int] = (-6,),
+        *,
+        text_position: str = "after",
+        max_pixels: int = 1024 * 1024,
+        mask: ReferenceImage | None = None,
+        max_sequence_length: int = 512,
+    ) -> ReferenceEmbeds:
+        """Read a picture, to use the result again as `reference_embeds` or to save it.
+
+        Args:
+            image: One picture of any kind that `reference_image` takes.
+            text: The text beside it; for the same result as `pipe(prompt, reference_image=image)`, the prompt.
+            layers: Those that `vl_hidden_layer` will ask for; all come from one pass.
+            text_position: "after" or "before" the picture.
+            max_pixels: Bound on the pixels that are read.
+            mask: Greyscale picture, white counts.
+            max_sequence_length: As in the call: cuts the text as the prompt is cut.
+
+        Returns:
+            Hidden states `(tokens, dims)` per layer, with regions and provenance. Under model offload nothing stays on
+            the accelerator but these.
+
+        Raises:
+            TypeError: A value of the wrong type.
+            ValueError: A picture that cannot be read, a layer out of range, NaN from the encoder.
+
+        Example:
+            >>> from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
+            >>> embeds = load_toy_pipeline().encode_reference(draw_scene(Scene("cross", "cyan", "gray")), "a circle")
+            >>> embeds.num_image_tokens, embeds.width
+            (16, 96)
+        """
+        picture = load_reference_image(image, "image")
+        source = self._find_reader()
+        reading = build_reading(
+            source.config,
+            source.processor,
+            self.tokenizer,
+            picture,
+            read_text_turn(self.tokenizer, text, max_sequence_length),
+            layers,
+            text_position=text_position,
+            max_pixels=max_pixels,
+            mask=None if mask is None else load_reference_mask(mask, picture.size),
+            model_id=source.model_id,
+            revision=source.revision,
+        )
+        with self._running():
+            embeds = self.read_pictures([reading])[0]
+        # A copy: what is done to it does not reach the readings that are kept.
+        states = {layer: x.clone() for layer, x in embeds.hidden_states.items()}
+        return ReferenceEmbeds(states, embeds.regions.clone(), embeds.provenance)
+
+    def load_reference(self, path: str | os.PathLike[str]) -> ReferenceEmbeds:
+        """Load a file that `encode_reference(...).save(path)` wrote; a call takes the path too.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is damaged, or of another kind or width.
+        """
+        embeds = ReferenceEmbeds.load(path)
+        embeds.check_fits(self.text_encoder.config.hidden_size, embeds.layers)
+        return embeds
+
+    def tokenize_prompt(self, prompt: str, max_sequence_length: int = 512) -> tuple[PromptToken, ...]:
+        """Get the prompt's tokens with their places, for an alpha per token: row i of its `prompt_embeds` is token i.
+
+        Example:
+            >>> from zimage_vl.toy import load_toy_pipeline
+            >>> tokens = load_toy_pipeline().tokenize_prompt("a red circle")
+            >>> [token.text for token in tokens if token.start >= 0]
+            ['a', ' red', ' circle']
+        """
+        return read_text_turn(self.tokenizer, prompt, max_sequence_length).tokens
 
     def encode_prompt_with_reference(
         self,
         prompt: str | list[str],
-        reference_image: Any = None,
+        reference_image: ReferenceInput | None = None,
         *,
-        reference_embeds: Any = None,
+        reference_embeds: EmbedsInput | None = None,
         negative_prompt: str | list[str] | None = None,
         do_classifier_free_guidance: bool = True,
         max_sequence_length: int = 512,
-        reference_weights: Sequence[float] | None = None,
-        reference_mask: Any = None,
-        neutral_image: Any = None,
-        vl_text: str | list[str] | None = None,
         **knobs: Any,
     ) -> PromptConditioning:
-        """Embeddings for any Z-Image pipeline: image-to-image, inpainting, ControlNet, or a script of your own.
+        """Get embeddings for any Z-Image pipeline: image-to-image, inpainting, ControlNet, or a script of your own.
 
         Args:
             prompt: One prompt or a list of them.
             reference_image: As in the call.
             reference_embeds: As in the call.
-            negative_prompt: One negative prompt a prompt, `""` by default.
+            negative_prompt: One for all prompts or one per prompt, `""` by default.
             do_classifier_free_guidance: Whether negative embeddings are wanted.
             max_sequence_length: Tokens after which a prompt is cut.
-            reference_weights: As in the call.
-            reference_mask: As in the call.
-            neutral_image: As in the call.
-            vl_text: As in the call.
-            knobs: The call's `vl_*` knobs, but for `vl_start` and `vl_end`: the other pipeline decides its steps.
+            knobs: The call's other arguments about references, but for `vl_start` and `vl_end`: the other pipeline
+                decides its steps.
 
         Returns:
             `prompt_embeds`, `negative_prompt_embeds` and `reports`. Under offload no encoder stays resident.
 
         Raises:
-            TypeError: An unknown knob, or a value of the wrong type.
+            TypeError: An unknown argument, or a value of the wrong type.
             ValueError: As in the call; `vl_start` or `vl_end` is given.
 
         Example:
@@ -131,46 +354,90 @@ class ZImageVLPipeline(VLPartsMixin, SharedModulesMixin, ZImagePipeline):
             >>> ready.prompt_embeds[0].shape
             torch.Size([10, 96])
         """
-        values = _complete_knobs(knobs)
         for name in ("vl_start", "vl_end"):
             if name in knobs:
                 raise ValueError(
                     f"`{name}` is refused here: the pipeline that takes the embeddings decides its steps."
                 )
-        check_call_inputs(self, prompt, None, negative_prompt, do_classifier_free_guidance)
-        prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-        requests = build_requests(
-            prompts,
-            len(prompts),
-            values,
-            reference_image=reference_image,
-            reference_embeds=reference_embeds,
-            reference_weights=reference_weights,
-            reference_mask=reference_mask,
-            neutral_image=neutral_image,
-            vl_text=vl_text,
-        )
-        with lock_of_pipeline(self), freed_after_error(self), torch.no_grad():
-            heal_model_hooks(self)
-            encode = {
-                "prompt": prompts,
-                "negative_prompt": negative_prompt,
-                "do_classifier_free_guidance": do_classifier_free_guidance,
-                "max_sequence_length": max_sequence_length,
-            }
-            text, ready = self._condition(requests, encode)
-            del text
+        call = {
+            "prompt": prompt,
+            "negative_prompt": negative_prompt,
+            "do_classifier_free_guidance": do_classifier_free_guidance,
+            "max_sequence_length": max_sequence_length,
+        }
+        plan = self._plan(call, {**knobs, "reference_image": reference_image, "reference_embeds": reference_embeds})
+        with self._running(), torch.no_grad():
+            text, negative = self.encode_text(plan)
+            ready = self.condition(plan, text, negative, self.read_pictures(plan.acting_pictures))
             offload_models(self, self.text_encoder, self.vl_encoder)
         return ready
 
-    def encode_prompt(self, prompt: Any, *args: Any, **kwargs: Any) -> Any:
-        """As the parent's, on copies: the parent writes the chat template into the caller's lists."""
+    def encode_prompt(  # pyright: ignore[reportIncompatibleMethodOverride] - the parent leaves types out
+        self,
+        prompt: str | list[str],
+        device: torch.device | None = None,
+        do_classifier_free_guidance: bool = True,
+        negative_prompt: str | list[str] | None = None,
+        prompt_embeds: list[torch.FloatTensor] | None = None,
+        negative_prompt_embeds: list[torch.FloatTensor] | None = None,
+        max_sequence_length: int = 512,
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As the parent's, on copies: the parent writes the chat template into the caller's lists.
+
+        Raises:
+            ValueError: NaN or infinity from the text encoder.
+        """
         heal_model_hooks(self, self.text_encoder)
-        negative = kwargs.get("negative_prompt")
-        if isinstance(negative, list):
-            kwargs["negative_prompt"] = list(negative)
-        args = tuple(list(value) if isinstance(value, list) and i == 2 else value for i, value in enumerate(args))
-        return super().encode_prompt(list(prompt) if isinstance(prompt, list) else prompt, *args, **kwargs)
+        embeds, negatives = super().encode_prompt(
+            list(prompt) if isinstance(prompt, list) else prompt,
+            device,
+            do_classifier_free_guidance,
+            list(negative_prompt) if isinstance(negative_prompt, list) else negative_prompt,
+            prompt_embeds,
+            negative_prompt_embeds,
+            max_sequence_length,
+        )
+        check_finite_tensors("the embeddings of the text encoder", [*embeds, *(negatives or ())])
+        return embeds, negatives
+
+    # ---- The text encoder's statistics ----
+
+    def text_statistics(self, exclude_sinks: bool = False) -> EmbeddingStatistics:
+        """Get the statistics of the text encoder's embeddings over the calibration prompts, measured once.
+
+        `load_text_statistics` spares the measurement. They are the `reference` of `get_outlier_dimensions` and others.
+        """
+        known = self._statistics.get(exclude_sinks)
+        if known is None or known[0]() is not self.text_encoder:
+            with self._running():
+                measured = measure_text_statistics(
+                    lambda prompts: self.encode_prompt(prompts, do_classifier_free_guidance=False)[0], exclude_sinks
+                )
+                offload_models(self, self.text_encoder)
+            known = self._statistics[exclude_sinks] = (weakref.ref(self.text_encoder), measured)
+        return known[1]
+
+    def load_text_statistics(self, path: str | os.PathLike[str]) -> TextStatistics:
+        """Take the text encoder's statistics from a file of `zimage-vl statistics` instead of measuring them.
+
+        They serve the calls whose `vl_exclude_sinks` is that of the file; the other kind is measured when it is
+        needed, unless its file is loaded too.
+
+        Args:
+            path: The safetensors file.
+
+        Returns:
+            What the file holds.
+
+        Raises:
+            FileNotFoundError: There is no such file.
+            ValueError: It is damaged, or of another text encoder; also under sequential offload, where it cannot be
+                told which encoder this is: load the file before.
+        """
+        loaded = TextStatistics.load(path)
+        loaded.check_fits(self.text_encoder)
+        self._statistics[loaded.statistics.exclude_sinks] = (weakref.ref(self.text_encoder), loaded.statistics)
+        return loaded
 
     # ---- The call ----
 
@@ -188,9 +455,9 @@ class ZImageVLPipeline(VLPartsMixin, SharedModulesMixin, ZImagePipeline):
         negative_prompt: str | list[str] | None = None,
         num_images_per_prompt: int | None = 1,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        latents: torch.Tensor | None = None,
-        prompt_embeds: list[torch.Tensor] | None = None,
-        negative_prompt_embeds: list[torch.Tensor] | None = None,
+        latents: Tensor | None = None,
+        prompt_embeds: list[Tensor] | None = None,
+        negative_prompt_embeds: list[Tensor] | None = None,
         output_type: str | None = "pil",
         return_dict: bool = True,
         joint_attention_kwargs: dict[str, Any] | None = None,
@@ -198,12 +465,12 @@ class ZImageVLPipeline(VLPartsMixin, SharedModulesMixin, ZImagePipeline):
         callback_on_step_end_tensor_inputs: list[str] = ["latents"],  # noqa: B006 - the parent's own default
         max_sequence_length: int = 512,
         *,
-        reference_image: Any = None,
-        reference_embeds: Any = None,
+        reference_image: ReferenceInput | None = None,
+        reference_embeds: EmbedsInput | None = None,
         reference_weights: Sequence[float] | None = None,
-        reference_mask: Any = None,
-        vl_alpha: VLAlpha | list[Any] = 0.3,
-        vl_hidden_layer: int | dict[int, float] = -6,
+        reference_mask: ReferenceInput | None = None,
+        vl_alpha: VLAlpha | Sequence[VLAlpha] = 0.3,
+        vl_hidden_layer: int | Sequence[int] | Mapping[int, float] = -6,
         vl_text: str | list[str] | None = None,
         vl_text_position: str = "after",
         vl_token_selection: str = "all",
@@ -212,12 +479,14 @@ class ZImageVLPipeline(VLPartsMixin, SharedModulesMixin, ZImagePipeline):
         vl_outlier_masking: str = "none",
         vl_outlier_threshold: float = 10.0,
         vl_exclude_sinks: bool = False,
-        vl_alignment: str = "anchored",
+        vl_alignment: str = "interpolate",
+        vl_concat_tokens: int | None = None,
         vl_blend_mode: str = "linear",
-        neutral_image: Any = None,
+        neutral_image: ReferenceInput | EmbedsInput | None = None,
         vl_start: float = 0.0,
         vl_end: float = 1.0,
         vl_max_pixels: int = 1024 * 1024,
+        **unknown: Any,
     ) -> ZImageVLPipelineOutput | tuple[Any]:
         """Generate pictures from prompts, each steered by one or several reference pictures.
 
@@ -226,15 +495,16 @@ class ZImageVLPipeline(VLPartsMixin, SharedModulesMixin, ZImagePipeline):
         parent's bit for bit and the VL encoder is neither loaded nor run.
 
         Args:
-            reference_image: A picture (PIL, array HWC, tensor CHW; uint8 or float 0..1), path or URL; a list is one a
-                prompt (one alone serves all), a list inside it is several for one prompt.
-            reference_embeds: `ReferenceEmbeds` in place of pictures, nested alike.
+            reference_image: A picture (PIL, array HWC, tensor CHW; uint8 or float 0..1), path or URL; a list is one
+                per prompt (one alone serves all; None for a prompt without), a list inside it is several for one
+                prompt.
+            reference_embeds: `ReferenceEmbeds`, or the paths of their files, in place of pictures, nested alike.
             reference_weights: Numbers >= 0, as many as one prompt has references; they are made to sum to 1.
             reference_mask: Greyscale pictures, white counts: what is hidden leaves no trace at all.
-            vl_alpha: 0 the text alone .. 1 the reference alone; one a text token; or `{place: alpha}` with the places
-                "prefix", "prompt", "suffix", any phrase of the prompt, and "default" for the rest. In a batch also a
-                list of such, one a prompt.
-            vl_hidden_layer: Index into the VL encoder's hidden states, or `{layer: weight}`.
+            vl_alpha: 0 the text alone .. 1 the reference alone; one per text token; or `{place: alpha}` with the
+                places "prefix", "prompt", "suffix", any phrase of the prompt, and "default" for the rest. In a batch
+                also a list with one of these per prompt.
+            vl_hidden_layer: Index into the VL encoder's hidden states, several of them, or `{layer: weight}`.
             vl_text: The text beside the picture; None is the prompt, `""` none.
             vl_text_position: "after" or "before" the picture.
             vl_token_selection: "all", "text", "image" (with the vision markers) or "image_no_markers".
@@ -243,7 +513,8 @@ class ZImageVLPipeline(VLPartsMixin, SharedModulesMixin, ZImagePipeline):
             vl_outlier_masking: "none", "zero", "clamp" or "scale", on image tokens.
             vl_outlier_threshold: > 1, the ratio of standard deviations from which a dimension is an outlier.
             vl_exclude_sinks: Leave attention sinks out of statistics, alignment and blend.
-            vl_alignment: "anchored", "pool", "interpolate", "truncate" or "concat".
+            vl_alignment: "interpolate", "pool", "anchored", "truncate" or "concat".
+            vl_concat_tokens: >= 1, for "concat": how many tokens of the reference stand behind the text.
             vl_blend_mode: "linear", "slerp", "adain", "adain_per_dim" or "style_delta".
             neutral_image: The picture without the style, for "style_delta".
             vl_start: Fraction of the steps from which on the reference counts.
@@ -255,107 +526,264 @@ class ZImageVLPipeline(VLPartsMixin, SharedModulesMixin, ZImagePipeline):
             `(images,)` where `return_dict` is False.
 
         Raises:
-            TypeError: A value of the wrong type.
-            ValueError: A value out of range, numbers that do not match, arguments that exclude each other or would do
-                nothing; NaN from an encoder.
+            TypeError: A value of the wrong type, an unknown argument.
+            ValueError: A value out of range, numbers that do not match, arguments that exclude each other; NaN from a
+                model.
+            RuntimeError: The pipeline is called from its own callback.
         """
-        knobs = {name: value for name, value in locals().items() if name in KNOB_NAMES}
-        call: dict[str, Any] = {
-            "height": height,
-            "width": width,
-            "num_inference_steps": num_inference_steps,
-            "sigmas": sigmas,
-            "guidance_scale": guidance_scale,
-            "cfg_normalization": cfg_normalization,
-            "cfg_truncation": cfg_truncation,
-            "num_images_per_prompt": num_images_per_prompt,
-            "generator": generator,
-            "latents": latents,
-            "output_type": output_type,
-            "joint_attention_kwargs": joint_attention_kwargs,
-            "callback_on_step_end": callback_on_step_end,
-            "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
-            "max_sequence_length": max_sequence_length,
-        }
-        with lock_of_pipeline(self), freed_after_error(self):
-            heal_model_hooks(self)
-            self._guidance_scale = guidance_scale
-            guided = self.do_classifier_free_guidance
-            check_call_inputs(self, prompt, prompt_embeds, negative_prompt, guided, negative_prompt_embeds, **call)
-            prompts = [prompt] if isinstance(prompt, str) else list(prompt) if prompt is not None else None
-            requests = build_requests(
-                prompts,
-                len(prompts if prompts is not None else prompt_embeds or ()),
-                knobs,
-                reference_image=reference_image,
-                reference_embeds=reference_embeds,
-                reference_weights=reference_weights,
-                reference_mask=reference_mask,
-                neutral_image=neutral_image,
-                vl_text=vl_text,
-            )
-            steps = len(sigmas) if sigmas is not None else num_inference_steps
-            window = requests[0].knobs.window(steps) if requests else []
-            warn_about_call(self, prompts, guidance_scale, max_sequence_length, joint_attention_kwargs)
-            encode = {
-                "prompt": prompts,
-                "negative_prompt": negative_prompt,
-                "do_classifier_free_guidance": guided,
-                "prompt_embeds": prompt_embeds,
-                "negative_prompt_embeds": negative_prompt_embeds,
-                "max_sequence_length": max_sequence_length,
-            }
-            text, ready = self._condition(requests, encode)
-            first = ready.prompt_embeds
-            if not all(window):
-                repeats = num_images_per_prompt or 1
-                inside, outside = _repeat_each(first, repeats), _repeat_each(text, repeats)
-                call["callback_on_step_end"] = make_window_callback(window, inside, outside, callback_on_step_end)
-                first = first if window[0] else text
-            call |= {"prompt_embeds": first, "negative_prompt_embeds": ready.negative_prompt_embeds}
-            images = super().__call__(return_dict=False, **call)[0]
+        given = dict(locals())
+        refuse_unknown(list(unknown))
+        plan = self._plan({name: given[name] for name in CALL_NAMES}, {name: given[name] for name in KNOBS})
+        warn_about_models(self, guidance_scale, joint_attention_kwargs)
+        with self._running():
+            text, negative = self.encode_text(plan)
+            ready = self.condition(plan, text, negative, self.read_pictures(plan.acting_pictures))
+            images = self.paint(plan, text, ready, {name: given[name] for name in PAINTING_NAMES})
         if not return_dict:
             return (images,)
-        return ZImageVLPipelineOutput(images, ready.reports if requests is not None else None)
+        return ZImageVLPipelineOutput(images, ready.reports or None)
 
-    # ---- Saving and loading ----
+    @contextmanager
+    def _running(self) -> Generator[None]:
+        """One thread at a time, with the pipeline's own hooks, and nothing left on the accelerator after an error."""
+        with lock_of_models(self):
+            if self._state == "painting":
+                raise RuntimeError(
+                    "This pipeline is painting: it cannot be called from its own callback. Make another one over the "
+                    "same modules, ZImageVLPipeline(**pipe.components)."
+                )
+            outermost, self._state = self._state == "idle", "encoding"
+            try:
+                with freed_after_error(self):
+                    if outermost:
+                        heal_model_hooks(self)
+                    yield
+            finally:
+                if outermost:
+                    self._state = "idle"
 
-    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+    def _plan(self, call: Mapping[str, Any], arguments: Mapping[str, Any]) -> Plan:
+        plan = read_inputs(self.get_host(), call, arguments)
+        for one in plan.references:
+            for item in one.pictures:
+                if isinstance(item, ReferenceEmbeds):
+                    self._check_origin(item)
+        return plan
+
+    def get_host(self) -> Host:
+        text_encoder, transformer = self.text_encoder, self.transformer
+        return Host(
+            tokenizer=self.tokenizer,
+            width=None if text_encoder is None else text_encoder.config.hidden_size,
+            max_text_tokens=None if transformer is None else max_text_tokens(transformer.config.axes_lens),
+            latent_channels=None if transformer is None else transformer.in_channels,
+            vae_scale_factor=self.vae_scale_factor,
+            callback_inputs=self._callback_tensor_inputs,
+            is_guided=self.is_guided,
+            reader=self._find_reader,
+        )
+
+    def is_guided(self, guidance_scale: float) -> bool:
+        self._guidance_scale = guidance_scale  # the threshold is diffusers' own, and varies by version
+        return self.do_classifier_free_guidance
+
+    def _check_origin(self, embeds: ReferenceEmbeds) -> None:
+        """Refuse ready embeddings of another VL encoder than the pipeline's."""
+        marked = embeds.provenance.vl_fingerprint is not None and self.vl_encoder is not None
+        fingerprint = fingerprint_vl_encoder(self.vl_encoder) if marked else None
+        made, own = embeds.provenance.model_id, self._vl_name
+        if not embeds.check_model(own, fingerprint) and None not in (made, own) and made != own:
+            warn_once(
+                f"A reference was read by the VL encoder {made}, the pipeline's is {own}: from these names it cannot "
+                "be told whether they are the same model. Only width and layers were compared."
+            )
+
+    def encode_text(self, plan: Plan) -> tuple[list[Tensor], list[Tensor]]:
+        """The text's own embeddings, and the negative prompt's; statistics that the blend will need are measured."""
+        for one in plan.references:
+            if one.references and one.conditioning.needs_text_statistics:
+                self.text_statistics(one.conditioning.vl_exclude_sinks)
+        if plan.prompts is None:
+            return list(plan.prompt_embeds or ()), list(plan.negative_prompt_embeds or ())
+        text, negative = self.encode_prompt(
+            plan.prompts,
+            do_classifier_free_guidance=plan.guided,
+            negative_prompt=plan.negative_prompts,
+            negative_prompt_embeds=plan.negative_prompt_embeds,
+            max_sequence_length=plan.max_sequence_length,
+        )
+        return text, list(negative or ())
+
+    def condition(
+        self, plan: Plan, text: list[Tensor], negative: list[Tensor], states: Sequence[ReferenceEmbeds]
+    ) -> PromptConditioning:
+        """Blend what was read of the references into the text's embeddings."""
+        if not plan.references:
+            return PromptConditioning(text, negative, [])
+        remaining = iter(states)
+        results = [
+            self._condition_one(embeds, one, [next(remaining) for _ in one.pictures])
+            for embeds, one in zip(text, plan.references, strict=True)
+        ]
+        return PromptConditioning([embeds for embeds, _ in results], negative, [report for _, report in results])
+
+    def _condition_one(
+        self, text: Tensor, plan: PromptPlan, states: Sequence[ReferenceEmbeds]
+    ) -> tuple[Tensor, ConditioningReport]:
+        knobs = plan.conditioning
+        statistics = self.text_statistics(knobs.vl_exclude_sinks) if states and knobs.needs_text_statistics else None
+        return condition_prompt_embeds(
+            text,
+            embeds_regions(self.tokenizer, len(text), plan.turn),
+            states[: len(plan.references)],
+            knobs,
+            alpha=plan.alpha,
+            text_statistics=None if statistics is None else statistics.to(text.device),
+            neutral=states[-1] if states and plan.neutral is not None else None,
+            max_tokens=None if self.transformer is None else max_text_tokens(self.transformer.config.axes_lens),
+        )
+
+    def read_pictures(self, pictures: Sequence[Reading | ReferenceEmbeds]) -> list[ReferenceEmbeds]:
+        """The states of each picture; the VL encoder reads those that are neither ready nor among the last readings."""
+        readings = [item for item in pictures if isinstance(item, Reading)]
+        if readings and self.vl_encoder is None:
+            self.load_vl_encoder()
+        offload_models(self, self.text_encoder)
+        known: dict[int, ReferenceEmbeds] = {}
+        for reading in readings:
+            key = (weakref.ref(self.vl_encoder), self.vl_encoder.dtype, reading.key)
+            if key not in self._readings:
+                if not model_hooks(self):
+                    join_offload(self, self.vl_encoder)
+                self._readings[key] = read_reference(self.vl_encoder, self.vl_processor, reading)
+            self._readings.move_to_end(key)
+            known[id(reading)] = self._readings[key]
+            while len(self._readings) > _KEPT_READINGS:
+                self._readings.popitem(last=False)
+        offload_models(self, self.vl_encoder)
+        return [item if isinstance(item, ReferenceEmbeds) else known[id(item)] for item in pictures]
+
+    def paint(self, plan: Plan, text: list[Tensor], ready: PromptConditioning, call: Mapping[str, Any]) -> Any:
+        """The parent's call, with embeddings; outside the window of steps the text alone conditions."""
+        repeats, output_type = call["num_images_per_prompt"], call["output_type"]
+        step = StepCallback(
+            plan.window,
+            [embeds for embeds in ready.prompt_embeds for _ in range(repeats)],
+            [embeds for embeds in text for _ in range(repeats)],
+            call["callback_on_step_end"],
+            call["callback_on_step_end_tensor_inputs"] or (),
+        )
+        inside_first = not plan.window or plan.window[0]
+        self._state = "painting"
+        try:
+            images = super().__call__(
+                prompt_embeds=ready.prompt_embeds if inside_first else text,
+                negative_prompt_embeds=ready.negative_prompt_embeds,
+                return_dict=False,
+                **{
+                    **call,
+                    # Arrays first: in a PIL image a NaN would be black.
+                    "output_type": "np" if output_type == "pil" else output_type,
+                    "callback_on_step_end": step,
+                    "callback_on_step_end_tensor_inputs": step.tensor_inputs,
+                },
+            )[0]
+        finally:
+            self._state = "encoding"
+        check_painted(images, images if output_type == "latent" else step.latents)
+        return self.image_processor.numpy_to_pil(images) if output_type == "pil" else images
+
+    # ---- Other pipelines over the same modules, and saved folders ----
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """Make this pipeline over the modules of another one, which stay as they are; its offload is restored.
+
+        Args:
+            pipeline: Any pipeline with Z-Image's five components.
+            kwargs: Components and settings that take precedence over its own. With `torch_dtype` (or `dtype`) all
+                modules, the other pipeline's too, are cast to that one, as diffusers does; without, none is.
+
+        Raises:
+            TypeError: An argument that the constructor does not take.
+            ValueError: The other pipeline lacks a component.
+
+        Example:
+            >>> from diffusers import ZImagePipeline
+            >>> from zimage_vl.toy import load_toy_pipeline
+            >>> pipe = load_toy_pipeline()
+            >>> plain = pipe.to_pipe(ZImagePipeline)
+            >>> again = type(pipe).from_pipe(plain)
+            >>> again.transformer is plain.transformer, again.config.vl_model_id
+            (True, None)
+        """
+        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
+        made = build_over_modules(cls, pipeline, kwargs)
+        return made if dtype is None else made.to(dtype=dtype)
+
+    def to_pipe(self, pipeline_class: Any, **kwargs: Any) -> Any:
+        """Make a pipeline of another class over this one's modules, nothing cast, its offload restored.
+
+        Args:
+            pipeline_class: Such as `ZImagePipeline` or `ZImageImg2ImgPipeline`, whose own `from_pipe` would cast every
+                module to float32, here too, unless it is given a dtype.
+            kwargs: Components that it needs besides (a ControlNet), or settings.
+
+        Raises:
+            TypeError: An argument that the class does not take.
+            ValueError: It needs a component that is not here.
+        """
+        return build_over_modules(pipeline_class, self, kwargs)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As diffusers' own; the folder also carries this pipeline's code, so that it loads by itself.
 
         `DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)` restores all of it. Of a full
         `Qwen3VLProcessor` the image processor is saved: it is what is used, and loads without torchvision.
 
         Raises:
-            ValueError: A LoRA or another adapter is attached; only the first blocks of the VL encoder were loaded; the
-                class has no code to put beside the weights.
+            ValueError: A LoRA or another adapter is attached; the class has no code to put beside the weights.
         """
-        read_single_file(type(self))  # refuses before gigabytes are written, as do the next two
+        read_single_file(type(self))  # refuses before gigabytes are written, as does the next
         refuse_attached_adapters(self.components)
-        if self.vl_encoder is not None and is_cut_short(self.vl_encoder):
-            raise ValueError(
-                "Only the first blocks of `vl_encoder` were loaded (load_vl_encoder with `layers`), so that it cannot "
-                "be saved. Save without it after unload_vl_encoder(), or load all of it: load_vl_encoder()."
-            )
         with image_processor_alone(self):
             super().save_pretrained(save_directory, *args, **kwargs)
 
-    def save_config(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
+    def save_config(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As diffusers' own, and the pipeline's code beside it: `save_pretrained` calls this before it uploads."""
         super().save_config(save_directory, *args, **kwargs)
         make_self_describing(save_directory, type(self))
 
     @classmethod
     def _dict_from_json_file(cls, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        return plain_class_name(super()._dict_from_json_file(*args, **kwargs))
+        # A class that is asked for by name needs no code from a self-describing folder.
+        config = super()._dict_from_json_file(*args, **kwargs)
+        name = config.get("_class_name")
+        return {**config, "_class_name": name[-1]} if isinstance(name, (list, tuple)) else config
 
 
-def _complete_knobs(given: dict[str, Any]) -> dict[str, Any]:
-    unknown = sorted(set(given) - set(KNOB_NAMES))
-    if unknown:
-        raise TypeError(f"Unknown knobs {unknown}; there are {sorted(KNOB_NAMES)}.")
-    return {name: given.get(name, getattr(VLConditioning, name)) for name in KNOB_NAMES}
+_OWN_SIGNATURE = inspect.signature(ZImageVLPipeline.__call__)
+CALL_NAMES = tuple(
+    name
+    for name, parameter in _OWN_SIGNATURE.parameters.items()
+    if parameter.kind is parameter.POSITIONAL_OR_KEYWORD and name not in ("self", "return_dict")
+)
+#: What goes to the parent as it came; prompts go as embeddings.
+PAINTING_NAMES = tuple(name for name in CALL_NAMES if "prompt" not in name or name == "num_images_per_prompt")
 
 
-def _repeat_each(items: Sequence[torch.Tensor], times: int) -> list[torch.Tensor]:
-    return [item for item in items for _ in range(times)]
+def _declare_vl_parts_as_components() -> None:
+    """Give the VL parts no default in the signature that diffusers reads.
+
+    `DiffusionPipeline.from_pretrained(folder, vl_encoder=mine)` takes a parameter with a default for a setting, and
+    would put the folder's encoder in the place of `mine` without a word.
+    """
+    signature = inspect.signature(ZImageVLPipeline.__init__)
+    parameters = [
+        parameter.replace(default=parameter.empty) if name in ZImageVLPipeline._optional_components else parameter
+        for name, parameter in signature.parameters.items()
+    ]
+    setattr(ZImageVLPipeline.__init__, "__signature__", signature.replace(parameters=parameters))  # noqa: B010
+
+
+_declare_vl_parts_as_components()

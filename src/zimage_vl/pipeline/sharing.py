@@ -1,134 +1,136 @@
-"""Pipelines over the same modules: one made from another without casting anything, its offload restored.
+"""Pipelines over the same modules, and saved folders that carry their own code.
 
 diffusers' own `from_pipe` casts every shared module to float32 in place, the source pipeline's too
-(https://github.com/huggingface/diffusers/issues/12754), fails on quantised modules, and leaves the new pipeline's own
-modules without the source's offload.
+(https://github.com/huggingface/diffusers/issues/12754), and leaves new modules without the source's offload. diffusers
+loads `pipeline.py` from a folder whose `model_index.json` names the class as `["pipeline", "ClassName"]`.
 """
 
 from __future__ import annotations
 
+import copy
 import inspect
+import json
+import os
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
-import torch
+from torch import nn
 
 from .offload import join_offload, model_hooks
 
 
-_UNSHARED_SETTINGS = ("_class_name", "_diffusers_version")
+#: Where the pipeline lies as one file: in an installed package, in a checkout. In the single file it is that file.
+SINGLE_FILES = (
+    Path(__file__).parents[1] / "single_file_pipeline.txt",
+    Path(__file__).parents[3] / "pipelines" / "zimage_vl" / "pipeline.py",
+)
+#: In the single file, what it says of its sources; None in the package.
+SINGLE_FILE_DIGEST: str | None = None
 
 
-def build_over_modules(pipeline_class: Any, source: Any, given: dict[str, Any]) -> Any:
-    """A pipeline over the modules of another one, as they are.
+def build_over_modules(pipeline_class: Any, source: Any, given: Mapping[str, Any]) -> Any:
+    """Build a pipeline over the modules of another one, as they are, with a scheduler of its own.
 
-    Args:
-        pipeline_class: The class to make.
-        source: A pipeline that has the components which the class cannot do without.
-        given: Components and settings that go before the source's.
-
-    Returns:
-        The pipeline. Model offload is on if it is on in `source`; under sequential and group offload the modules that
-        are new to it are offloaded like the others.
-
-    Raises:
-        TypeError: A name in `given` that the class does not take.
-        ValueError: The source lacks a component.
+    `given` takes precedence over the source's components and settings. Model offload is on if it is on in `source`;
+    under sequential and group offload the modules that are new to it are offloaded like the others.
     """
-    parameters = dict(inspect.signature(pipeline_class.__init__).parameters)
-    parameters.pop("self", None)
+    parameters = [name for name in inspect.signature(pipeline_class.__init__).parameters if name != "self"]
     unknown = sorted(set(given) - set(parameters))
     if unknown:
         raise TypeError(f"Unexpected arguments {unknown}; {pipeline_class.__name__} takes {sorted(parameters)}.")
     components, settings = pipeline_class._get_signature_keys(pipeline_class)
     taken = {name: part for name, part in source.components.items() if name in components}
+    if taken.get("scheduler") is not None:
+        taken["scheduler"] = copy.deepcopy(taken["scheduler"])  # a call keeps its state on it
     for name in settings:
         for key in (name, f"_{name}"):  # under the second a pipeline keeps the settings of the one it was made from
             if key in source.config:
                 taken.setdefault(name, source.config[key])
     arguments = {**taken, **given}
-    missing = [
-        name for name in components if name not in arguments and name not in pipeline_class._optional_components
-    ]
+    optional = pipeline_class._optional_components
+    missing = [name for name in components if name not in arguments and name not in optional]
     if missing:
         raise ValueError(
             f"{type(source).__name__} has no {missing}, which {pipeline_class.__name__} needs: pass them."
         )
     made = pipeline_class(**arguments)
-    known = {*parameters, *(f"_{name}" for name in parameters), *_UNSHARED_SETTINGS}
-    made.register_to_config(
-        **{name if name[0] == "_" else f"_{name}": value for name, value in source.config.items() if name not in known}
-    )
-    _restore_offload(source, made)
+    known = {*parameters, *(f"_{name}" for name in parameters), "_class_name", "_diffusers_version"}
+    kept = {name: value for name, value in source.config.items() if name not in known}
+    made.register_to_config(**{f"_{name.removeprefix('_')}": value for name, value in kept.items()})
+    shared = {id(part) for part in source.components.values()}
+    if model_hooks(source):
+        made.enable_model_cpu_offload(device=source._offload_device)
+    else:
+        for part in made.components.values():
+            if isinstance(part, nn.Module) and id(part) not in shared:
+                join_offload(made, part)
     return made
 
 
-def _restore_offload(source: Any, made: Any) -> None:
-    if model_hooks(source):
-        made.enable_model_cpu_offload(device=source._offload_device)
-        return
-    shared = {id(part) for part in source.components.values()}
-    for part in made.components.values():
-        if isinstance(part, torch.nn.Module) and id(part) not in shared:
-            join_offload(made, part)
+def read_single_file(pipeline_class: type) -> str:
+    """Get the code of a pipeline as one file; refuse a class that it does not define, or a file that was replaced."""
+    file = next((file for file in SINGLE_FILES if file.is_file()), None)
+    if file is None:
+        raise FileNotFoundError(
+            f"The pipeline's code, {SINGLE_FILES[0]}, is missing, so that a saved folder could not load by itself. "
+            "Install the package again (in a checkout: `make bundle`)."
+        )
+    source = file.read_text(encoding="utf-8")
+    if SINGLE_FILE_DIGEST is not None and SINGLE_FILE_DIGEST not in source:
+        raise ValueError(
+            f"{file} is no longer the file this pipeline was loaded from: diffusers keeps local custom pipelines "
+            "under one name, and another one took its place. Load the pipeline again in a new process, or from a Hub "
+            "repository, and save it there."
+        )
+    if f"\nclass {pipeline_class.__name__}(" not in source:
+        raise ValueError(
+            f"{pipeline_class.__name__} is not defined in {file.name}, so that a folder with it could not load by "
+            "itself. Save a ZImageVLPipeline made of the same components: ZImageVLPipeline(**pipe.components)."
+        )
+    return source
 
 
-class SharedModulesMixin:
-    """How `ZImageVLPipeline` is made from another pipeline, and another from it."""
+def refuse_attached_adapters(components: Mapping[str, Any]) -> None:
+    """Refuse to save models with a LoRA attached: diffusers would write names that no model has, and say nothing."""
+    wrapped = [
+        name
+        for name, part in components.items()
+        if isinstance(part, nn.Module) and any(".base_layer." in weight for weight, _ in part.named_parameters())
+    ]
+    if wrapped:
+        raise ValueError(
+            f"An adapter is attached to {', '.join(wrapped)}: saved like this, the folder would load with random "
+            "weights in its layers. Take it off with pipe.unload_lora_weights() and load it again after loading the "
+            "folder; or bake it in: pipe.fuse_lora(), then pipe.unload_lora_weights()."
+        )
 
-    _optional_components: list[str]
 
-    @classmethod
-    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
-        """This pipeline over the modules of another one, which stay as they are; its offload is restored.
+@contextmanager
+def image_processor_alone(pipe: Any) -> Generator[None]:
+    """Within it, `vl_processor` is the image processor of a full one, which loads only where torchvision is."""
+    full = pipe.vl_processor
+    pipe.register_modules(vl_processor=getattr(full, "image_processor", full))
+    try:
+        yield
+    finally:
+        pipe.register_modules(vl_processor=full)
 
-        Args:
-            pipeline: Any pipeline with Z-Image's five components.
-            kwargs: Components and settings that go before its own. With `torch_dtype` (or `dtype`) all modules, the
-                other pipeline's too, are cast to that one, as diffusers does; without, none is.
 
-        Raises:
-            TypeError: An argument that the constructor does not take.
-            ValueError: The other pipeline lacks a component.
+def make_self_describing(folder: str | os.PathLike[str], pipeline_class: type) -> None:
+    """Put the pipeline's code into a folder that diffusers has just saved, and name it in the index."""
+    index_file = Path(folder) / "model_index.json"
+    source = read_single_file(pipeline_class)
+    index = json.loads(index_file.read_text(encoding="utf-8"))
+    index["_class_name"] = ["pipeline", pipeline_class.__name__]
+    _replace_text(Path(folder) / "pipeline.py", source)
+    # As diffusers writes it. Last: without it the folder is still one that diffusers can read.
+    _replace_text(index_file, json.dumps(index, indent=2, sort_keys=True) + "\n")
 
-        Example:
-            >>> from diffusers import ZImagePipeline
-            >>> from zimage_vl.toy import load_toy_pipeline
-            >>> pipe = load_toy_pipeline()
-            >>> plain = pipe.to_pipe(ZImagePipeline)
-            >>> again = type(pipe).from_pipe(plain)
-            >>> again.transformer is plain.transformer, again.config.vl_model_id
-            (True, None)
-        """
-        dtype = kwargs.pop("dtype", None) or kwargs.pop("torch_dtype", None)
-        made = build_over_modules(cls, pipeline, kwargs)
-        return made if dtype is None else made.to(dtype=dtype)
 
-    def to_pipe(self, pipeline_class: Any, **kwargs: Any) -> Any:
-        """The way back: a pipeline of another class over this one's modules, nothing cast, its offload restored.
-
-        Args:
-            pipeline_class: Such as `ZImagePipeline` or `ZImageImg2ImgPipeline`, whose own `from_pipe` would cast every
-                module to float32, here too, unless it is given a dtype.
-            kwargs: Components that it needs besides (a ControlNet), or settings.
-
-        Raises:
-            TypeError: An argument that the class does not take.
-            ValueError: It needs a component that is not here.
-        """
-        return build_over_modules(pipeline_class, self, kwargs)
-
-    @classmethod
-    def extract_init_dict(cls, *args: Any, **kwargs: Any) -> Any:
-        """What a loader is to load: as diffusers' own, without the VL parts that its caller passed.
-
-        `DiffusionPipeline.from_pretrained(folder, vl_encoder=mine)` looks for optional components on its own class,
-        which has none. So it takes `mine` for a setting, then loads the folder's encoder too and puts that in its
-        place, silently. It calls this after it has set the settings aside; nothing that it hands over tells of them,
-        so they are read where they lie.
-        """
-        init_dict, unused, hidden = super().extract_init_dict(*args, **kwargs)  # pyright: ignore
-        frame = inspect.currentframe()
-        loader = None if frame is None else frame.f_back
-        passed: Any = {} if loader is None else loader.f_locals.get("passed_pipe_kwargs", {})
-        dropped = {name for name in cls._optional_components if name in passed}
-        return {name: value for name, value in init_dict.items() if name not in dropped}, unused, hidden
+def _replace_text(path: Path, text: str) -> None:
+    # In full or not at all: an interrupted save must not leave half a file that is run later.
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8", newline="\n")
+    os.replace(temporary, path)

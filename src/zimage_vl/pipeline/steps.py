@@ -1,4 +1,4 @@
-"""The steps in which a reference counts, held by a callback between the denoising steps."""
+"""Between the denoising steps: in which of them a reference counts, and what the caller's own callback does."""
 
 from __future__ import annotations
 
@@ -8,41 +8,50 @@ from typing import Any
 from torch import Tensor
 
 
-StepCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
+#: `callback_on_step_end` as diffusers calls it: pipeline, step, timestep, tensors by name -> tensors by name.
+UserCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
 
-def make_window_callback(
-    inside: Sequence[bool],
-    conditioned: Sequence[Tensor],
-    text_only: Sequence[Tensor],
-    user_callback: StepCallback | None,
-) -> StepCallback:
-    """A `callback_on_step_end` that conditions the next step by the reference or by the text alone.
+class StepCallback:
+    """A `callback_on_step_end` that gives the next step the embeddings it needs, then calls the caller's own.
 
-    A callback replaces `prompt_embeds` from the next step on, so that the first step's embeddings are chosen before
-    the call. The user's callback runs after and sees the embeddings of the step to come; if it puts others in their
-    place, those are used.
-
-    Args:
-        inside: For each step, whether the reference counts.
-        conditioned: Embeddings inside the window, one an image.
-        text_only: Embeddings outside, one an image.
-        user_callback: The caller's own, or None.
+    A callback replaces `prompt_embeds` from the next step on, so that those of the first step are chosen before the
+    call. The caller's callback sees the embeddings of the step to come; if it puts others in their place, those count.
+    It also keeps the last latents, by which a NaN is traced to the transformer or the VAE.
     """
 
-    def callback(pipe: Any, step: int, timestep: Any, callback_kwargs: dict[str, Any]) -> dict[str, Any]:
-        following = inside[step + 1] if step + 1 < len(inside) else inside[step]
-        embeds = list(conditioned if following else text_only)
-        if "prompt_embeds" in callback_kwargs:
-            callback_kwargs["prompt_embeds"] = embeds
-        if user_callback is None:
-            return {"prompt_embeds": embeds}
-        outputs = user_callback(pipe, step, timestep, callback_kwargs)
-        if not isinstance(outputs, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
+    def __init__(
+        self,
+        window: Sequence[bool],
+        inside: Sequence[Tensor],
+        outside: Sequence[Tensor],
+        user_callback: UserCallback | None,
+        user_inputs: Sequence[str],
+    ) -> None:
+        self.window, self.inside, self.outside = window, inside, outside
+        self.user_callback, self.user_inputs = user_callback, user_inputs
+        self.latents: Tensor | None = None
+
+    @property
+    def tensor_inputs(self) -> list[str]:
+        """The tensors to ask diffusers for."""
+        return list(dict.fromkeys(["latents", *(self.user_inputs if self.user_callback is not None else ())]))
+
+    def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
+        self.latents = tensors["latents"]
+        given = {name: tensors[name] for name in self.user_inputs if name in tensors}
+        changed: dict[str, Any] = {}
+        if not all(self.window):
+            following = self.window[min(step + 1, len(self.window) - 1)]
+            changed["prompt_embeds"] = list(self.inside if following else self.outside)
+            given |= changed if "prompt_embeds" in given else {}
+        if self.user_callback is None:
+            return changed
+        returned = self.user_callback(pipe, step, timestep, given)
+        if not isinstance(returned, dict):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(
                 "`callback_on_step_end` must return the dict of tensors it was given (or an empty one), got "
-                f"{type(outputs).__name__}."
+                f"{type(returned).__name__}."
             )
-        return {"prompt_embeds": embeds, **outputs}
-
-    return callback
+        self.latents = returned.get("latents", self.latents)
+        return changed | returned

@@ -1,32 +1,125 @@
-"""The file of a text encoder's statistics, with whose they are."""
+"""The text encoder's own statistics, measured with the encoder in use on prompts of ours, and their file.
+
+"per_dim", "hybrid" and outlier masking compare a reference with what the text encoder usually says. The figures of the
+Qwen3-VL conditioning guide belong to one model and one set of prompts, and a constant copied from there would be wrong
+for any other: nothing is shipped but the prompts.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
+import diffusers
+import torch
+import transformers
 from torch import Tensor
 
 from .._version import __version__
 from ..blend.embedding_statistics import EmbeddingStatistics
-from ..reference.fingerprints import fingerprint_text_encoder
-from ..reference.tensor_files import FileKind, read_tensor_file, write_tensor_file
-from .calibration import calibration_prompts_sha256
+from ..reference.files import FileKind, read_tensor_file, write_tensor_file
+from ..reference.readers import fingerprint_text_encoder
+
+
+# Image prompts as people write them: one word to about 100, plain lists of tags and whole sentences, ten languages in
+# six scripts. Any change changes `calibration_prompts_sha256`, and with it the files that are told apart by it.
+CALIBRATION_PROMPTS: tuple[str, ...] = (
+    "lighthouse",
+    "red",
+    "a cat",
+    "a glass of water",
+    "portrait of an old fisherman",
+    "a red circle on a white background",
+    "flat vector icon of a mountain and a sun",
+    "a poster that says OPEN in thick blue letters",
+    "watercolour of a village under snow, muted palette",
+    "aerial view of a river delta in autumn colours",
+    "a robot repairs a bicycle in front of a brick wall",
+    "black and white photograph of a jazz trio on a narrow stage",
+    "a bowl of oranges on a wooden table, morning light",
+    "isometric drawing of a small workshop with tools on the walls",
+    "macro photograph of a bee on lavender, shallow depth of field",
+    "two children run along a beach at low tide, kites above them",
+    "oil painting of a storm over wheat fields, heavy strokes, dramatic sky",
+    "the interior of a glasshouse, ferns, dust in the light, a forgotten chair",
+    "three wooden toys: a horse, a train and a duck, on a grey felt surface, soft studio light",
+    "pixel art, side view, a knight with a green cape in front of a castle gate, 16 colours, no gradients",
+    "an empty street in the rain at night, neon signs mirrored in the puddles, a cyclist in a yellow coat far away",
+    "cinematic still, woman in a red raincoat on a ferry, overcast, 35 mm, film grain, looking out of the frame",
+    "ein Leuchtturm in der Abenddämmerung, ruhige See",
+    "eine alte Buchhandlung mit einer Katze im Schaufenster",
+    "un marché couvert à midi, fruits et fleurs, lumière chaude",
+    "un gato dormido sobre un tejado de tejas rojas",
+    "una piazza vuota all'alba, ombre lunghe",
+    "um barco de pesca azul na areia, gaivotas, céu nublado",
+    "灯塔与晚霞",
+    "一位穿着青色长袍的老人在竹林里喝茶,薄雾,清晨",
+    "极简风格的客厅,低矮的灰色沙发,纸灯,橡木地板",
+    "雨の夜の交差点、傘をさした人々、水たまりに映る光",
+    "눈 덮인 산길을 걷는 여행자",
+    "рыжая лиса в зимнем лесу, мягкий свет",
+    "منارة على شاطئ البحر عند الغروب",
+    "a minimalist living room with a low grey sofa, a round paper lamp, an oak floor and one large window that looks "
+    "out on bare trees; the light is cold, the shadows are long, and nothing moves",
+    "Product photograph of a ceramic teapot with a cracked turquoise glaze, standing on wet slate. A single lamp from "
+    "the left draws a bright line along the spout, steam rises behind the handle, the background falls off to black.",
+    "Children's book illustration: a hedgehog in a knitted scarf waits at a tiny bus stop made of twigs while the "
+    "first leaves fall; behind him a beetle sells acorn soup from a walnut shell, and a paper lantern glows above the "
+    "timetable that nobody can read. Pencil and gouache, warm browns and ochres, plenty of white space around the "
+    "scene.",
+    "A wide photograph of a mountain lake before sunrise. The water is perfectly still and doubles the dark line of "
+    "the firs; behind them three peaks catch the first pink light. In the foreground a wooden jetty leads a few steps "
+    "into the water, and at its end lies an overturned blue rowing boat with peeling paint. A thin band of fog hangs "
+    "between the trees, and on the far shore one window of a stone house is lit. No people, no birds, high detail, "
+    "natural colours, medium format, focal length 35 mm, a little noise in the shadows, calm and slightly melancholy.",
+    "Eine weite, menschenleere Bahnhofshalle aus Stahl und Glas am frühen Morgen: Sonnenstrahlen fallen schräg durch "
+    "den Staub, auf Gleis drei steht ein grüner Zug mit offenen Türen, und eine vergessene rote Reisetasche wirft "
+    "einen langen Schatten auf den hellen Stein.",
+)
 
 
 STATISTICS_FILE = FileKind(
     contents="text-encoder statistics",
-    schema="zimage_vl.pipeline.text_statistics",
-    version="1",
+    schema="zimage_vl.text_statistics",
+    version="2",
     remedy="measure them again with `zimage-vl statistics --output FILE`",
 )
 TEXT_LAYER = -2  # where Z-Image reads its text encoder
-_RECORDED_LIBRARIES = ("torch", "transformers", "diffusers")
+_CALIBRATION_BATCH = 4
+
+
+def measure_text_statistics(
+    encode: Callable[[list[str]], Sequence[Tensor]], exclude_sinks: bool = False
+) -> EmbeddingStatistics:
+    """Get the mean and standard deviation per dimension over the calibration prompts, template tokens included.
+
+    Args:
+        encode: Prompts to their unpadded `(tokens, dims)` embeddings, such as a pipeline's `encode_prompt`.
+        exclude_sinks: Leave attention sinks out: on Qwen3-4B one token per prompt gives nearly all of the variance.
+
+    Returns:
+        The statistics, on the device of the embeddings.
+
+    Example:
+        >>> measured = measure_text_statistics(lambda prompts: [torch.eye(3)[: len(text)] for text in prompts])
+        >>> measured.std.shape, measured.count
+        (torch.Size([3]), 120)
+    """
+    embeddings: list[Tensor] = []
+    with torch.no_grad():
+        for start in range(0, len(CALIBRATION_PROMPTS), _CALIBRATION_BATCH):
+            embeddings.extend(encode(list(CALIBRATION_PROMPTS[start : start + _CALIBRATION_BATCH])))
+        return EmbeddingStatistics.from_embeddings(embeddings, exclude_sinks)
+
+
+def calibration_prompts_sha256() -> str:
+    """Get the SHA-256 of the calibration prompts, as a JSON list in UTF-8."""
+    return hashlib.sha256(json.dumps(CALIBRATION_PROMPTS, ensure_ascii=False).encode("utf-8")).hexdigest()
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,19 +127,21 @@ class TextStatistics:
     """Statistics of a text encoder with where they come from.
 
     Attributes:
-        statistics: What was measured.
+        statistics: The measured mean and standard deviation.
         model_id: The model's name, for people.
-        fingerprint: Which text encoder, as `fingerprint_text_encoder` gives it.
+        fingerprint: The text encoder they belong to, as `fingerprint_text_encoder` gives it.
         layer: The hidden states that were measured: those that Z-Image reads.
-        prompts_sha256: Which prompts.
+        prompts_sha256: The prompts they were measured on.
         dtype: Of the text encoder, such as "bfloat16".
         versions: Library to version, zimage_vl among them.
 
     Example:
-        >>> from zimage_vl.toy import load_toy_pipeline
-        >>> pipe = load_toy_pipeline()  # doctest: +SKIP
-        >>> TextStatistics.measure(pipe, "toy").save("toy.safetensors")  # doctest: +SKIP
-        >>> TextStatistics.load("toy.safetensors").check_fits(pipe.text_encoder)  # doctest: +SKIP
+        >>> import tempfile
+        >>> from zimage_vl import load_toy_pipeline
+        >>> pipe = load_toy_pipeline()
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     TextStatistics.measure(pipe, "toy").save(f"{folder}/toy.safetensors")
+        ...     TextStatistics.load(f"{folder}/toy.safetensors").check_fits(pipe.text_encoder)
     """
 
     statistics: EmbeddingStatistics
@@ -64,46 +159,41 @@ class TextStatistics:
 
     @classmethod
     def measure(cls, pipe: Any, model_id: str, exclude_sinks: bool = False) -> TextStatistics:
-        """Measure a pipeline's text encoder on the calibration prompts; what it knows already is not measured again.
+        """Measure a pipeline's text encoder; what the pipeline has measured already is not measured again.
 
         Args:
             pipe: A `ZImageVLPipeline`.
             model_id: The model's name, for people.
             exclude_sinks: Leave attention sinks out.
         """
-        text_encoder = pipe.text_encoder
         return cls(
             statistics=pipe.text_statistics(exclude_sinks),
             model_id=model_id,
-            fingerprint=fingerprint_text_encoder(text_encoder),
+            fingerprint=fingerprint_text_encoder(pipe.text_encoder),
             prompts_sha256=calibration_prompts_sha256(),
-            dtype=str(text_encoder.dtype).removeprefix("torch."),
-            versions={"zimage_vl": __version__, **_library_versions()},
+            dtype=str(pipe.text_encoder.dtype).removeprefix("torch."),
+            versions={
+                "zimage_vl": __version__,
+                "torch": str(torch.__version__),
+                "transformers": transformers.__version__,
+                "diffusers": diffusers.__version__,
+            },
         )
 
     def check_fits(self, text_encoder: Any) -> None:
-        """Refuse statistics of another text encoder.
+        """Check that the statistics are of this text encoder.
 
         Raises:
-            ValueError: Naming the model they are from, and what differs.
+            ValueError: They are not; the message names the model they are from, and what differs.
         """
-        if self.layer != TEXT_LAYER:
-            raise ValueError(
-                f"The statistics are of layer {self.layer} of {self.model_id!r}; Z-Image reads layer {TEXT_LAYER}. "
-                f"Instead, {STATISTICS_FILE.remedy}."
-            )
-        width = text_encoder.config.hidden_size
-        if width != self.width:
-            raise ValueError(
-                f"The statistics are of {self.model_id!r}, which is {self.width} wide; this text encoder is {width} "
-                f"wide. Instead, {STATISTICS_FILE.remedy}."
-            )
-        fingerprint = fingerprint_text_encoder(text_encoder)
-        if fingerprint != self.fingerprint:
-            raise ValueError(
-                f"The statistics are of {self.model_id!r} (fingerprint {self.fingerprint[:12]}), which is not this "
-                f"text encoder (fingerprint {fingerprint[:12]}). Instead, {STATISTICS_FILE.remedy}."
-            )
+        expected = (TEXT_LAYER, text_encoder.config.hidden_size, fingerprint_text_encoder(text_encoder))
+        found = (self.layer, self.width, self.fingerprint)
+        for name, own, theirs in zip(("layer", "width", "fingerprint"), expected, found, strict=True):
+            if own != theirs:
+                raise ValueError(
+                    f"The statistics are of {self.model_id!r}, {name} {theirs!s:.12}; this text encoder has {name} "
+                    f"{own!s:.12}. Instead, {STATISTICS_FILE.remedy}."
+                )
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file: all of it or nothing. Equal contents give equal bytes.
@@ -115,7 +205,7 @@ class TextStatistics:
         write_tensor_file(path, STATISTICS_FILE, tensors, self.to_metadata())
 
     def to_metadata(self) -> dict[str, str]:
-        """All but the tensors, as the texts that the file carries."""
+        """Get all but the tensors, as the texts that the file carries."""
         return {
             "model_id": self.model_id,
             "fingerprint": self.fingerprint,
@@ -138,36 +228,21 @@ class TextStatistics:
         """
         tensors, metadata = read_tensor_file(path, STATISTICS_FILE)
         try:
-            return cls._from_file(tensors, metadata)
-        except (KeyError, ValueError, TypeError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error)
-            raise ValueError(f"{Path(path)} is refused: {reason} To mend it, {STATISTICS_FILE.remedy}.") from error
-
-    @classmethod
-    def _from_file(cls, tensors: dict[str, Tensor], metadata: Mapping[str, str]) -> TextStatistics:
-        exclude_sinks: Any = json.loads(metadata["exclude_sinks"])
-        versions: Any = json.loads(metadata["versions"])
-        if not isinstance(exclude_sinks, bool) or not isinstance(versions, dict):
-            raise ValueError("its metadata cannot be read.")
-        loaded = cls(
-            EmbeddingStatistics(tensors["mean"], tensors["std"], int(metadata["count"]), exclude_sinks),
-            model_id=metadata["model_id"],
-            fingerprint=metadata["fingerprint"],
-            layer=int(metadata["layer"]),
-            prompts_sha256=metadata["prompts_sha256"],
-            dtype=metadata["dtype"],
-            versions=cast("dict[str, str]", versions),
-        )
-        if metadata["width"] != str(loaded.width):
-            raise ValueError(f"its metadata say width {metadata['width']}, its tensors {loaded.width}.")
+            exclude_sinks, versions = json.loads(metadata["exclude_sinks"]), json.loads(metadata["versions"])
+            if not isinstance(exclude_sinks, bool) or not isinstance(versions, dict):
+                raise ValueError("its metadata cannot be read")
+            loaded = cls(
+                EmbeddingStatistics(tensors["mean"], tensors["std"], int(metadata["count"]), exclude_sinks),
+                model_id=metadata["model_id"],
+                fingerprint=metadata["fingerprint"],
+                layer=int(metadata["layer"]),
+                prompts_sha256=metadata["prompts_sha256"],
+                dtype=metadata["dtype"],
+                versions=versions,
+            )
+            if metadata["width"] != str(loaded.width):
+                raise ValueError(f"its metadata say width {metadata['width']}, its tensors {loaded.width}")
+        except (KeyError, ValueError, TypeError, AttributeError) as error:
+            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+            raise ValueError(f"{Path(path)} is refused: {reason}. To mend it, {STATISTICS_FILE.remedy}.") from error
         return loaded
-
-
-def _library_versions() -> dict[str, str]:
-    found: dict[str, str] = {}
-    for name in _RECORDED_LIBRARIES:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return found

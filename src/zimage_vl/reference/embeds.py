@@ -4,36 +4,58 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-from ..blend.regions import Region
-from .tensor_files import FileKind, read_tensor_file, write_tensor_file
+from ..blend.regions import Region, TokenSelection, select_tokens
+from .files import FileKind, read_tensor_file, write_tensor_file
 
 
-REFERENCE_SCHEMA = "zimage_vl.reference_embeds"
 REFERENCE_FILE = FileKind(
     contents="reference embeddings",
-    schema=REFERENCE_SCHEMA,
-    version="1",
+    schema="zimage_vl.reference_embeds",
+    version="2",
     remedy="encode the reference again and save it with ReferenceEmbeds.save",
 )
-_STATES_KEY = "hidden_states."
-_REGIONS_KEY = "regions"
-# The fields of a file's metadata that are not plain text; lists are of integers.
-_JSON_FIELDS: dict[str, Any] = {
-    "layers": list,
-    "num_hidden_layers": int,
-    "image_grid": list,
-    "image_size": list,
-    "encoded_size": list,
-    "max_pixels": int,
-    "versions": dict,
+_STATES_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_REGIONS_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+_VL_WIDTHS = {2048: "Qwen3-VL-2B", 2560: "Qwen3-VL-4B", 4096: "Qwen3-VL-8B", 5120: "Qwen3-VL-32B"}
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str)
+
+
+def _is_digest(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 1
+
+
+def _is_size(value: object) -> bool:
+    return isinstance(value, tuple) and len(cast("tuple[object, ...]", value)) == 2 and all(map(_is_count, value))
+
+
+def _is_table(value: object) -> bool:
+    return isinstance(value, Mapping) and all(map(_is_text, [*value.keys(), *value.values()]))
+
+
+# The fields of the provenance: a check, and what it wants in words.
+_PROVENANCE_FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
+    **dict.fromkeys(("model_id", "revision", "text", "dtype"), (_is_text, "a string")),
+    **dict.fromkeys(("image_sha256", "mask_sha256", "vl_fingerprint"), (_is_digest, "64 hex digits")),
+    **dict.fromkeys(("num_hidden_layers", "max_pixels"), (_is_count, "an integer of at least 1")),
+    **dict.fromkeys(("image_grid", "image_size", "encoded_size"), (_is_size, "two integers of at least 1")),
+    "text_position": (("after", "before").__contains__, "'after' or 'before'"),
+    "versions": (_is_table, "names with their versions"),
 }
 
 
@@ -44,7 +66,6 @@ class ReferenceProvenance:
     Attributes:
         model_id: Hub id or folder of the VL encoder.
         revision: Its revision.
-        vl_fingerprint: Which encoder it was, as `fingerprint_vl_encoder` gives it.
         num_hidden_layers: Layers of its language model; hidden states 0 .. num_hidden_layers exist.
         image_grid: Rows and columns of image tokens, before a mask removed any.
         image_sha256: Of the pixels given (their mode, size and bytes), whatever file they came from.
@@ -56,6 +77,10 @@ class ReferenceProvenance:
         max_pixels: The bound on pixels that was asked for.
         dtype: Of the encoder's language model, such as `"bfloat16"`.
         versions: Library to version, zimage_vl among them.
+        vl_fingerprint: Which encoder it was, as `fingerprint_vl_encoder` gives it.
+
+    Raises:
+        ValueError: A field that is known is of another kind.
     """
 
     model_id: str | None = None
@@ -73,36 +98,37 @@ class ReferenceProvenance:
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     vl_fingerprint: str | None = None
 
+    def __post_init__(self) -> None:
+        for name, (fits, wanted) in _PROVENANCE_FIELDS.items():
+            value = getattr(self, name)
+            if value is not None and not fits(value):
+                raise ValueError(f"The provenance's {name!r} must be {wanted}, got {value!r}.")
+
     def to_metadata(self) -> dict[str, str]:
-        """The fields that are known, as the string to string pairs a safetensors file can hold."""
+        """Get the fields that are known, as the string to string pairs that a safetensors file can hold."""
         known = {key: value for key, value in asdict(self).items() if value is not None}
         return {k: v if isinstance(v, str) else json.dumps(v, sort_keys=True) for k, v in known.items()}
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ReferenceProvenance:
-        """Reads what `to_metadata` wrote; other keys are left alone.
+        """Get what `to_metadata` wrote; other keys are left alone.
 
         Raises:
             ValueError: A field cannot be read.
         """
-        values: dict[str, Any] = {}
-        for spec in fields(cls):
-            if spec.name in metadata:
-                text = metadata[spec.name]
-                values[spec.name] = _parse_field(spec.name, text) if spec.name in _JSON_FIELDS else text
+        values: dict[str, Any] = {spec.name: metadata[spec.name] for spec in fields(cls) if spec.name in metadata}
+        for name, text in values.items():
+            if _PROVENANCE_FIELDS[name][0] in (_is_count, _is_size, _is_table):
+                values[name] = _parse_json(name, text)
         return cls(**values)
 
 
-def _parse_field(name: str, text: str) -> Any:
+def _parse_json(name: str, text: str) -> Any:
     try:
         value = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise ValueError(f"its field {name!r} cannot be read: {text!r}.") from error
-    wanted = _JSON_FIELDS[name]
-    fits = isinstance(value, wanted) and (wanted is not list or all(isinstance(item, int) for item in value))
-    if not fits:
-        raise ValueError(f"its field {name!r} should be of type {wanted.__name__}, got {text!r}.")
-    return tuple(value) if wanted is list else value
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"The field {name!r} cannot be read: {text[:80]!r}.") from error
+    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,7 +137,7 @@ class ReferenceEmbeds:
 
     Attributes:
         hidden_states: Layer, as it was asked for (negative counts from the end), to a `(tokens, dims)` tensor.
-        regions: `(tokens,)` int8 tensor of `Region` values, one for each token.
+        regions: `(tokens,)` int8 tensor of `Region` values.
         provenance: Where the states come from.
 
     Raises:
@@ -131,7 +157,7 @@ class ReferenceEmbeds:
     provenance: ReferenceProvenance = field(default_factory=ReferenceProvenance)
 
     def __post_init__(self) -> None:
-        _check_states(self.hidden_states)
+        _check_states(self.hidden_states, self.provenance.num_hidden_layers)
         _check_regions(self.regions, self.num_tokens)
         # A copy of the mapping: what the caller does with its own dict later does not reach in here.
         object.__setattr__(self, "hidden_states", dict(self.hidden_states))
@@ -144,7 +170,7 @@ class ReferenceEmbeds:
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of the turn (those that a mask removed are not among them)."""
+        """Tokens of the turn, without those that a mask removed."""
         return next(iter(self.hidden_states.values())).shape[0]
 
     @property
@@ -158,22 +184,34 @@ class ReferenceEmbeds:
         return next(iter(self.hidden_states.values())).shape[1]
 
     def get_layer(self, layer: int) -> Tensor:
-        """The `(tokens, dims)` states of a layer, under either of its names (-6 of 36 layers is also 31).
+        """Get the `(tokens, dims)` states of a layer, under either of its names (-6 of 36 layers is also 31).
 
         Raises:
             ValueError: The layer is not in here.
         """
-        if layer in self.hidden_states:
-            return self.hidden_states[layer]
         depth = self.provenance.num_hidden_layers
-        if depth is not None:
-            for other, states in self.hidden_states.items():
-                if other % (depth + 1) == layer % (depth + 1) and -depth - 1 <= layer <= depth:
-                    return states
+        for held, states in self.hidden_states.items():
+            if held == layer or (depth is not None and abs(held - layer) == depth + 1):
+                return states
         raise ValueError(
             f"This reference holds the hidden states of layers {list(self.layers)}, not of layer {layer}. Use one of "
             "these, or encode the reference again with that layer among `layers`."
         )
+
+    def select(self, selection: TokenSelection, layer: int | None = None) -> Tensor:
+        """Get the `(tokens, dims)` states of the tokens that a selection keeps, such as `"image"`.
+
+        Args:
+            selection: `"all"`, `"text"`, `"image"` or `"image_no_markers"`.
+            layer: One of `layers`; None where it holds only one.
+
+        Raises:
+            ValueError: An unknown selection, a layer that is not in here, or None where there are several.
+        """
+        if layer is None and len(self.layers) > 1:
+            raise ValueError(f"This reference holds the layers {list(self.layers)}: name one, layer={self.layers[0]}.")
+        states = self.get_layer(self.layers[0] if layer is None else layer)
+        return states[select_tokens(self.regions, selection)]
 
     def check_fits(self, width: int, layers: Sequence[int]) -> None:
         """Refuse states that cannot be blended into embeddings `width` wide, or lack one of the layers.
@@ -182,10 +220,9 @@ class ReferenceEmbeds:
             ValueError: Naming what was expected and what is here.
         """
         if self.width != width:
-            source = f" They are from {self.provenance.model_id}." if self.provenance.model_id else ""
             raise ValueError(
-                f"The reference's states are {self.width} wide, the text embeddings {width}.{source} Qwen3-VL-2B is "
-                "2048 wide, 4B 2560, 8B 4096; Z-Image's text encoder goes with 2560."
+                f"The reference's states are {describe_width(self.width)} wide, the text embeddings "
+                f"{describe_width(width)}. They are from {self.provenance.model_id!r}; Z-Image goes with Qwen3-VL-4B."
             )
         for layer in layers:
             self.get_layer(layer)
@@ -201,83 +238,105 @@ class ReferenceEmbeds:
             fingerprint: Of that encoder, as `fingerprint_vl_encoder` gives it; None where none is loaded.
 
         Returns:
-            Whether it is known to be the same encoder; False where nothing could be compared.
+            True if it is known to be the same encoder, False where nothing could be compared.
 
         Raises:
             ValueError: It is another one. Both are named, and what to do.
         """
-        made = self.provenance
-        if made.vl_fingerprint is not None and fingerprint is not None:
-            if made.vl_fingerprint != fingerprint:
+        made, own = self.provenance.model_id, self.provenance.vl_fingerprint
+        if own is not None and fingerprint is not None:
+            if own != fingerprint:
                 raise ValueError(
-                    f"The reference was read by another VL encoder, {made.model_id!r} (fingerprint "
-                    f"{made.vl_fingerprint[:12]}); the pipeline's is {model_id!r} (fingerprint {fingerprint[:12]}). "
-                    "Encode the reference again with the pipeline's, or give the pipeline the encoder of the file."
+                    f"The reference was read by another VL encoder, {made!r} (fingerprint {own[:12]}); the pipeline's "
+                    f"is {model_id!r} (fingerprint {fingerprint[:12]}). Encode the reference again with the "
+                    "pipeline's, or give the pipeline the encoder of the file."
                 )
             return True
-        if not _is_hub_id(made.model_id) or not _is_hub_id(model_id):
+        if not _is_hub_id(made) or not _is_hub_id(model_id):
             return False
-        if made.model_id != model_id:
+        if made != model_id:
             raise ValueError(
-                f"The reference was read by the VL encoder {made.model_id!r}, the pipeline's is {model_id!r}. Encode "
-                f"the reference again, or, if it belongs to this pipeline, make the pipeline with vl_model_id="
-                f"{made.model_id!r} (`--vl-model {made.model_id}` on the command line)."
+                f"The reference was read by the VL encoder {made!r}, the pipeline's is {model_id!r}. Encode the "
+                f"reference again, or, if it belongs to this pipeline, make the pipeline with vl_model_id={made!r} "
+                f"(`--vl-model {made}` on the command line)."
             )
         return True
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceEmbeds:
-        """The same on another device, with the states in another floating dtype. The original stays as it is."""
+        """Get the same on another device, with the states in another floating dtype. The original stays as it is."""
         states = {layer: x.to(device=device, dtype=dtype) for layer, x in self.hidden_states.items()}
         return ReferenceEmbeds(states, self.regions.to(device=device), self.provenance)
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a safetensors file: all of it or nothing. Equal contents give equal bytes.
+        """Write a safetensors file with a digest of it all. Equal contents give equal bytes.
 
         Args:
-            path: The file. Its folder must exist; a file of that name is replaced.
+            path: The file. Its folder must exist; a file of that name is replaced, in full or not at all.
 
         Raises:
             FileNotFoundError: The folder does not exist.
         """
-        tensors = {f"{_STATES_KEY}{layer}": x for layer, x in self.hidden_states.items()}
-        write_tensor_file(path, REFERENCE_FILE, {**tensors, _REGIONS_KEY: self.regions}, self._metadata())
+        tensors = {f"hidden_states.{layer}": x for layer, x in self.hidden_states.items()}
+        write_tensor_file(path, REFERENCE_FILE, {**tensors, "regions": self.regions}, self._metadata())
 
     def _metadata(self) -> dict[str, str]:
-        return self.provenance.to_metadata() | {
-            "layers": json.dumps(list(self.layers)),
-            "width": str(self.width),
-            "num_tokens": str(self.num_tokens),
-            "num_image_tokens": str(self.num_image_tokens),
-        }
+        counts = {name: str(getattr(self, name)) for name in ("width", "num_tokens", "num_image_tokens")}
+        return {**self.provenance.to_metadata(), **counts, "layers": json.dumps(self.layers)}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ReferenceEmbeds:
-        """Reads a file that `save` wrote, onto the CPU.
+        """Read a file that `save` wrote, onto the CPU.
 
         Args:
             path: The safetensors file.
 
         Raises:
             FileNotFoundError: There is no such file.
-            ValueError: It is a folder, a pickle, truncated, not a safetensors file, of another kind or schema
-                version, or holds NaN, infinity or shapes that do not fit each other.
+            ValueError: It is a folder, a pickle, damaged, not a safetensors file, of another kind or schema version,
+                or contradicts itself. The message has the file's name.
         """
         tensors, metadata = read_tensor_file(path, REFERENCE_FILE)
         try:
-            return cls._from_file(metadata, tensors)
+            layers = _parse_json("layers", metadata.get("layers", ""))
+            names = {f"hidden_states.{layer}": layer for layer in layers} if isinstance(layers, tuple) else {}
+            if not all(type(layer) is int for layer in names.values()) or {*names, "regions"} != set(tensors):
+                raise ValueError(f"It should hold regions and the layers {layers!r}, got {sorted(tensors)}.")
+            states = {layer: tensors[name] for name, layer in names.items()}
+            embeds = cls(states, tensors["regions"], ReferenceProvenance.from_metadata(metadata))
+            wrong = sorted(name for name, _ in metadata.items() ^ embeds._metadata().items())
+            if wrong:
+                raise ValueError(f"Its metadata contradict its tensors, or are unknown here: {sorted(set(wrong))}.")
         except ValueError as error:
-            raise ValueError(f"{Path(path)} is refused: {error}") from error
-
-    @classmethod
-    def _from_file(cls, metadata: Mapping[str, str], tensors: dict[str, Tensor]) -> ReferenceEmbeds:
-        layers = _parse_field("layers", metadata.get("layers", ""))
-        wanted = {f"{_STATES_KEY}{layer}" for layer in layers} | {_REGIONS_KEY}
-        if wanted != set(tensors):
-            raise ValueError(f"it should hold the tensors {sorted(wanted)}, got {sorted(tensors)}.")
-        states = {int(layer): tensors[f"{_STATES_KEY}{layer}"] for layer in layers}
-        embeds = cls(states, tensors[_REGIONS_KEY], ReferenceProvenance.from_metadata(metadata))
-        _check_counts(embeds, metadata)
+            raise ValueError(f"{Path(path)} is refused: {error} To mend it, {REFERENCE_FILE.remedy}.") from error
         return embeds
+
+
+def as_reference_embeds(reference: object) -> ReferenceEmbeds:
+    """Get `ReferenceEmbeds` from a path, or from an object of another copy of this code (the single file's).
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        TypeError: It is neither.
+        ValueError: As `ReferenceEmbeds` and `ReferenceEmbeds.load`.
+    """
+    if isinstance(reference, ReferenceEmbeds):
+        return reference
+    if isinstance(reference, (str, os.PathLike)):
+        return ReferenceEmbeds.load(cast("str | os.PathLike[str]", reference))
+    if not all(hasattr(reference, name) for name in ("hidden_states", "regions", "provenance")):
+        raise TypeError(
+            f"A reference must be ReferenceEmbeds or the path of their file, got {type(reference).__name__}."
+        )
+    other = cast("ReferenceEmbeds", reference)
+    known = {spec.name: getattr(other.provenance, spec.name, None) for spec in fields(ReferenceProvenance)}
+    return ReferenceEmbeds(
+        other.hidden_states, other.regions, ReferenceProvenance(**{**known, "versions": known["versions"] or {}})
+    )
+
+
+def describe_width(width: int) -> str:
+    """Get a width in words, with the model that has it."""
+    return f"{width} (that of {_VL_WIDTHS[width]})" if width in _VL_WIDTHS else str(width)
 
 
 def _is_hub_id(name: str | None) -> bool:
@@ -287,37 +346,33 @@ def _is_hub_id(name: str | None) -> bool:
     return "\\" not in name and not os.path.isdir(name)
 
 
-def _check_states(hidden_states: Mapping[int, Tensor]) -> None:
+def _check_states(hidden_states: Mapping[int, Tensor], depth: int | None) -> None:
     if not hidden_states:
         raise ValueError("`hidden_states` must hold at least one layer, got none.")
     shapes = {layer: tuple(states.shape) for layer, states in hidden_states.items()}
     for layer, states in hidden_states.items():
-        if states.dim() != 2 or 0 in states.shape or not states.is_floating_point():
+        if depth is not None and not -depth - 1 <= layer <= depth:
+            raise ValueError(f"A language model of {depth} layers has no hidden states {layer}.")
+        if states.dim() != 2 or 0 in states.shape or states.dtype not in _STATES_DTYPES:
             raise ValueError(
-                f"the hidden states of layer {layer} must be a floating (tokens, dims) tensor with at least one "
+                f"The hidden states of layer {layer} must be a floating (tokens, dims) tensor with at least one "
                 f"token, got {states.dtype} of shape {tuple(states.shape)}."
             )
         if not bool(torch.isfinite(states).all()):
             raise ValueError(
-                f"the hidden states of layer {layer} contain NaN or infinity. Encode the reference again; in "
-                "float16 the encoder may overflow, bfloat16 and float32 do not."
+                f"The Qwen3-VL hidden states of layer {layer} contain NaN or infinity. In float16 the encoder may "
+                "overflow: load it in bfloat16 or float32, and encode the reference again."
             )
     if len(set(shapes.values())) > 1:
-        raise ValueError(f"all layers must have the same number of tokens and dimensions, got {shapes}.")
+        raise ValueError(f"All layers must have the same number of tokens and dimensions, got {shapes}.")
 
 
 def _check_regions(regions: Tensor, num_tokens: int) -> None:
-    if tuple(regions.shape) != (num_tokens,) or regions.is_floating_point() or regions.dtype == torch.bool:
+    if tuple(regions.shape) != (num_tokens,) or regions.dtype not in _REGIONS_DTYPES:
         raise ValueError(
-            f"`regions` must be an integer tensor of shape ({num_tokens},), one value a token, got {regions.dtype} of "
-            f"shape {tuple(regions.shape)}."
+            f"`regions` must be an integer tensor of shape ({num_tokens},), one value per token, got {regions.dtype} "
+            f"of shape {tuple(regions.shape)}."
         )
     least, most = int(regions.min()), int(regions.max())
     if least < min(Region) or most > max(Region):
         raise ValueError(f"`regions` must hold values of Region (0..{max(Region).value}), got {least} .. {most}.")
-
-
-def _check_counts(embeds: ReferenceEmbeds, metadata: Mapping[str, str]) -> None:
-    for name in ("width", "num_tokens", "num_image_tokens"):
-        if metadata.get(name) != str(getattr(embeds, name)):
-            raise ValueError(f"its metadata say {name} {metadata.get(name)!r}, its tensors {getattr(embeds, name)}.")

@@ -1,14 +1,18 @@
-"""Reference pictures as a user may hand them over, brought to what the encoder reads: PIL in RGB.
+"""Reference pictures as a user may hand them over, as PIL RGB and on the encoder's grid of patches.
 
 A path, a URL, the bytes of a file, a PIL image in any mode, an array or a tensor all end as the picture a person would
-see: turned as its EXIF says, transparent parts on white, 16 bits rescaled and never clipped. What is no picture is
-refused with its name and the reason.
+see: turned as its EXIF says, in sRGB, transparent parts on white, 16 bits rescaled and never clipped. What is no
+picture is refused with its name and the reason.
 """
 
 from __future__ import annotations
 
 import io
+import math
 import os
+import stat
+import threading
+import time
 import warnings
 from pathlib import Path
 from typing import Any, Union, cast
@@ -17,6 +21,8 @@ import numpy as np
 import PIL.Image
 import PIL.ImageOps
 import requests
+import torch
+from PIL import ImageCms
 from torch import Tensor
 
 
@@ -24,30 +30,30 @@ from torch import Tensor
 ReferenceImage = Union[PIL.Image.Image, "np.ndarray[Any, Any]", Tensor, str, "os.PathLike[str]", bytes]
 
 MAX_ASPECT_RATIO = 200  # the image processor of Qwen3-VL takes no longer strips
+# What is opened: of Pillow's other formats some start programs (EPS), and none is a photograph's.
+_FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "ICO", "PPM", "AVIF")
 _MAX_DOWNLOAD_BYTES = 256 * 2**20
-_DOWNLOAD_TIMEOUT = (10.0, 60.0)  # seconds to connect, seconds between two packets
-_ACCEPTED = (
-    "a PIL image, a path, an http(s) URL, the bytes of an image file, a numpy array (height, width, channels) "
-    "or a torch tensor (channels, height, width)"
-)
+_DOWNLOAD_SECONDS = 120.0
+_PACKET_SECONDS = 30.0
+_HALF_WHITE = 127.5  # of 255: below it a pixel or a patch of a mask is hidden
 
 
 def load_reference_image(image: ReferenceImage, name: str = "reference_image") -> PIL.Image.Image:
-    """One picture, whatever it comes as, as a person would see it.
+    """Get one picture, whatever it comes as, as a person would see it.
 
     Args:
-        image: A PIL image in any mode; a path (`str` or `Path`); an http or https URL (fetched with `requests`, which
-            diffusers depends on); the bytes of an image file; a numpy array `(height, width, 1, 3 or 4)` or
-            `(height, width)`; a torch tensor `(1, 3 or 4, height, width)` or `(height, width)`. Arrays and tensors
-            hold uint8 in 0..255, floats in 0..1 or bools. PIL images of mode "F" are read as 0..1 where no value is
-            above 1 and as 0..255, Pillow's own convention, otherwise; mode "I" as 16 bits, unless it was made in
-            memory and no value is above 255.
+        image: A PIL image in any mode; a path (`str` or `Path`) or the bytes of a file in PNG, JPEG, MPO, WebP, BMP,
+            GIF, TIFF, ICO, PPM or, where Pillow has it, AVIF; an http or https URL of one (fetched with `requests`,
+            in two minutes at most); a numpy array `(height, width, 1, 3 or 4)` or `(height, width)`; a torch tensor
+            `(1, 3 or 4, height, width)` or `(height, width)`. Arrays and tensors hold uint8 in 0..255, floats in 0..1
+            or bools. PIL images of mode "F" are read as 0..1 where no value is above 1 and as 0..255, Pillow's own
+            convention, otherwise; mode "I" as 16 bits, unless it was made in memory and no value is above 255.
         name: What errors call the picture.
 
     Returns:
-        A new RGB image: turned as its EXIF orientation says, transparent parts composited on white, CMYK converted,
-        16 bits rescaled to 8. Of an animation the first frame (of an opened one, the frame it stands at), with a
-        `UserWarning`.
+        A new RGB image: turned as its EXIF orientation says, its colour profile converted to sRGB, transparent parts
+        composited on white, 16 bits rescaled to 8. Of an animation the first frame (of an opened one, the frame it
+        stands at), with a `UserWarning`.
 
     Raises:
         FileNotFoundError: The path does not exist.
@@ -63,38 +69,46 @@ def load_reference_image(image: ReferenceImage, name: str = "reference_image") -
         (255, 255, 255)
     """
     if isinstance(image, PIL.Image.Image):
-        source = getattr(image, "filename", "") or f"the {image.mode} image"
-        return _finish_image(image, f"`{name}` ({source})")
+        return _finish_image(image, f"`{name}` ({getattr(image, 'filename', '') or f'the {image.mode} image'!r})")
     if isinstance(image, (np.ndarray, Tensor)):
         return _finish_image(_image_from_array(image, name), f"`{name}`")
     if isinstance(image, (str, os.PathLike)):
         return _image_from_bytes(read_image_bytes(image, name), _source_label(image, name))
-    data = _given_bytes(image, name)
-    return _image_from_bytes(data, f"`{name}` ({len(data)} bytes)")
+    if not isinstance(image, (bytes, bytearray)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"`{name}` must be a PIL image, a path, an http(s) URL, the bytes of an image file, a numpy array (height, "
+            f"width, channels) or a torch tensor (channels, height, width), got {type(image).__name__}."
+        )
+    return _image_from_bytes(bytes(image), f"`{name}` ({len(image)} bytes)")
 
 
 def read_image_bytes(source: str | os.PathLike[str], name: str = "reference_image") -> bytes:
-    """The bytes behind a path or an http(s) URL, for whoever also wants their hash; not yet known to be a picture.
+    """Get the bytes behind a path or an http(s) URL, for whoever also wants their hash; perhaps no picture's.
 
     Args:
         source: A path, or a URL (fetched with `requests`).
         name: What errors call it.
 
-    Returns:
-        The file's content.
-
     Raises:
         FileNotFoundError: The path does not exist.
-        ValueError: A directory, or what cannot be read or downloaded; one sentence says why.
+        ValueError: A directory, a pipe, or what cannot be read or downloaded; one sentence says why.
     """
     label = _source_label(source, name)
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
         return _download(source, label)
-    return _read_image_file(Path(source), label)
+    try:
+        mode = os.stat(source).st_mode
+        if stat.S_ISREG(mode):  # reading a pipe or a device could wait for ever
+            return Path(source).read_bytes()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{label} does not exist.") from error
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{label} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    raise ValueError(f"{label} is {'a directory' if stat.S_ISDIR(mode) else 'no regular file'}: pass an image file.")
 
 
 def load_reference_mask(mask: ReferenceImage, size: tuple[int, int]) -> PIL.Image.Image:
-    """A greyscale mask that says which part of a picture counts: white counts, black does not.
+    """Get a greyscale mask that says which part of a picture counts: white counts, black does not.
 
     Args:
         mask: As `load_reference_image` takes it; its channels must agree (greyscale) and nothing may be transparent.
@@ -113,20 +127,20 @@ def load_reference_mask(mask: ReferenceImage, size: tuple[int, int]) -> PIL.Imag
         (4, 4)
     """
     if isinstance(mask, PIL.Image.Image) and mask.has_transparency_data:
-        alpha = mask.convert("RGBA").getchannel("A").getextrema()
-        if alpha != (255, 255):
+        if mask.convert("RGBA").getchannel("A").getextrema() != (255, 255):
             raise ValueError(
                 "`reference_mask` is transparent in places, and it is unclear whether they count: make it greyscale."
             )
     image = load_reference_image(mask, "reference_mask")
-    channels = np.asarray(image).astype(np.int16)
+    channels = np.asarray(image).astype(np.int16)  # (height, width, 3)
     if int(np.ptp(channels, axis=-1).max()) > 16:  # some slack for the colour noise of JPEG
         raise ValueError("`reference_mask` must be greyscale (white counts, black does not), got a coloured image.")
-    width, height = image.size
+    (width, height), (wide, high) = image.size, size
     # The slack is what a pixel more or less costs on each side when one of the two was scaled down.
-    if abs(width * size[1] - height * size[0]) > max(width + height, sum(size)):
-        wanted = f"{size[0]} x {size[1]}"
-        raise ValueError(f"`reference_mask` must have its picture's proportions, {wanted}, got {width} x {height}.")
+    if abs(width * high - height * wide) > max(width + height, wide + high):
+        raise ValueError(
+            f"`reference_mask` must have its picture's proportions, {wide} x {high}, got {width} x {height}."
+        )
     grey = image.convert("L")
     if grey.getextrema()[1] == 0:
         raise ValueError(
@@ -136,11 +150,10 @@ def load_reference_mask(mask: ReferenceImage, size: tuple[int, int]) -> PIL.Imag
 
 
 def group_references(reference: object, batch_size: int, name: str = "reference_image") -> list[list[Any]]:
-    """The references of each prompt, by the nesting that the caller gave.
+    """Get the references of each prompt, by the nesting that the caller gave.
 
-    One reference alone serves all prompts; a list is one per prompt; a list inside it is several for one prompt. A
-    list of one entry serves all prompts too. What the references are is not looked at: `ReferenceEmbeds` group as
-    images do.
+    One reference alone, or a list of one entry, serves all prompts; a list is one per prompt; a list inside it is
+    several for one prompt. `ReferenceEmbeds` group as images do.
 
     Args:
         reference: One reference, a list of them, or a list with lists in it. It is not modified.
@@ -160,51 +173,150 @@ def group_references(reference: object, batch_size: int, name: str = "reference_
         >>> group_references(["a.png", ["b.png", "c.png"]], 2)
         [['a.png'], ['b.png', 'c.png']]
     """
-    if not isinstance(reference, (list, tuple)):
-        return [[_checked_item(reference, name)] for _ in range(batch_size)]
-    entries = [_entry_items(entry, name) for entry in cast("list[object]", reference)]
+    is_list = isinstance(reference, (list, tuple))
+    entries = [_entry_items(entry, name) for entry in (cast("list[object]", reference) if is_list else [reference])]
     if not entries:
         raise ValueError(f"`{name}` is an empty list: pass one for all prompts or one per prompt, or leave it out.")
     if len(entries) == 1:
         return [list(entries[0]) for _ in range(batch_size)]
     if len(entries) != batch_size:
-        prompts = "1 prompt" if batch_size == 1 else f"{batch_size} prompts"
-        advice = "pass one for all prompts or one per prompt."
         if batch_size == 1:
-            advice = f"several for one prompt go into a list of their own, {name}=[[first, second]]."
-        raise ValueError(f"`{name}` has {len(entries)} entries for {prompts}: {advice}")
+            advice = f"1 prompt: several for one prompt go into a list of their own, {name}=[[first, second]]."
+        else:
+            advice = f"{batch_size} prompts: pass one for all prompts or one per prompt."
+        raise ValueError(f"`{name}` has {len(entries)} entries for {advice}")
     return entries
 
 
 def _entry_items(entry: object, name: str) -> list[Any]:
     """What one prompt gets: an item, or the items of a list."""
-    if not isinstance(entry, (list, tuple)):
-        return [_checked_item(entry, name)]
-    items = list(cast("list[object]", entry))
+    items = list(cast("list[object]", entry)) if isinstance(entry, (list, tuple)) else [entry]
     if not items:
         raise ValueError(f"`{name}` has an empty list in it: every prompt needs at least one.")
-    if any(isinstance(item, (list, tuple)) for item in items):
-        raise ValueError(
-            f"`{name}` is nested too deep: a list is one per prompt, a list inside it several for one prompt."
-        )
-    return [_checked_item(item, name) for item in items]
-
-
-def _checked_item(item: object, name: str) -> object:
-    """Refuses what is clearly several references, or none, in the place of one."""
-    if item is None:
-        raise ValueError(f"`{name}` has None in the place of a reference: every prompt needs one.")
-    if isinstance(item, (np.ndarray, Tensor)):
-        shape: tuple[int, ...] = tuple(cast(Any, item).shape)
+    for item in items:
+        if isinstance(item, (list, tuple)):
+            raise ValueError(
+                f"`{name}` is nested too deep: a list is one per prompt, a list inside it several for one prompt."
+            )
+        if item is None:
+            raise ValueError(
+                f"`{name}` has None in the place of a reference. A prompt that shall have no effect of one gets any, "
+                "and alpha 0: vl_alpha=[0.0, 0.3]."
+            )
+        shape = tuple(cast("Tensor", item).shape) if isinstance(item, (np.ndarray, Tensor)) else ()
         if len(shape) > 3:
             raise ValueError(f"`{name}` has a batch of shape {shape}: pass list(batch), one image (3-D) per prompt.")
-    return cast(object, item)
+    return items
 
 
-def _given_bytes(image: object, name: str) -> bytes:
-    if isinstance(image, (bytes, bytearray)):
-        return bytes(image)
-    raise TypeError(f"`{name}` must be {_ACCEPTED}, got {type(image).__name__}.")
+# ---- The grid of patches ----
+
+
+def grid_size(size: tuple[int, int], multiple: int, max_pixels: int) -> tuple[int, int]:
+    """Get width and height on the grid: the aspect kept, sides the nearest multiples (at least one).
+
+    Args:
+        size: Width and height of the picture, in pixels.
+        multiple: Pixels along a side of one image token (patch size x merge size; 32 in Qwen3-VL).
+        max_pixels: Bound on width x height, at least multiple x multiple. Where it bites, sides are rounded down.
+
+    Raises:
+        ValueError: A side is more than 200 times the other, or `max_pixels` has no room for one token.
+
+    Example:
+        >>> grid_size((640, 360), 32, 1024 * 1024)
+        (640, 352)
+        >>> grid_size((1990, 10), 32, 1024 * 1024)
+        (1984, 32)
+    """
+    width, height = size
+    _check_image_size(size, "A reference picture")
+    if max_pixels < multiple * multiple:
+        raise ValueError(
+            f"`max_pixels` must leave room for one image token of {multiple}x{multiple} = {multiple * multiple} "
+            f"pixels, got {max_pixels}."
+        )
+    columns, rows = (max(1, round(side / multiple)) for side in size)
+    most = max_pixels // (multiple * multiple)
+    if columns * rows > most:
+        shrink = math.sqrt(max_pixels / (width * height)) / multiple
+        columns, rows = max(1, math.floor(width * shrink)), max(1, math.floor(height * shrink))
+        # A thin picture keeps its one row or column and gives up length instead.
+        columns = min(columns, max(1, most // rows))
+        rows = min(rows, most // columns)
+    return columns * multiple, rows * multiple
+
+
+def visible_tokens(mask: PIL.Image.Image, columns: int, rows: int) -> Tensor:
+    """Get the image tokens that a mask leaves: those whose patch is white by half or more.
+
+    Args:
+        mask: Greyscale PIL image (mode "L" or "1") of any size, laid over the whole picture; white counts.
+        columns: Image tokens in a row of the grid.
+        rows: Rows of image tokens.
+
+    Returns:
+        `(rows * columns,)` bool tensor in the order of the tokens, row by row.
+
+    Raises:
+        TypeError: `mask` is not a PIL image.
+        ValueError: It is not greyscale, or it leaves no token.
+
+    Example:
+        >>> mask = PIL.Image.new("L", (64, 32))
+        >>> mask.paste(255, (0, 0, 32, 32))
+        >>> visible_tokens(mask, 4, 2).tolist()
+        [True, True, False, False, True, True, False, False]
+    """
+    if not isinstance(mask, PIL.Image.Image):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`mask` must be a greyscale PIL image, got {type(mask).__name__}.")
+    if mask.mode not in ("L", "1"):
+        raise ValueError(f'`mask` must be greyscale (mode "L" or "1"), got mode {mask.mode!r}. Use mask.convert("L").')
+    visible = torch.from_numpy(_is_white(mask, (columns, rows))).flatten()
+    if not bool(visible.any()):
+        raise ValueError(
+            f"The reference mask hides the whole picture: none of its {columns} x {rows} patches is white by half. "
+            "White marks what counts; is the mask inverted?"
+        )
+    return visible
+
+
+def fill_hidden(image: PIL.Image.Image, mask: PIL.Image.Image, visible: Tensor) -> PIL.Image.Image:
+    """Get the picture with every pixel that a mask hides in the mean colour of the others.
+
+    Resampling mixes neighbours; a hidden pixel that is gone before it cannot reach a patch that counts. Hidden are
+    the pixels where the mask is nearer to black, and those that lie within removed patches as a whole.
+
+    Args:
+        image: A PIL RGB image, at its own size.
+        mask: As for `visible_tokens`.
+        visible: `(rows, columns)` bool: the tokens that `visible_tokens` leaves, as a grid.
+
+    Returns:
+        A new RGB image; `image` itself where nothing is hidden.
+    """
+    hidden = ~_is_white(mask, image.size)  # (height, width)
+    width, height = image.size
+    rows, columns = visible.shape
+    for row, column in np.argwhere(~visible.numpy()):
+        # Pixels that lie across the edge to another patch stay: they belong to that one too.
+        top, bottom = math.ceil(row * height / rows), math.floor((row + 1) * height / rows)
+        left, right = math.ceil(column * width / columns), math.floor((column + 1) * width / columns)
+        hidden[top:bottom, left:right] = True
+    if not hidden.any():
+        return image
+    pixels = np.array(image)
+    pixels[hidden] = np.rint(pixels[~hidden].mean(axis=0))
+    return PIL.Image.fromarray(pixels)
+
+
+def _is_white(mask: PIL.Image.Image, size: tuple[int, int]) -> np.ndarray[Any, Any]:
+    """(rows, columns): the mask is white by half over that cell of a grid of `size`."""
+    # In floats: eight bits would round 127.4 up to 127.5's side.
+    return np.array(mask.convert("L").convert("F").resize(size, PIL.Image.Resampling.BOX)) >= _HALF_WHITE
+
+
+# ---- Reading, decoding, converting ----
 
 
 def _source_label(source: str | os.PathLike[str], name: str) -> str:
@@ -213,79 +325,69 @@ def _source_label(source: str | os.PathLike[str], name: str) -> str:
     return f"`{name}` {(text.split('?')[0] if is_url else text)!r}"  # after the question mark may stand a signature
 
 
-def _read_image_file(path: Path, label: str) -> bytes:
-    if not path.exists():
-        raise FileNotFoundError(f"{label} does not exist.")
-    if path.is_dir():
-        raise ValueError(f"{label} is a directory: pass the path of an image file.")
-    if not path.is_file():  # reading a pipe or a device could wait for ever
-        raise ValueError(f"{label} is not a regular file.")
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ValueError(f"{label} cannot be read: {error.strerror or error}.") from error
-
-
 def _download(url: str, label: str) -> bytes:
-    """The bytes behind a URL; one sentence says why they could not be had."""
-    chunks: list[bytes] = []
-    received = 0
-    try:
-        with requests.get(url, stream=True, timeout=_DOWNLOAD_TIMEOUT) as response:
-            if not response.ok:
-                raise ValueError(f"{label} could not be downloaded: HTTP {response.status_code} {response.reason}.")
-            for chunk in response.iter_content(2**16):
-                received += len(chunk)
-                if received > _MAX_DOWNLOAD_BYTES:
-                    raise ValueError(
-                        f"{label} was not downloaded to its end: it is larger than {_MAX_DOWNLOAD_BYTES} bytes."
-                    )
-                chunks.append(chunk)
-    except requests.exceptions.Timeout as error:
-        raise ValueError(f"{label} could not be downloaded: the server did not answer in time.") from error
-    except requests.exceptions.ConnectionError as error:
-        raise ValueError(f"{label} could not be downloaded: no connection to the server, or it was cut.") from error
-    except requests.exceptions.RequestException as error:
-        raise ValueError(f"{label} could not be downloaded: {type(error).__name__}.") from error
-    return b"".join(chunks)
+    """The bytes behind a URL. In a thread of its own: a server may dribble for ever, and no socket's timeout ends it."""
+    outcome: list[bytes | Exception] = []
+
+    def fetch() -> None:
+        try:
+            outcome.append(_fetch(url, label, time.monotonic() + _DOWNLOAD_SECONDS))
+        except Exception as error:
+            outcome.append(error)
+
+    thread = threading.Thread(target=fetch, daemon=True)
+    thread.start()
+    thread.join(_DOWNLOAD_SECONDS)
+    result = outcome[0] if outcome else ValueError(f"it took longer than {_DOWNLOAD_SECONDS:g} seconds")
+    if isinstance(result, bytes):
+        return result
+    reason = {
+        requests.exceptions.Timeout: "the server did not answer in time",
+        requests.exceptions.ConnectionError: "no connection to the server, or it was cut",
+    }
+    said = next((text for kind, text in reason.items() if isinstance(result, kind)), None)
+    said = said or (str(result) if type(result) is ValueError else type(result).__name__)
+    raise ValueError(f"{label} could not be downloaded: {said}.") from result
+
+
+def _fetch(url: str, label: str, deadline: float) -> bytes:
+    with requests.get(url, stream=True, timeout=_PACKET_SECONDS) as response:
+        if not response.ok:
+            raise ValueError(f"HTTP {response.status_code}")
+        content = bytearray()
+        for chunk in response.iter_content(2**14):
+            content += chunk
+            if len(content) > _MAX_DOWNLOAD_BYTES or time.monotonic() > deadline:
+                raise ValueError(f"it is larger than {_MAX_DOWNLOAD_BYTES} bytes, or too slow")
+    return bytes(content)
 
 
 def _image_from_bytes(data: bytes, label: str) -> PIL.Image.Image:
     if not data:
         raise ValueError(f"{label} is empty.")
+    PIL.Image.init()
+    formats = [name for name in _FORMATS if name in PIL.Image.OPEN]
     try:
-        return _finish_image(PIL.Image.open(io.BytesIO(data)), label)
+        image = PIL.Image.open(io.BytesIO(data), formats=formats)
     except PIL.Image.DecompressionBombError as error:
         raise ValueError(f"{label} was refused before decoding: {error} Scale it down first.") from error
     except PIL.UnidentifiedImageError as error:
         if data.lstrip()[:64].lower().startswith((b"<!doctype html", b"<html")):
             raise ValueError(
-                f"{label} is an HTML page, not an image: is it the address of a page that shows one?"
+                f"{label} is an HTML page, not an image: is it the address of a page with one?"
             ) from error
-        raise ValueError(f"{label} is in no image format that Pillow reads: convert it to PNG or JPEG.") from error
-    except (OSError, SyntaxError, EOFError) as error:  # Pillow reports broken headers as SyntaxError
+        raise ValueError(f"{label} is in none of the formats {formats}: convert it to PNG or JPEG.") from error
+    except Exception as error:  # Pillow reports broken headers as any of a dozen
         raise ValueError(f"{label} cannot be read: {error}.") from error
-
-
-def _finish_image(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
-    """Checks the size before anything is decoded, then turns, composites and converts."""
-    _check_image_size(image.size, label)
-    try:
-        # The second picture of an MPO file is a camera's preview or depth map, not a frame.
-        if getattr(image, "is_animated", False) and image.format != "MPO":
-            note = f"{label} is animated: frame {image.tell() + 1} alone is used."
-            warnings.warn(note, UserWarning, stacklevel=4)
-        return _to_rgb(PIL.ImageOps.exif_transpose(image), image.format, label)
-    except (OSError, SyntaxError, EOFError) as error:
-        raise ValueError(f"{label} cannot be decoded: {error}.") from error
+    return _finish_image(image, label)
 
 
 def _check_image_size(size: tuple[int, int], label: str) -> None:
     width, height = size
-    if width == 0 or height == 0:
+    limit = 2 * (PIL.Image.MAX_IMAGE_PIXELS or math.inf)  # where Pillow itself refuses to open a file
+    if width < 1 or height < 1:
         raise ValueError(f"{label} has no pixels: it is {width} x {height}.")
-    if PIL.Image.MAX_IMAGE_PIXELS is not None and width * height > 2 * PIL.Image.MAX_IMAGE_PIXELS:
-        limit = 2 * PIL.Image.MAX_IMAGE_PIXELS  # where Pillow itself refuses to open a file
+    if width * height > limit:
         raise ValueError(f"{label} has {width * height} pixels, over the limit of {limit}: scale it down first.")
     if max(size) > MAX_ASPECT_RATIO * min(size):
         raise ValueError(
@@ -293,20 +395,51 @@ def _check_image_size(size: tuple[int, int], label: str) -> None:
         )
 
 
-def _to_rgb(image: PIL.Image.Image, file_format: str | None, label: str) -> PIL.Image.Image:
+def _finish_image(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
+    """A new RGB image: its size is checked before anything is decoded, then it is turned, converted and composited."""
+    _check_image_size(image.size, label)
+    file_format = image.format
+    try:
+        # The second picture of an MPO file is a camera's preview or depth map, not a frame.
+        frame = image.tell() + 1 if getattr(image, "is_animated", False) and file_format != "MPO" else None
+        image = PIL.ImageOps.exif_transpose(image)
+    except Exception as error:  # as for headers
+        raise ValueError(f"{label} cannot be decoded: {error}.") from error
+    if frame is not None:
+        warnings.warn(f"{label} is animated: frame {frame} alone is used.", UserWarning, stacklevel=4)
+    profile = image.info.get("icc_profile")
     if image.mode in ("I", "F") or image.mode.startswith("I;"):
         image = _grey_from_deep(image, file_format, label)
     if image.mode == "La":
         image = image.convert("LA")  # Pillow knows no direct way from premultiplied grey to RGB
+    alpha = None
     if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", layer.size, (255, 255, 255, 255)), layer)
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
     try:
-        return image.convert("RGB")
+        colours = _to_srgb(image, profile, label) if profile else image.convert("RGB")
     except ValueError as error:
         raise ValueError(
             f"{label} has the mode {image.mode!r}, which Pillow cannot convert to RGB: convert it first."
         ) from error
+    finished = PIL.Image.new("RGB", image.size, "white")
+    finished.paste(colours, mask=alpha)
+    return finished
+
+
+def _to_srgb(image: PIL.Image.Image, profile: bytes, label: str) -> PIL.Image.Image:
+    try:
+        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        space = {"GRAY": "L", "CMYK": "CMYK"}.get(given.profile.xcolor_space.strip(), "RGB")
+        if (space == "CMYK") == (image.mode == "CMYK"):
+            srgb = ImageCms.createProfile("sRGB")
+            converted = ImageCms.profileToProfile(image.convert(space), given, srgb, outputMode="RGB")
+            return cast("PIL.Image.Image", converted)
+        reason = f"it is made for {space} and the picture is {image.mode}"
+    except (ImageCms.PyCMSError, OSError, ImportError) as error:
+        reason = str(error)
+    warnings.warn(f"{label}: its colour profile is ignored: {reason}.", UserWarning, stacklevel=5)
+    return image.convert("RGB")
 
 
 def _grey_from_deep(image: PIL.Image.Image, file_format: str | None, label: str) -> PIL.Image.Image:
@@ -339,21 +472,19 @@ def _image_from_array(array: np.ndarray[Any, Any] | Tensor, name: str) -> PIL.Im
         raise ValueError(f"{kind}, a batch: pass list(batch), one image {layout} per prompt.")
     if len(shape) not in (2, 3):
         raise ValueError(f"{kind}, expected {layout} or (height, width).")
-    channels = 1 if len(shape) == 2 else shape[0 if is_tensor else -1]
+    at, other_end = (0, -1) if is_tensor else (-1, 0)
+    channels = 1 if len(shape) == 2 else shape[at]
     if channels not in (1, 3, 4):
-        other = shape[-1 if is_tensor else 0]
         turn = "permute(2, 0, 1)" if is_tensor else "transpose(1, 2, 0)"
-        hint = f" Its channels seem to lie elsewhere: pass it as .{turn}." if other in (1, 3, 4) else ""
+        hint = f" Its channels seem to lie elsewhere: pass it as .{turn}." if shape[other_end] in (1, 3, 4) else ""
         raise ValueError(f"{kind}, expected {layout} with 1, 3 or 4 channels, got {channels}.{hint}")
     if 0 in shape:
         raise ValueError(f"{kind}: it has no pixels.")
     if isinstance(array, Tensor):
         plain = array.detach().cpu()
-        values = (plain.float() if plain.is_floating_point() else plain).numpy()
-        values = np.moveaxis(values, 0, -1) if values.ndim == 3 else values
-    else:
-        values = array
-    pixels = np.ascontiguousarray(_pixels_8_bit(values, kind))
+        array = (plain.float() if plain.is_floating_point() else plain).numpy()
+        array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
+    pixels = np.ascontiguousarray(_pixels_8_bit(array, kind))
     return PIL.Image.fromarray(pixels[..., 0] if pixels.ndim == 3 and channels == 1 else pixels)
 
 

@@ -1,4 +1,4 @@
-"""One forward pass of Qwen3-VL's inner model: the states of some layers, no logits, and nothing left changed.
+"""Qwen3-VL as the reader of a picture: loading it, checking it, and one pass up to a layer that leaves nothing changed.
 
 Layers are numbered as transformers numbers `hidden_states`: 0 is what the first block reads (word and image
 embeddings), k what block k reads, and the last one, also -1, is what the final norm gives. DeepStack adds visual
@@ -8,152 +8,198 @@ features between the first blocks; here layer k always has them, as block k read
 
 from __future__ import annotations
 
+import hashlib
+import inspect
+import os
 import threading
 import weakref
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
+from diffusers.utils import logging
+from PIL import Image
 from torch import Tensor, nn
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3VLConfig,
+    Qwen3VLForConditionalGeneration,
+)
 
-from .block_counts import get_full_depth
-from .versions import bring_position_table, compute_position_ids, group_offload_settings
+from ..blend.regions import Region, TextPosition
+from .embeds import ReferenceEmbeds, describe_width
+from .reading import Reading, VLImageProcessor, build_reading, get_image_processor
+from .turn import read_text_turn
 
 
-_VL_WIDTHS = {2048: "Qwen3-VL-2B", 2560: "Qwen3-VL-4B", 4096: "Qwen3-VL-8B", 5120: "Qwen3-VL-32B"}
-
+_readers_logger = logging.get_logger(__name__)
 _model_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _model_locks_lock = threading.Lock()
 
 
-@dataclass(frozen=True)
-class VLInputs:
-    """What the inner model reads for one reference.
-
-    Attributes:
-        input_ids: `(tokens,)` int64 ids of the turn.
-        pixel_values: `(patches, patch values)` from the image processor; None where the picture is not read again.
-        image_grid_thw: `(1, 3)` int64: 1, rows and columns of patches (before merging).
-        visible: `(image tokens,)` bool, False where a mask removes the token; None without a mask.
-    """
-
-    input_ids: Tensor
-    pixel_values: Tensor | None
-    image_grid_thw: Tensor
-    visible: Tensor | None = None
-
-
-# ---- Devices and hooks ----
-
-
-def execution_device(module: nn.Module) -> torch.device:
-    """The device that a module's inputs belong on: that of its offload hooks if it has some, or of its weights."""
-    group = group_offload_settings(module)
-    if group is not None:
-        return torch.device(group.onload_device)
-    for part in module.modules():
-        hook = getattr(part, "_hf_hook", None)
-        for single in getattr(hook, "hooks", (hook,)):
-            device = getattr(single, "execution_device", None)
-            if device is not None:
-                return torch.device(device)
-    return next(module.parameters()).device
-
-
-def bring_to_device(vl_encoder: Any) -> None:
-    # Model offload hooks the outer model's forward, which is never called here: its hook has to be told.
-    hook = getattr(vl_encoder, "_hf_hook", None)
-    if hook is not None:
-        hook.pre_forward(vl_encoder)
-    bring_position_table(vl_encoder.model.visual)
-
-
-# ---- Checks ----
-
-
-def check_vl_encoder(vl_encoder: Any, width: int | None = None) -> None:
-    """Refuses a VL encoder that cannot serve, from its config alone: no model is run.
+def encode_reference(
+    vl_encoder: Qwen3VLForConditionalGeneration,
+    vl_processor: object,
+    tokenizer: PreTrainedTokenizerBase,
+    image: Image.Image,
+    text: str,
+    layers: Sequence[int] = (-6,),
+    *,
+    text_position: TextPosition = "after",
+    max_pixels: int = 1024 * 1024,
+    mask: Image.Image | None = None,
+    max_sequence_length: int | None = None,
+    model_id: str | None = None,
+    revision: str | None = None,
+    device: torch.device | None = None,
+) -> ReferenceEmbeds:
+    """Get the hidden states of Qwen3-VL's language model over one picture and a text.
 
     Args:
-        vl_encoder: Should be a `Qwen3VLForConditionalGeneration`, quantised or not.
-        width: Dimensions of the text embeddings its states are blended into; None to leave the width unchecked.
+        vl_encoder: A `Qwen3VLForConditionalGeneration`; it is the same after the call as before.
+        vl_processor: Its image processor, or a full `Qwen3VLProcessor`.
+        tokenizer: The tokenizer of Z-Image's text encoder, which holds Qwen's vision tokens.
+        image: A PIL RGB image, as `load_reference_image` gives it.
+        text: The text beside it, `""` for none.
+        layers: Indices as of transformers' `hidden_states`: 0 the embeddings, -1 after the final norm.
+        text_position: The text `"after"` or `"before"` the picture.
+        max_pixels: Bound on the pixels that the encoder sees, beside the image processor's own.
+        mask: Greyscale PIL image of any size, white counts. Image tokens whose patch is not white by half are
+            removed: from the result, from the vision tower's attention and from the language model's. Hidden pixels
+            leave no trace at all.
+        max_sequence_length: Cuts the text and the template as a prompt of that bound is cut. None: no bound.
+        model_id: For the provenance: Hub id or folder of the encoder.
+        revision: For the provenance: its revision.
+        device: Where the encoder runs; None to ask its offload hooks, or else its weights.
+
+    Returns:
+        States, regions and provenance, in the encoder's dtype, on its device.
 
     Raises:
-        TypeError: It is not of Qwen3-VL's family, or not the whole model.
-        ValueError: Its language model is not `width` wide.
+        TypeError: Another kind of encoder, processor, image, mask, text or layers.
+        ValueError: As `build_reading` and `read_reference`.
 
     Example:
-        >>> check_vl_encoder(torch.nn.Linear(2, 2), 2560)  # doctest: +ELLIPSIS
-        Traceback (most recent call last):
-        TypeError: `vl_encoder` must be a Qwen3VLForConditionalGeneration, got Linear. Load ...
+        >>> from zimage_vl.toy import load_toy_pipeline
+        >>> pipe = load_toy_pipeline()
+        >>> image = Image.new("RGB", (64, 64), "red")
+        >>> embeds = encode_reference(pipe.vl_encoder, pipe.vl_processor, pipe.tokenizer, image, "a circle", (-2,))
+        >>> embeds.num_image_tokens
+        16
     """
-    wanted = "`vl_encoder` must be a Qwen3VLForConditionalGeneration"
-    family = getattr(getattr(vl_encoder, "config", None), "model_type", None)
-    got = type(vl_encoder).__name__ + (f" of model type {family!r}" if family else "")
-    if family != "qwen3_vl":
-        raise TypeError(f"{wanted}, got {got}. Load Qwen/Qwen3-VL-4B-Instruct as one.")
-    inner = getattr(vl_encoder, "model", None)
-    if not hasattr(inner, "language_model") or not hasattr(inner, "visual"):
-        raise TypeError(f"{wanted}, got {got}, which is only a part of it. Pass the whole model.")
-    own_width = vl_encoder.config.text_config.hidden_size
-    if width is not None and own_width != width:
+    check_vl_encoder(vl_encoder)
+    turn = read_text_turn(tokenizer, text, max_sequence_length)
+    reading = build_reading(
+        vl_encoder.config, vl_processor, tokenizer, image, turn, layers,
+        text_position=text_position, max_pixels=max_pixels, mask=mask, model_id=model_id, revision=revision,
+    )  # fmt: skip
+    return read_reference(vl_encoder, vl_processor, reading, device)
+
+
+@torch.no_grad()
+def read_reference(
+    vl_encoder: Qwen3VLForConditionalGeneration,
+    processor: object,
+    reading: Reading,
+    device: torch.device | None = None,
+) -> ReferenceEmbeds:
+    """Get the states of a reading's layers, from one pass that stops after the deepest: -6 of 36 runs 31 blocks.
+
+    Args:
+        vl_encoder: A `Qwen3VLForConditionalGeneration`. Its mode, weights, hooks and `rope_deltas` stay as they are.
+            While one thread is in here with a model, others wait for it.
+        processor: Its image processor, or a full `Qwen3VLProcessor`.
+        reading: By `build_reading`, from the encoder's config.
+        device: Where the inputs belong; None to ask the encoder's offload hooks, or else its weights.
+
+    Returns:
+        `(tokens, dims)` states of the tokens that no mask removes, in the encoder's dtype, on its device.
+
+    Raises:
+        ValueError: NaN or infinity in what the encoder gives, or a processor that makes another grid.
+
+    Example:
+        See `encode_reference`, which is made of `read_text_turn`, `build_reading` and this.
+    """
+    config = vl_encoder.config
+    patches, grid = _cut_into_patches(get_image_processor(processor, config), reading)
+    with lock_of_model(vl_encoder):
+        bring_to_device(vl_encoder)
+        device = device or execution_device(vl_encoder)
+        input_ids, grid = reading.ids.to(device)[None], grid.to(device)
+        is_image = input_ids == config.image_token_id
+        # Always a mask: without one transformers 4 takes the jumps in M-RoPE positions for several packed sequences.
+        attention_mask = torch.ones_like(input_ids)
+        if reading.visible is not None:
+            attention_mask[is_image] = reading.visible.to(device, attention_mask.dtype)
+        arguments = {
+            "input_ids": input_ids,
+            "attention_mask": attention_mask,
+            "position_ids": _position_ids(vl_encoder.model, input_ids, grid, is_image),
+            "pixel_values": patches.to(device),
+            "image_grid_thw": grid,
+        }
+        states = _run_to_layers(vl_encoder, arguments, list(reading.layers.values()), reading.visible)
+        kept = torch.ones_like(reading.regions, dtype=torch.bool)
+        if reading.visible is not None:
+            kept[reading.regions == Region.IMAGE] = reading.visible
+        hidden_states = {layer: states[k][kept.to(states[k].device)] for layer, k in reading.layers.items()}
+        fingerprint = fingerprint_vl_encoder(vl_encoder)
+    first = next(iter(hidden_states.values()))
+    dtype = str(first.dtype).removeprefix("torch.")
+    provenance = replace(reading.provenance, vl_fingerprint=fingerprint, dtype=dtype)
+    return ReferenceEmbeds(hidden_states, reading.regions[kept].to(first.device), provenance)
+
+
+def _cut_into_patches(processor: VLImageProcessor, reading: Reading) -> tuple[Tensor, Tensor]:
+    """(patches, patch values) and (1, 3) times, rows and columns of patches, before merging."""
+    # The picture has its size already, so the processor must not resize it.
+    features = processor(images=[reading.picture], do_resize=False, return_tensors="pt")
+    expected = [[1, *(side * processor.merge_size for side in reading.grid)]]
+    if features["image_grid_thw"].tolist() != expected:
         raise ValueError(
-            f"`vl_encoder` must be as wide as the text encoder: expected hidden size {width}{_width_hint(width)}, got "
-            f"{own_width}{_width_hint(own_width)}. Load a Qwen3-VL of width {width}."
+            f"The image processor made a grid of {features['image_grid_thw'].tolist()} patches from a picture of "
+            f"{reading.picture.size} pixels, expected {expected}. Load it with transformers.AutoImageProcessor from "
+            "the VL encoder's folder."
         )
+    return features["pixel_values"], features["image_grid_thw"]
 
 
-def _width_hint(width: int) -> str:
-    return f" (that of {_VL_WIDTHS[width]})" if width in _VL_WIDTHS else ""
+def _position_ids(inner: nn.Module, input_ids: Tensor, grid: Tensor, is_image: Tensor) -> Tensor:
+    """M-RoPE positions (3, 1, tokens), by Qwen3-VL's own rule, as if no token were masked.
 
-
-def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> dict[int, int]:
-    """Each layer as asked for, to its number counted from 0.
-
-    Raises:
-        TypeError: `layers` is not a sequence of integers.
-        ValueError: It is empty, or a layer is out of range.
-
-    Example:
-        >>> resolve_layers((-6, 4), 36)
-        {-6: 31, 4: 4}
+    A mask with holes breaks the model's own computation, which would also keep `rope_deltas` on the module.
     """
-    given = cast(Any, layers)
-    if isinstance(given, (str, bytes)) or not isinstance(given, Sequence):
-        raise TypeError(f"`layers` must be a sequence of integers such as (-6,), got {layers!r}.")
-    if not layers:
-        raise ValueError("`layers` must name at least one layer, got none.")
-    for layer in cast("Sequence[Any]", given):
-        if isinstance(layer, bool) or not isinstance(layer, int):
-            raise TypeError(f"`layers` must be integers, got {layer!r}.")
-        if not -num_hidden_layers - 1 <= layer <= num_hidden_layers:
-            raise ValueError(
-                f"Layer {layer} is out of range: a language model of {num_hidden_layers} layers has hidden states "
-                f"{-num_hidden_layers - 1} .. {num_hidden_layers} (-1 is after the final norm)."
-            )
-    return {layer: layer % (num_hidden_layers + 1) for layer in layers}
+    get_rope_index = cast("Callable[..., tuple[Tensor, Tensor]]", inner.get_rope_index)
+    arguments = {"image_grid_thw": grid, "attention_mask": torch.ones_like(input_ids)}
+    # Wanted by name from transformers 5.1 on; before, the model finds the image tokens by their id.
+    if "mm_token_type_ids" in inspect.signature(get_rope_index).parameters:
+        arguments["mm_token_type_ids"] = is_image.int()
+    return get_rope_index(input_ids, **arguments)[0]
 
 
-def resolve_vl_layers(vl_encoder: Any, layers: Sequence[int]) -> dict[int, int]:
-    """As `resolve_layers`, of the whole model's layers; refuses those whose blocks were not loaded.
-
-    Raises:
-        TypeError: As `resolve_layers`.
-        ValueError: As `resolve_layers`; a layer needs blocks that were left out when the encoder was loaded.
-    """
-    config = vl_encoder.config.text_config
-    depth, loaded = get_full_depth(config), config.num_hidden_layers
-    wanted = resolve_layers(layers, depth)
-    for layer, number in wanted.items():
-        if loaded < depth and number > loaded:
-            raise ValueError(
-                f"Layer {layer} needs {min(number, depth)} of the VL encoder's {depth} blocks, but only the first "
-                f"{loaded} were loaded. Load it again, `pipe.unload_vl_encoder()` and then "
-                f"`pipe.load_vl_encoder(layers=({layer},))`, or without `layers` for all blocks."
-            )
-    return wanted
+def _run_to_layers(
+    vl_encoder: Qwen3VLForConditionalGeneration,
+    arguments: Mapping[str, Tensor],
+    layers: Sequence[int],
+    visible: Tensor | None,
+) -> dict[int, Tensor]:
+    """(tokens, dims) of each layer, all tokens. The model's lock is held, and it is where it runs."""
+    inner, deepest = cast("Any", vl_encoder.model), max(layers)
+    captured: dict[int, Tensor] = {}
+    with ExitStack() as undo:
+        if visible is not None:
+            merge = vl_encoder.config.vision_config.spatial_merge_size
+            undo.enter_context(isolate_patches(inner.visual, visible.repeat_interleave(merge * merge)))
+        undo.enter_context(_capture_inputs(inner.language_model, [k for k in layers if k != deepest], captured))
+        undo.enter_context(early_exit(inner.language_model, deepest))
+        captured[deepest] = inner(**arguments, use_cache=False, return_dict=True).last_hidden_state
+    return {layer: captured[layer][0] for layer in layers}
 
 
 # ---- Temporary changes, undone whatever happens ----
@@ -167,7 +213,7 @@ def early_exit(language_model: Any, layer: int) -> Generator[None]:
     are put back at the end. Bit for bit the `hidden_states[layer]` of a full pass.
     """
     layers, norm = language_model.layers, language_model.norm
-    if layer >= get_full_depth(language_model.config):
+    if layer >= len(layers):
         yield  # the last one is after the final norm: nothing to leave out
         return
     try:
@@ -211,7 +257,7 @@ def isolate_patches(visual: Any, visible: Tensor) -> Generator[None]:
     bounds = [0, int(visible.sum()), visible.numel()]
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        states = args[0] if args else kwargs.pop("hidden_states")
+        states = args[0] if args else kwargs.pop("hidden_states")  # (patches, dims)
         at = order.to(states.device)
         cos, sin = kwargs["position_embeddings"]
         cut = torch.tensor(bounds, dtype=kwargs["cu_seqlens"].dtype, device=kwargs["cu_seqlens"].device)
@@ -229,75 +275,243 @@ def isolate_patches(visual: Any, visible: Tensor) -> Generator[None]:
 
 
 def lock_of_model(model: nn.Module) -> threading.RLock:
+    """Get the one lock of a model, whichever pipeline it is in."""
     with _model_locks_lock:
         return _model_locks.setdefault(model, threading.RLock())
 
 
-# ---- The pass ----
+# ---- Devices and hooks ----
 
 
-@torch.no_grad()
-def vl_hidden_states(
-    vl_encoder: Any, inputs: VLInputs, layers: Sequence[int], device: torch.device | None = None
-) -> dict[int, Tensor]:
-    """States of the layers asked for, from one pass that stops after the deepest of them.
+def execution_device(module: nn.Module) -> torch.device:
+    """Get the device that a module's inputs belong on: that of its offload hooks if it has some, or of its weights."""
+    group = group_offload_settings(module)
+    if group is not None:
+        return torch.device(group.onload_device)
+    for part in module.modules():
+        hook = getattr(part, "_hf_hook", None)
+        for single in getattr(hook, "hooks", (hook,)):
+            device = getattr(single, "execution_device", None)
+            if device is not None:
+                return torch.device(device)
+    return next(module.parameters()).device
+
+
+def bring_to_device(vl_encoder: nn.Module) -> None:
+    """Bring the VL encoder to where it runs: model offload hooks its outer forward, which is never called here."""
+    hook = getattr(vl_encoder, "_hf_hook", None)
+    if hook is not None:
+        hook.pre_forward(vl_encoder)
+    # transformers 4 looks at the position table's device before it runs it, and would compute on the meta device where
+    # sequential offload keeps it away. The table's own hook sends it away again.
+    table = cast("Any", vl_encoder).model.visual.pos_embed
+    hook = getattr(table, "_hf_hook", None)
+    if hook is not None and table.weight.device.type == "meta":
+        hook.pre_forward(table)
+
+
+def group_offload_settings(module: nn.Module | None) -> Any:
+    """Get how diffusers' group offload moves a module (`onload_device`, `offload_device`), None without.
+
+    diffusers' functions that tell are private, and moved between versions.
+    """
+    for part in () if module is None else module.modules():
+        registry = getattr(part, "_diffusers_hook", None)
+        hook = None if registry is None else registry.get_hook("group_offloading")
+        if hook is not None:
+            return hook.config
+    return None
+
+
+# ---- Checks and loading ----
+
+
+def check_vl_encoder(vl_encoder: object, width: int | None = None) -> None:
+    """Check that a VL encoder can serve, from its config and its parts: no model is run.
 
     Args:
-        vl_encoder: A `Qwen3VLForConditionalGeneration`. Its mode, weights, hooks and `rope_deltas` stay as they are.
-            While one thread is in here with a model, others wait for it.
-        inputs: Ids, patches and mask of one reference.
-        layers: Layers counted from 0, each at most the number of blocks.
-        device: Where the inputs belong; None to ask accelerate's hooks, or else the weights.
+        vl_encoder: Should be a `Qwen3VLForConditionalGeneration`, quantised or not.
+        width: Dimensions of the text embeddings its states are blended into; None to leave the width unchecked.
+
+    Raises:
+        TypeError: It is not of Qwen3-VL's family, or not the whole model.
+        ValueError: Its language model is not `width` wide.
+
+    Example:
+        >>> check_vl_encoder(torch.nn.Linear(2, 2), 2560)
+        Traceback (most recent call last):
+        TypeError: `vl_encoder` must be a Qwen3VLForConditionalGeneration, got Linear.
+    """
+    config = getattr(vl_encoder, "config", None)
+    if config is None:
+        raise TypeError(f"`vl_encoder` must be a Qwen3VLForConditionalGeneration, got {type(vl_encoder).__name__}.")
+    check_vl_config(config, width)
+    inner = getattr(vl_encoder, "model", None)
+    if not hasattr(inner, "language_model") or not hasattr(inner, "visual"):
+        raise TypeError(
+            f"`vl_encoder` must be a Qwen3VLForConditionalGeneration, got {type(vl_encoder).__name__}, which is only "
+            "a part of it. Pass the whole model."
+        )
+
+
+def check_vl_config(config: object, width: int | None = None) -> None:
+    """Check that a model can serve as VL encoder, from its config alone.
+
+    Raises:
+        TypeError: The config is not of Qwen3-VL's family.
+        ValueError: Its language model is not `width` wide.
+    """
+    family = getattr(config, "model_type", None)
+    if family != "qwen3_vl":
+        raise TypeError(
+            f"The VL encoder must be a Qwen3-VL, got a model of type {family!r}. Load Qwen/Qwen3-VL-4B-Instruct."
+        )
+    own_width = cast("Qwen3VLConfig", config).text_config.hidden_size
+    if width is not None and own_width != width:
+        raise ValueError(
+            f"The VL encoder must be as wide as the text encoder: expected hidden size {describe_width(width)}, got "
+            f"{describe_width(own_width)}. Load a Qwen3-VL of width {width}."
+        )
+
+
+def load_vl_config(
+    model_id: str | os.PathLike[str],
+    revision: str | None = None,
+    *,
+    subfolder: str = "",
+    processor_subfolder: str = "",
+) -> tuple[Qwen3VLConfig, VLImageProcessor]:
+    """Load a VL encoder's config and image processor, a few small files: what `build_reading` needs.
+
+    Args:
+        model_id: Hub id or local folder.
+        revision: Branch, tag or commit of a Hub id.
+        subfolder: Where in the repository or folder the encoder lies.
+        processor_subfolder: Where its processor lies.
+
+    Raises:
+        OSError: They can neither be found locally nor be downloaded.
+        TypeError: It is another kind of model.
+    """
+    at = {} if revision is None else {"revision": revision}
+    with _explaining_failure(model_id):
+        config = AutoConfig.from_pretrained(model_id, **at, **({"subfolder": subfolder} if subfolder else {}))
+        check_vl_config(config)
+        # AutoImageProcessor needs no torchvision, AutoProcessor does.
+        inside = {"subfolder": processor_subfolder} if processor_subfolder else {}
+        processor = AutoImageProcessor.from_pretrained(model_id, **at, **inside)
+    return config, cast("VLImageProcessor", get_image_processor(processor, config))
+
+
+def load_vl_encoder_parts(
+    model_id: str | os.PathLike[str],
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    config: Qwen3VLConfig | None = None,
+    processor: VLImageProcessor | None = None,
+    subfolder: str = "",
+    processor_subfolder: str = "",
+) -> tuple[Qwen3VLForConditionalGeneration, VLImageProcessor]:
+    """Load a VL encoder and its image processor, and log one line that says what was loaded.
+
+    Args:
+        model_id: Hub id or local folder.
+        revision: Branch, tag or commit of a Hub id.
+        dtype: Of the weights; None keeps the checkpoint's.
+        config: Its config, where `load_vl_config` has read it already.
+        processor: Its image processor, likewise.
+        subfolder: Where in the repository or folder the encoder lies.
+        processor_subfolder: Where its processor lies.
+
+    Raises:
+        OSError: It can neither be found locally nor be downloaded.
+        TypeError: It is another kind of model.
+    """
+    if config is None or processor is None:
+        config, processor = load_vl_config(
+            model_id, revision, subfolder=subfolder, processor_subfolder=processor_subfolder
+        )
+    given: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype, "config": config}
+    given |= {"revision": revision} if revision is not None else {}
+    given |= {"subfolder": subfolder} if subfolder else {}
+    with _explaining_failure(model_id):
+        # Whole: the bare Qwen3VLModel would start from random weights on transformers 4.57, with only a warning.
+        encoder = Qwen3VLForConditionalGeneration.from_pretrained(model_id, **given)
+    size = sum(p.numel() * p.element_size() for p in encoder.parameters())
+    _readers_logger.warning(
+        f"Loaded the VL encoder {model_id} (revision {revision or 'default'}, {encoder.dtype}, {size / 1e9:.2f} GB)."
+    )
+    return encoder.eval(), processor
+
+
+@contextmanager
+def _explaining_failure(model_id: str | os.PathLike[str]) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"The VL encoder {str(model_id)!r} could not be loaded: it is neither a folder with a Qwen3-VL model nor "
+            "in the Hub's cache, and could not be downloaded. Download it while online, or pass the path of a local "
+            "folder as `vl_model_id` (or load it yourself and pass `vl_encoder` and `vl_processor`)."
+        ) from error
+
+
+# ---- Which model it is ----
+
+
+def fingerprint_text_encoder(text_encoder: PreTrainedModel) -> str:
+    """Get which text encoder it is: the SHA-256 of the sizes in its config and of all its norm weights.
+
+    It is the same on every device and version of transformers, and in every dtype that keeps the checkpoint's values.
+    Quantisation leaves norms alone, and so does a LoRA, which does not show.
 
     Returns:
-        Layer to `(tokens, dims)`, in the model's dtype and on its device; all tokens, also those a mask hides.
+        64 hex digits.
+
+    Raises:
+        ValueError: Its weights are not in memory, as under sequential offload.
+
+    Example:
+        >>> from zimage_vl.toy import load_toy_pipeline
+        >>> len(fingerprint_text_encoder(load_toy_pipeline().text_encoder))
+        64
     """
-    with lock_of_model(vl_encoder):
-        bring_to_device(vl_encoder)
-        arguments = forward_arguments(vl_encoder, inputs, device or execution_device(vl_encoder))
-        return run_to_layers(vl_encoder, arguments, layers, inputs.visible)
+    body = getattr(text_encoder, "model", text_encoder)  # the same with and without a head
+    fingerprint = _norms_digest([text_encoder.config], {"": body})
+    if fingerprint is None:
+        raise ValueError(
+            "The text encoder's weights are not in memory, so that it cannot be told which one it is: take its "
+            "fingerprint before enable_sequential_cpu_offload."
+        )
+    return fingerprint
 
 
-def run_to_layers(
-    vl_encoder: Any, arguments: dict[str, Any], layers: Sequence[int], visible: Tensor | None = None
-) -> dict[int, Tensor]:
-    """The pass itself, over ready arguments; the model's lock is held, and it is where it runs.
+def fingerprint_vl_encoder(vl_encoder: Qwen3VLForConditionalGeneration) -> str | None:
+    """Get which Qwen3-VL it is, as `fingerprint_text_encoder` does: from the norms of its vision tower and first block.
 
-    Args:
-        vl_encoder: As in `vl_hidden_states`.
-        arguments: Of the inner model.
-        layers: As in `vl_hidden_states`.
-        visible: `(image tokens,)` bool where hidden patches are to be kept apart in the vision tower.
+    Returns:
+        64 hex digits, also under offload; None where its weights cannot be read, as on torch's meta device.
     """
-    inner, deepest = vl_encoder.model, max(layers)
-    captured: dict[int, Tensor] = {}
-    with ExitStack() as undo:
-        if visible is not None:
-            merge = vl_encoder.config.vision_config.spatial_merge_size
-            undo.enter_context(isolate_patches(inner.visual, visible.repeat_interleave(merge * merge)))
-        undo.enter_context(_capture_inputs(inner.language_model, [k for k in layers if k != deepest], captured))
-        undo.enter_context(early_exit(inner.language_model, deepest))
-        captured[deepest] = inner(**arguments).last_hidden_state
-    return {layer: captured[layer][0] for layer in layers}
+    config, inner = vl_encoder.config, cast("Any", vl_encoder.model)
+    parts = {"visual": inner.visual, "first": inner.language_model.layers[0]}
+    return _norms_digest([config.text_config, config.vision_config], parts)
 
 
-def forward_arguments(vl_encoder: Any, inputs: VLInputs, device: torch.device) -> dict[str, Any]:
-    """What the inner model is called with, on its device. Without pixels, what the language model reads alone."""
-    image_token_id = vl_encoder.config.image_token_id
-    input_ids = inputs.input_ids.to(device)[None]
-    grid = inputs.image_grid_thw.to(device)
-    # Always a mask: without one transformers 4 takes the jumps in M-RoPE positions for several packed sequences.
-    attention_mask = torch.ones_like(input_ids)
-    if inputs.visible is not None:
-        attention_mask[input_ids == image_token_id] = inputs.visible.to(device, attention_mask.dtype)
-    picture = {}
-    if inputs.pixel_values is not None:
-        picture = {"pixel_values": inputs.pixel_values.to(device), "image_grid_thw": grid}
-    return {
-        "input_ids": input_ids,
-        "attention_mask": attention_mask,
-        "position_ids": compute_position_ids(vl_encoder.model, input_ids, grid, image_token_id),
-        **picture,
-        "use_cache": False,
-        "return_dict": True,
-    }
+def _norms_digest(configs: Sequence[Any], parts: Mapping[str, nn.Module]) -> str | None:
+    from accelerate.utils import align_module_device  # slow to import
+
+    digest = hashlib.sha256()
+    for config in configs:
+        names = ("hidden_size", "num_hidden_layers", "depth", "intermediate_size", "vocab_size", "patch_size")
+        digest.update(repr([getattr(config, name, None) for name in names]).encode())
+    norms = {f"{at}.{name}": m for at, part in parts.items() for name, m in part.named_modules() if "norm" in name}
+    for name in sorted(norms):
+        with align_module_device(norms[name]):  # brings in what is offloaded layer by layer
+            for _, weight in sorted(norms[name].named_parameters(recurse=False)):
+                if weight.device.type == "meta":
+                    return None
+                values = weight.detach().to("cpu", torch.bfloat16).float()
+                values = torch.where(values.abs() < 2.0**-14, 0.0, values)  # which float16 would round
+                digest.update(values.numpy().astype("<f4").tobytes())
+    return digest.hexdigest()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -11,32 +12,24 @@ import torch
 from diffusers import ZImageImg2ImgPipeline
 from PIL import Image, ImageOps
 
-from ..pipeline.call_checks import check_call_inputs, warn_about_call
-from ..pipeline.inputs import KNOB_NAMES
+from ..blend.knobs import KNOBS
+from ..pipeline.inputs import check_painted, check_painting, refuse_unknown, warn_about_models
 from ..pipeline.offload import freed_after_error
-from ..pipeline.output import ZImageVLPipelineOutput
-from ..reference.pictures import load_reference_image
+from ..pipeline.pipeline_z_image_vl import ZImageVLPipeline, ZImageVLPipelineOutput
+from ..reference.pictures import MAX_ASPECT_RATIO, ReferenceImage, load_reference_image
 
 
-# What goes to `encode_prompt_with_reference`, beside the knobs; the rest goes to diffusers.
-_ENCODING_ARGUMENTS = (
-    "reference_embeds",
-    "reference_weights",
-    "reference_mask",
-    "neutral_image",
-    "vl_text",
-    "negative_prompt",
-    "max_sequence_length",
-)
-_MOST_STRETCHED = 200  # longer side over shorter, as with references
+# What goes to `encode_prompt_with_reference`, beside what is about references; the rest goes to diffusers.
+_ENCODING_NAMES = ("negative_prompt", "max_sequence_length")
+_NOT_TAKEN = ("prompt_embeds", "negative_prompt_embeds", "latents", "vl_start", "vl_end")
 
 
 def fit_size(size: tuple[int, int], multiple: int, area: int | None = None) -> tuple[int, int]:
-    """Width and height of a picture's aspect with sides that are multiples, at its own size or at about an area.
+    """Get width and height of a picture's aspect with sides that are multiples, at its own size or at about an area.
 
     Args:
         size: Width and height, in pixels.
-        multiple: What the sides must be multiples of; 16 in Z-Image.
+        multiple: The number that the sides must be multiples of; 16 in Z-Image.
         area: Pixels that the result should have, about; None keeps the picture's own size.
 
     Raises:
@@ -46,23 +39,23 @@ def fit_size(size: tuple[int, int], multiple: int, area: int | None = None) -> t
         >>> fit_size((1500, 1000), 16), fit_size((1500, 1000), 16, 1024 * 1024)
         ((1504, 992), (1248, 832))
     """
-    if max(size) > _MOST_STRETCHED * min(size):
-        raise ValueError(f"A start picture's longer side may be at most {_MOST_STRETCHED} times the shorter: {size}.")
+    if max(size) > MAX_ASPECT_RATIO * min(size):
+        raise ValueError(f"A start picture's longer side may be at most {MAX_ASPECT_RATIO} times the shorter: {size}.")
     scale = 1.0 if area is None else math.sqrt(area / (size[0] * size[1]))
     width, height = (max(1, round(side * scale / multiple)) * multiple for side in size)
     return width, height
 
 
 def load_init_image(
-    image: Any, width: int | None = None, height: int | None = None, multiple: int = 16
+    image: ReferenceImage, width: int | None = None, height: int | None = None, multiple: int = 16
 ) -> Image.Image:
-    """A start picture at the size that is painted: scaled to fill it, what stands over cut off evenly at both ends.
+    """Load a start picture at the size that is painted: scaled to fill it, the overflow cropped evenly at both ends.
 
     Args:
         image: A picture of any kind that `reference_image` takes.
         width: In pixels, a multiple of `multiple`; None with a height keeps the aspect, without one the own size.
         height: Likewise.
-        multiple: What the sides must be multiples of; 16 in Z-Image.
+        multiple: The number that the sides must be multiples of; 16 in Z-Image.
 
     Returns:
         An RGB image.
@@ -78,23 +71,22 @@ def load_init_image(
     for name, side in (("width", width), ("height", height)):
         if side is not None and (side < multiple or side % multiple):
             raise ValueError(f"`{name}` must be a multiple of {multiple}, at least that, got {side}.")
-    if width is None and height is None:
-        width, height = fit_size(picture.size, multiple)
-    elif height is None:
-        height = max(1, round(cast("int", width) * picture.height / picture.width / multiple)) * multiple
-    elif width is None:
-        width = max(1, round(height * picture.width / picture.height / multiple)) * multiple
-    size = (cast("int", width), height)
+    own_width, own_height = fit_size(picture.size, multiple)
+    if height is None and width is not None:
+        own_height = max(1, round(width * picture.height / picture.width / multiple)) * multiple
+    elif width is None and height is not None:
+        own_width = max(1, round(height * picture.width / picture.height / multiple)) * multiple
+    size = (width or own_width, height or own_height)
     return picture if picture.size == size else ImageOps.fit(picture, size, Image.Resampling.LANCZOS)
 
 
 def paint_from_image(
     pipe: Any,
     prompt: str | list[str],
-    init_image: Any,
+    init_image: ReferenceImage | Sequence[ReferenceImage],
     strength: float = 0.6,
     *,
-    reference_image: Any = None,
+    reference_image: ReferenceImage | list[Any] | None = None,
     height: int | None = None,
     width: int | None = None,
     num_images_per_prompt: int = 1,
@@ -111,17 +103,17 @@ def paint_from_image(
     alone. The pipeline's scheduler is copied and stays as it is; under offload nothing stays on the accelerator.
 
     Args:
-        pipe: A `ZImageVLPipeline`.
+        pipe: A `ZImageVLPipeline`, or any pipeline with Z-Image's components.
         prompt: One prompt or a list of them.
-        init_image: The start picture, of any kind that `reference_image` takes; a list is one a prompt.
+        init_image: The start picture, of any kind that `reference_image` takes; a list is one per prompt.
         strength: Above 0, up to 1: how much of the way from noise is gone. Of the steps `num_inference_steps *
             strength`, rounded up, are run; where that is all of them, nothing of the start picture is left.
         reference_image: As in the pipeline's call; so are all other arguments of the references.
         height: In pixels; None keeps the start picture's, or with a width its aspect. See `load_init_image`.
         width: Likewise.
-        num_images_per_prompt: Pictures a prompt.
+        num_images_per_prompt: Pictures per prompt.
         guidance_scale: As in the pipeline's call; Turbo wants 0.0.
-        generator: One for all pictures, or a list with one a picture.
+        generator: One for all pictures, or a list with one per picture.
         output_type: "pil", "np", "pt" or "latent".
         return_dict: False gives `(images,)`.
         kwargs: What the pipeline's call takes about references and knobs, but for `vl_start` and `vl_end`, and what
@@ -143,61 +135,67 @@ def paint_from_image(
         >>> output.images[0].size, output.conditioning[0].influence > 0
         ((64, 64), True)
     """
-    other = _image_to_image_pipeline(pipe, guidance_scale)
-    guided = other.do_classifier_free_guidance
+    vl = pipe if hasattr(pipe, "encode_prompt_with_reference") else ZImageVLPipeline.from_pipe(pipe)
+    other = _image_to_image_pipeline(vl, guidance_scale)
     encode, paint = _split_arguments(kwargs)
     _check_strength(strength)
-    counts = {"num_images_per_prompt": num_images_per_prompt, "generator": generator}
-    counts |= {name: paint[name] for name in ("num_inference_steps", "sigmas") if name in paint}
-    check_call_inputs(pipe, prompt, None, encode.get("negative_prompt"), guided, height=height, width=width, **counts)
+    call = {name: parameter.default for name, parameter in _DEFAULTS.items()} | paint
+    call |= {"height": height, "width": width, "num_images_per_prompt": num_images_per_prompt}
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    starts = _load_starts(init_image, len(prompts), width, height, pipe.vae_scale_factor * 2)
-    generators = _one_a_picture(generator, len(prompts) * num_images_per_prompt)
-    warn_about_call(pipe, prompts, guidance_scale, encode.get("max_sequence_length", 512))
-    ready = pipe.encode_prompt_with_reference(prompt, reference_image, do_classifier_free_guidance=guided, **encode)
+    count = len(prompts)
+    check_painting(vl.get_host(), call | {"generator": generator, "output_type": output_type, "latents": None}, count)
+    starts = _load_starts(init_image, count, width, height, vl.vae_scale_factor * 2)
+    each = generator if isinstance(generator, list) else [generator] * (count * num_images_per_prompt)
+    warn_about_models(vl, guidance_scale, None)
+    ready = vl.encode_prompt_with_reference(
+        prompt, reference_image, do_classifier_free_guidance=other.do_classifier_free_guidance, **encode
+    )
     painted: list[Any] = []
-    with freed_after_error(pipe):
-        for index, start in enumerate(starts):
+    with freed_after_error(vl):
+        for index in range(count * num_images_per_prompt):
+            at = index // num_images_per_prompt
             negative = ready.negative_prompt_embeds
-            embeds = {
-                "prompt_embeds": [ready.prompt_embeds[index]],
-                "negative_prompt_embeds": [negative[index]] if negative else None,
-            }
-            for _ in range(num_images_per_prompt):
-                images = other(
-                    image=start,
-                    strength=strength,
-                    guidance_scale=guidance_scale,
-                    generator=generators[len(painted)],
-                    output_type=output_type,
-                    return_dict=False,
-                    **embeds,
-                    **paint,
-                )[0]
-                painted.append(images)
-    pipe.maybe_free_model_hooks()
-    images = _join_pictures(painted)
+            images = other(
+                image=starts[at],
+                strength=strength,
+                guidance_scale=guidance_scale,
+                generator=each[index],
+                output_type="np" if output_type == "pil" else output_type,
+                return_dict=False,
+                prompt_embeds=[ready.prompt_embeds[at]],
+                negative_prompt_embeds=[negative[at]] if negative else None,
+                **paint,
+            )[0]
+            check_painted(images, None)
+            painted.append(images)
+    vl.maybe_free_model_hooks()
+    joined = torch.cat(painted) if isinstance(painted[0], torch.Tensor) else np.concatenate(painted)
+    images = vl.image_processor.numpy_to_pil(joined) if output_type == "pil" else joined
     return ZImageVLPipelineOutput(images, ready.reports or None) if return_dict else (images,)
 
 
 def _image_to_image_pipeline(pipe: Any, guidance_scale: float) -> Any:
-    parts = pipe.z_image_components
-    scheduler = type(parts["scheduler"]).from_config(parts["scheduler"].config)
-    other: Any = ZImageImg2ImgPipeline(**{**parts, "scheduler": scheduler})
+    other = pipe.to_pipe(ZImageImg2ImgPipeline)
     other.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     other._guidance_scale = guidance_scale  # what guidance is depends on the version of diffusers: it is asked
     return other
 
 
+_DEFAULTS: Mapping[str, inspect.Parameter] = {
+    name: parameter
+    for name, parameter in inspect.signature(ZImageImg2ImgPipeline.__call__).parameters.items()
+    if name not in ("self", "prompt", "image", *_NOT_TAKEN)
+}
+
+
 def _split_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    known = set(inspect.signature(ZImageImg2ImgPipeline.__call__).parameters) - {"self", "prompt", "image"}
-    names = {*KNOB_NAMES, *_ENCODING_ARGUMENTS}
-    refused = {"prompt_embeds", "negative_prompt_embeds", "latents"}
-    unknown = sorted(set(kwargs) - (known - refused) - names)
-    if unknown:
-        raise TypeError(f"paint_from_image takes no {unknown}: it takes what the pipeline's call does with a prompt.")
-    encode = {name: value for name, value in kwargs.items() if name in names}
-    return encode, {name: value for name, value in kwargs.items() if name not in names}
+    encoding = {*KNOBS, *_ENCODING_NAMES} - set(_NOT_TAKEN)
+    for name in kwargs:
+        if name in _NOT_TAKEN:
+            raise TypeError(f"paint_from_image takes no `{name}`: it encodes the prompt itself, for all of its steps.")
+    refuse_unknown([name for name in kwargs if name not in encoding and name not in _DEFAULTS])
+    encode = {name: value for name, value in kwargs.items() if name in encoding}
+    return encode, {name: value for name, value in kwargs.items() if name not in encoding}
 
 
 def _check_strength(strength: object) -> None:
@@ -207,18 +205,12 @@ def _check_strength(strength: object) -> None:
         )
 
 
-def _load_starts(init_image: Any, count: int, width: int | None, height: int | None, multiple: int) -> list[Any]:
-    given: list[Any] = list(init_image) if isinstance(init_image, (list, tuple)) else [init_image] * count
+def _load_starts(
+    init_image: Any, count: int, width: int | None, height: int | None, multiple: int
+) -> list[Image.Image]:
+    given = cast("list[Any]", init_image if isinstance(init_image, (list, tuple)) else [init_image] * count)
     if len(given) != count:
-        raise ValueError(f"`init_image` has {len(given)} pictures for {count} prompts: pass one for all or one each.")
+        raise ValueError(
+            f"`init_image` has {len(given)} pictures for {count} prompts: pass one for all or one per prompt."
+        )
     return [load_init_image(image, width, height, multiple) for image in given]
-
-
-def _one_a_picture(generator: Any, count: int) -> list[Any]:
-    return list(cast("list[Any]", generator)) if isinstance(generator, (list, tuple)) else [generator] * count
-
-
-def _join_pictures(painted: list[Any]) -> Any:
-    if isinstance(painted[0], list):
-        return [image for images in painted for image in images]
-    return torch.cat(painted) if isinstance(painted[0], torch.Tensor) else np.concatenate(painted)

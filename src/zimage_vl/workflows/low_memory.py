@@ -2,39 +2,28 @@
 
 from __future__ import annotations
 
-import gc
 import inspect
 import os
-from collections.abc import Sequence
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
+from diffusers import AutoencoderKL, ZImageTransformer2DModel
+from diffusers.utils import deprecation_utils
+from transformers import AutoConfig, AutoTokenizer
 
-from ..blend.knobs import VLConditioning
-from ..blend.places import resolve_alpha
-from ..pipeline.call_checks import check_call_inputs, warn_about_call
-from ..pipeline.inputs import KNOB_NAMES, ReferenceRequest, build_requests
-from ..pipeline.output import PromptConditioning, ZImageVLPipelineOutput
-from ..pipeline.pipeline_z_image_vl import ZImageVLPipeline
-from ..pipeline.steps import make_window_callback
+from ..pipeline.inputs import Host, Plan, ReaderSource, max_text_tokens, read_inputs, refuse_unknown, warn_about_models
+from ..pipeline.offload import free_memory
+from ..pipeline.pipeline_z_image_vl import CALL_NAMES, PAINTING_NAMES, ZImageVLPipeline, ZImageVLPipelineOutput
 from ..reference.embeds import ReferenceEmbeds
-from ..reference.loading import load_vl_parts
-from ..reference.readers import check_vl_encoder
-
-
-_REFERENCE_NAMES = (
-    *("reference_image", "reference_embeds", "reference_weights", "reference_mask", "neutral_image", "vl_text"),
-)
-# Settled when a picture is read: refused beside ready embeddings.
-_READING_KNOBS = ("vl_text_position", "vl_max_pixels")
-_WINDOW_KNOBS = ("vl_start", "vl_end")
+from ..reference.pictures import ReferenceImage
+from ..reference.readers import check_vl_config, load_vl_config, load_vl_encoder_parts
+from ..reference.reading import Reading
 
 
 def generate_low_memory(
     model: str | os.PathLike[str],
     prompt: str | list[str],
-    reference_image: Any = None,
+    reference_image: ReferenceImage | list[Any] | None = None,
     *,
     torch_dtype: torch.dtype = torch.bfloat16,
     device: torch.device | str = "cpu",
@@ -42,12 +31,12 @@ def generate_low_memory(
     vl_model_id: str | os.PathLike[str] | None = None,
     **kwargs: Any,
 ) -> ZImageVLPipelineOutput | tuple[Any]:
-    """What `ZImageVLPipeline.from_pretrained(model, ...)(prompt, reference_image, ...)` paints, with less memory.
+    """Paint what `ZImageVLPipeline.from_pretrained(model)(prompt, reference_image)` paints, with less memory.
 
-    The VL encoder is loaded, of its language model only the blocks that the layers need, reads the references and is
-    freed; then the text encoder is loaded, encodes and is freed; then transformer and VAE paint. So host memory and
-    the accelerator's hold the largest of the three at a time and not all. The price is that everything is loaded again
-    at each call: for many pictures keep a pipeline, or encode first and paint many times from the embeddings.
+    The VL encoder is loaded, reads the references and is freed; then the text encoder is loaded, encodes and is freed;
+    then transformer and VAE paint. So host memory and the accelerator's hold the largest of the three at a time and
+    not all. The price is that everything is loaded again at each call: for many pictures keep a pipeline, or encode
+    first and paint many times from the embeddings.
 
     The bits are those of the ordinary call with the same dtype on the same device. All arguments are checked before
     any weights are loaded.
@@ -82,202 +71,110 @@ def generate_low_memory(
         >>> output.images[0].size
         (64, 64)
     """
-    source = _Source(model, revision, torch_dtype, torch.device(device))
-    call = _complete_call({**kwargs, "reference_image": reference_image})
-    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
-    shapes = source.read_shapes()
-    guided = _is_guided(call["guidance_scale"])
-    painting = {name: value for name, value in call.items() if name not in (*KNOB_NAMES, *_REFERENCE_NAMES)}
-    negative = painting.pop("negative_prompt")
-    check_call_inputs(shapes, prompt, None, negative, guided, **painting)
-    knobs = {name: call[name] for name in KNOB_NAMES}
-    given = {name: call[name] for name in _REFERENCE_NAMES}
-    requests = build_requests(prompts, len(prompts), knobs, **given)
-    steps = len(call["sigmas"]) if call["sigmas"] is not None else call["num_inference_steps"]
-    window = VLConditioning(vl_start=call["vl_start"], vl_end=call["vl_end"]).window(steps)
-    if requests is not None:
-        _check_places(shapes.tokenizer, requests, call["max_sequence_length"])
-        if any(request.needs_vl_encoder for request in requests):
-            given |= _read_pictures(source, vl_model_id, requests, shapes.tokenizer, call["max_sequence_length"])
-            knobs = {name: value for name, value in knobs.items() if name not in _READING_KNOBS}
-        _free_memory()
-    text, ready = _encode_prompts(source, prompts, negative, guided, given, knobs, call)
-    _free_memory()
-    first = ready.prompt_embeds
-    check_call_inputs(shapes, None, first, None, guided, ready.negative_prompt_embeds or None, **painting)
-    if requests is not None and not all(window):
-        repeats = call["num_images_per_prompt"] or 1
-        inside, outside = ([embeds for embeds in some for _ in range(repeats)] for some in (first, text))
-        own_callback = call["callback_on_step_end"]
-        painting["callback_on_step_end"] = make_window_callback(window, inside, outside, own_callback)
-        first = first if window[0] else text
-    images = _paint(source, {**painting, "return_dict": False}, first, ready.negative_prompt_embeds)
-    if not call["return_dict"]:
-        return (images,)
-    return ZImageVLPipelineOutput(images, ready.reports if requests is not None else None)
-
-
-# ---- The stages: what each loads is gone when it returns ----
-
-
-def _read_pictures(
-    source: _Source,
-    vl_model_id: str | os.PathLike[str] | None,
-    requests: Sequence[ReferenceRequest],
-    tokenizer: Any,
-    max_sequence_length: int,
-) -> dict[str, Any]:
-    """The references as ready embeddings, in place of all arguments that speak of pictures."""
-    layers = sorted({layer for request in requests for layer in request.knobs.layers})
-    encoder, processor = source.load_vl_parts(vl_model_id, layers)
-    reader = _pipeline_of_parts(tokenizer=tokenizer, vl_encoder=encoder.to(source.device), vl_processor=processor)
-    embeds: list[list[ReferenceEmbeds]] = []
-    neutrals: list[ReferenceEmbeds] = []
-    for request in requests:
-        reader.check_request(request)
-    for request in requests:
-        read: list[ReferenceEmbeds] = reader.read_references(request, max_sequence_length)
-        if request.neutral is not None:
-            neutrals.append(read.pop())
-        embeds.append(read)
-    return {
-        "reference_image": None,
-        "reference_embeds": embeds,
-        "reference_mask": None,
-        "neutral_image": neutrals or None,
-        "vl_text": None,
-    }
-
-
-@torch.no_grad()
-def _encode_prompts(
-    source: _Source,
-    prompts: list[str],
-    negative: Any,
-    guided: bool,
-    given: dict[str, Any],
-    knobs: dict[str, Any],
-    call: dict[str, Any],
-) -> tuple[list[torch.Tensor], PromptConditioning]:
-    """The text's own embeddings, where steps need them, and what the references make of them."""
+    source = _Source(model, revision, torch_dtype, torch.device(device), vl_model_id)
+    call, references = _split_arguments({**kwargs, "prompt": prompt, "reference_image": reference_image})
+    plan = read_inputs(source.get_host(), call, references)
+    states = source.read(plan)
+    free_memory()
     pipe = source.load_pipeline(transformer=None, vae=None)
-    length = call["max_sequence_length"]
-    warn_about_call(pipe, prompts, call["guidance_scale"], length)
-    ready = pipe.encode_prompt_with_reference(
-        prompts,
-        negative_prompt=negative,
-        do_classifier_free_guidance=guided,
-        max_sequence_length=length,
-        **given,
-        **{name: value for name, value in knobs.items() if name not in _WINDOW_KNOBS},
-    )
-    if (call["vl_start"], call["vl_end"]) == (0.0, 1.0):
-        return [], ready
-    text, _ = pipe.encode_prompt(prompts, do_classifier_free_guidance=False, max_sequence_length=length)
-    return list(text), ready
+    warn_about_models(pipe, call["guidance_scale"], None)
+    with torch.no_grad():
+        text, negative = pipe.encode_text(plan)
+        ready = pipe.condition(plan, text, negative, states)
+    del pipe
+    free_memory()
+    painter = source.load_pipeline(text_encoder=None, tokenizer=None)
+    images = painter.paint(plan, text, ready, {name: call[name] for name in PAINTING_NAMES})
+    if not kwargs.get("return_dict", True):
+        return (images,)
+    return ZImageVLPipelineOutput(images, ready.reports or None)
 
 
-def _paint(source: _Source, painting: dict[str, Any], embeds: list[torch.Tensor], negative: list[torch.Tensor]) -> Any:
-    pipe = source.load_pipeline(text_encoder=None, tokenizer=None)
-    return pipe(prompt_embeds=embeds, negative_prompt_embeds=negative or None, **painting)[0]
-
-
-def _pipeline_of_parts(**parts: Any) -> Any:
-    """A pipeline with these components alone, for those of its methods that need no more; it never loads one."""
-    required: dict[str, Any] = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer", "transformer"))
-    return ZImageVLPipeline(**{**required, **parts}, vl_model_id=None)
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-
-
-# ---- Where the parts come from ----
+def _split_arguments(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The parent's arguments, complete, and those about references."""
+    parameters = inspect.signature(ZImageVLPipeline.__call__).parameters
+    defaults = {name: parameters[name].default for name in CALL_NAMES}
+    given = {name: value for name, value in given.items() if name != "return_dict"}
+    for name in ("prompt_embeds", "negative_prompt_embeds"):
+        if name in given:
+            raise TypeError(f"generate_low_memory takes no `{name}`: it encodes the prompts itself.")
+    refuse_unknown([name for name in given if name not in parameters])
+    references = {name: value for name, value in given.items() if name not in defaults}
+    return {**defaults, **{name: value for name, value in given.items() if name in defaults}}, references
 
 
 class _Source:
-    """A Z-Image in a folder or on the Hub, of which parts are loaded."""
+    """A Z-Image in a folder or on the Hub, of which parts are loaded; what a stage loads is gone when it returns."""
 
     def __init__(
-        self, model: str | os.PathLike[str], revision: str | None, dtype: torch.dtype, device: torch.device
+        self,
+        model: str | os.PathLike[str],
+        revision: str | None,
+        dtype: torch.dtype,
+        device: torch.device,
+        vl_model_id: str | os.PathLike[str] | None,
     ) -> None:
-        self.model, self.dtype, self.device = model, dtype, device
+        self.model, self.dtype, self.device, self.vl_model_id = model, dtype, device, vl_model_id
         self.at: dict[str, Any] = {} if revision is None else {"revision": revision}
-        self.index: Any = ZImageVLPipeline.load_config(model, **self.at)
+        self.index: dict[str, Any] = dict(ZImageVLPipeline.load_config(model, **self.at))
 
-    def read_shapes(self) -> Any:
-        """What can be checked of a call without weights: in place of a pipeline."""
-        from diffusers import AutoencoderKL, ZImageTransformer2DModel
-        from transformers import AutoTokenizer
-
+    def get_host(self) -> Host:
+        """What a call is checked against, from the configs alone."""
         transformer: Any = ZImageTransformer2DModel.load_config(self.model, subfolder="transformer", **self.at)
         vae: Any = AutoencoderKL.load_config(self.model, subfolder="vae", **self.at)
-        return SimpleNamespace(
-            vae_scale_factor=2 ** (len(vae["block_out_channels"]) - 1),
-            transformer=SimpleNamespace(config=SimpleNamespace(**transformer), in_channels=transformer["in_channels"]),
-            text_encoder=None,
+        shell = ZImageVLPipeline(*[None] * 5, vl_model_id=None)  # pyright: ignore[reportArgumentType]
+        return Host(
             tokenizer=AutoTokenizer.from_pretrained(self.model, subfolder="tokenizer", **self.at),
+            width=self._text_width(),
+            max_text_tokens=max_text_tokens(transformer["axes_lens"]),
+            latent_channels=transformer["in_channels"],
+            vae_scale_factor=2 ** (len(vae["block_out_channels"]) - 1),
+            callback_inputs=ZImageVLPipeline._callback_tensor_inputs,
+            is_guided=shell.is_guided,
+            reader=self.find_reader,
         )
 
-    def load_vl_parts(self, vl_model_id: Any, layers: Sequence[int]) -> tuple[Any, Any]:
-        """The VL encoder asked for, saved with the model or named by it, and its processor."""
-        from transformers import AutoConfig
+    def _text_width(self) -> int:
+        return AutoConfig.from_pretrained(self.model, subfolder="text_encoder", **self.at).hidden_size
 
-        width = AutoConfig.from_pretrained(self.model, subfolder="text_encoder", **self.at).hidden_size
-        saved = vl_model_id is None and (self.index.get("vl_encoder") or [None])[0] is not None
-        if saved:
-            folders = {"subfolder": "vl_encoder", "processor_subfolder": "vl_processor"}
-            parts = load_vl_parts(self.model, self.at.get("revision"), self.dtype, layers, **folders)
-        else:
-            default = inspect.signature(ZImageVLPipeline.__init__).parameters["vl_model_id"].default
-            wanted = vl_model_id or self.index.get("vl_model_id", default)
-            if wanted is None:
-                raise ValueError(
-                    f"{str(self.model)!r} holds no VL encoder and names none to read the reference with: pass "
-                    "`vl_model_id`, or `reference_embeds` instead of pictures."
-                )
-            parts = load_vl_parts(wanted, None, self.dtype, layers)
-        check_vl_encoder(parts[0], width)
-        return parts
+    def find_reader(self) -> ReaderSource:
+        """The VL encoder asked for, saved with the model or named by it; its config and processor alone."""
+        model_id, folders = self._locate_vl_encoder()
+        revision = self.at.get("revision") if folders else None
+        config, processor = load_vl_config(model_id, revision, **folders)
+        check_vl_config(config, self._text_width())
+        return ReaderSource(config, processor, str(model_id), revision)
 
-    def load_pipeline(self, **parts: None) -> Any:
+    def _locate_vl_encoder(self) -> tuple[str | os.PathLike[str], dict[str, str]]:
+        if self.vl_model_id is None and (self.index.get("vl_encoder") or [None])[0] is not None:
+            return self.model, {"subfolder": "vl_encoder", "processor_subfolder": "vl_processor"}
+        default = inspect.signature(ZImageVLPipeline.__init__).parameters["vl_model_id"].default
+        wanted = self.vl_model_id or self.index.get("vl_model_id", default)
+        if wanted is None:
+            raise ValueError(
+                f"{str(self.model)!r} holds no VL encoder and names none to read the reference with: pass "
+                "`vl_model_id`, or `reference_embeds` instead of pictures."
+            )
+        return wanted, {}
+
+    def read(self, plan: Plan) -> list[ReferenceEmbeds]:
+        """The states of the plan's pictures, in its order."""
+        pictures = plan.acting_pictures
+        if not any(isinstance(item, Reading) for item in pictures):
+            return [item for item in pictures if isinstance(item, ReferenceEmbeds)]
+        model_id, folders = self._locate_vl_encoder()
+        revision = self.at.get("revision") if folders else None
+        encoder, processor = load_vl_encoder_parts(model_id, revision, self.dtype, **folders)
+        parts: dict[str, Any] = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer", "transformer"))
+        reader = ZImageVLPipeline(
+            **parts, vl_encoder=encoder.to(self.device), vl_processor=processor, vl_model_id=None
+        )
+        return reader.read_pictures(pictures)
+
+    def load_pipeline(self, **parts: None) -> ZImageVLPipeline:
         """A pipeline without these parts and without a VL encoder, on the device."""
-        from diffusers.utils import deprecation_utils
-
         # Older diffusers ignore `dtype` silently; newer ones, which have this helper, call `torch_dtype` deprecated.
         dtype_name = "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
         without = {"vl_encoder": None, "vl_processor": None, "vl_model_id": None, **parts}
         options: dict[str, Any] = {dtype_name: self.dtype, **self.at, **without}
-        return cast("Any", ZImageVLPipeline.from_pretrained(self.model, **options)).to(self.device)
-
-
-# ---- Arguments ----
-
-
-def _complete_call(given: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of the pipeline's call but for prompts, with its defaults."""
-    refused = ("self", "prompt", "prompt_embeds", "negative_prompt_embeds")
-    parameters = inspect.signature(ZImageVLPipeline.__call__).parameters
-    defaults = {name: spec.default for name, spec in parameters.items() if name not in refused}
-    unknown = sorted(set(given) - set(defaults))
-    if unknown:
-        raise TypeError(f"generate_low_memory got unexpected arguments {unknown}; it takes {sorted(defaults)}.")
-    return {**defaults, **given}
-
-
-def _is_guided(guidance_scale: float) -> bool:
-    """Whether there is classifier-free guidance: the threshold is diffusers' own, and varies by version."""
-    pipe = _pipeline_of_parts()
-    pipe._guidance_scale = guidance_scale
-    return pipe.do_classifier_free_guidance
-
-
-def _check_places(tokenizer: Any, requests: Sequence[ReferenceRequest], max_sequence_length: int) -> None:
-    pipe = _pipeline_of_parts(tokenizer=tokenizer)
-    for request in requests:
-        if request.prompt is not None:
-            resolve_alpha(
-                request.knobs.vl_alpha, pipe.tokenize_prompt(request.prompt, max_sequence_length), request.prompt
-            )
+        return ZImageVLPipeline.from_pretrained(self.model, **options).to(self.device)
