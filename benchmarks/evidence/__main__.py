@@ -102,10 +102,11 @@ def paint_sheet(bench: Pairs, rows: Sequence[Row], names: Sequence[str], kind: s
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.evidence", description=__doc__)
-    parser.add_argument("--only", nargs="+", choices=list(TITLES), default=list(TITLES), help="these groups alone")
+    parser.add_argument("--only", nargs="+", metavar="START", default=[""], help="rows whose group/name begins so")
     parser.add_argument("--pairs", type=int, default=PAIRS, help="default: %(default)s")
     parser.add_argument("--seed", type=int, default=SEED, help="default: %(default)s")
     parser.add_argument("--threads", type=int, default=1, help="default: %(default)s")
+    parser.add_argument("--device", default="cpu", help="default: %(default)s")
     parser.add_argument("--file", type=Path, default=FILE, help="of the measurements; tables and plots lie beside it")
     parser.add_argument("--fresh", action="store_true", help="forget what was measured before")
     parser.add_argument("--render", action="store_true", help="measure nothing")
@@ -113,7 +114,9 @@ def main() -> None:
     parser.add_argument("--kind", choices=KINDS, default="open", help="of the sheet's prompts")
     parser.add_argument("--count", type=int, default=5, help="rows of the sheet")
     arguments = parser.parse_args()
-    rows = [row for row in make_rows() if row["group"] in arguments.only]
+    rows = [row for row in make_rows() if f"{row['group']}/{row['name']}".startswith(tuple(arguments.only))]
+    if not rows:
+        parser.error(f"--only: no row begins so; the groups are {', '.join(TITLES)}")
     if not arguments.render:
         import torch
 
@@ -122,7 +125,7 @@ def main() -> None:
         from .pairs import ATTRIBUTES, Pairs
 
         torch.set_num_threads(arguments.threads)
-        pipe = load_toy_pipeline()
+        pipe = load_toy_pipeline().to(arguments.device)
         pipe.set_progress_bar_config(disable=True)
         bench = Pairs(pipe, arguments.pairs, arguments.seed)
         if arguments.sheet:

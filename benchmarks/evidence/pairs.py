@@ -27,7 +27,7 @@ PLACES["middle"] = "in the middle"
 GUIDE_LAYERS = 36
 CALL = {"height": SIZE, "width": SIZE, "num_inference_steps": STEPS, "guidance_scale": 0.0}
 NO_KNOBS = {"group", "name", "panel", "x", "reference", "size", "text", "names", "way", "start", "strength", "rounds"}
-NO_KNOBS |= {"own_layer", "mask"}
+NO_KNOBS |= {"own_layer", "mask", "about"}
 
 
 class NotHereError(Exception):
@@ -95,9 +95,9 @@ class Pairs:
         self.call_names = set(inspect.signature(type(pipe).__call__).parameters)
 
     def get_named(self, index: int, row: Row, kind: str) -> dict[str, str]:
-        """What the prompt of a pair names."""
+        """What the prompt of a pair names: values of its own scene, or of the reference's."""
         names = tuple(ATTRIBUTES) if kind == "naming" else row.get("names") or self.forms[index % len(self.forms)]
-        return get_values(self.scenes[index][0], names)
+        return get_values(self.scenes[index][row.get("about") == "reference"], names)
 
     def get_knobs(self, row: Row) -> dict[str, Any]:
         """The call's keyword arguments of a row, `BASE` and the layer of this toy included.
@@ -196,9 +196,11 @@ class Pairs:
         prompt, reference = self.scenes[index]
         word = ""
         for name in ATTRIBUTES:
-            value = getattr(verdict, name)
-            sides = {getattr(self.others[index], name): "s", getattr(reference, name): "r", getattr(prompt, name): "p"}
-            letter = sides.get(value, "-")
+            sides = {getattr(scene, name): letter for scene, letter in ((prompt, "p"), (self.others[index], "s"))}
+            sides[getattr(reference, name)] = "r"
+            if name in named:
+                sides[named[name]] = "p"
+            letter = sides.get(getattr(verdict, name), "-")
             word += letter.upper().replace("-", "=") if name in named else letter
         return word
 

@@ -35,10 +35,10 @@ PROMPTS = (
     "morning, while two swans pass by and a thin mist lies over the water near the far shore",
 )
 DESCRIPTION = (
-    "The photograph shows a harbour in the evening. Three boats lie along a stone wall, and their paint has "
-    "come off in places. Behind them stand narrow houses in yellow, pink and blue, with laundry between the windows. A "
-    "woman in a green coat walks a dog past stacked crates. The sky is orange near the horizon and dark above, and the "
-    "lamps have just been lit, so that their light trembles on the water. "
+    "The photograph shows a harbour in the evening. Three fishing boats lie along a stone wall, and their paint has "
+    "come off in places. Behind them stand narrow houses in yellow, pink and blue, with laundry between. A woman "
+    "in a green coat walks a dog past stacked crates. The sky is orange near the horizon, dark above, and the lamps "
+    "have just been lit, so that their light trembles on the water. "
 )
 TITLE = 'In a real language model one token decides what "scaled by its std" means'
 

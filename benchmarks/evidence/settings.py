@@ -6,6 +6,7 @@ changes later changes no row. A knob that is None is left to the call. What is n
     reference   "scene" (default), "none", "noise", "grey"; "two" scenes; "beside": two in one picture
     size        side at which references are read, in pixels (64)
     text        the text beside the picture names these attributes of the reference
+    about       "reference": the prompt speaks of the reference's scene, else of one that shares nothing with it
     names       what the open prompts name; left out: the forms in `OPEN_FORMS` take turns
     way         "call" (default); "image", from a start picture (`start`, `strength`); "rounds", so many `rounds`
     own_layer   a layer of the toy; `vl_hidden_layer` counts in the guide's 36 layers and means the same depth
@@ -94,9 +95,10 @@ def make_rows() -> list[Row]:
     add("tokens", "image 0.3, per_dim", vl_token_selection="image", vl_normalization="per_dim")
 
     style, composition = ("shape", "place"), ("fill", "colour", "shape")
+    everything = ("fill", "colour", "shape", "place", "background")
     wishes: dict[str, Row] = {
         "style-transfer": {"names": style, "text": ("fill",)},
-        "image-variation": {"names": ("shape",), "text": ("fill", "colour", "shape", "place", "background")},
+        "image-variation": {"names": ("shape",), "about": "reference", "text": everything},
         "composition": {"names": composition},
         "colour-palette": {"names": ("fill", "shape", "place"), "text": ("colour", "background")},
     }
