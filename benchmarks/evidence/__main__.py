@@ -32,17 +32,17 @@ def find_row(name: str, rows: Sequence[Row]) -> Row:
 
 
 def get_settings(row: Row) -> Row:
-    """What a row is measured for, without its name."""
+    """Get what a row is measured for, without its name."""
     return {name: value for name, value in {**BASE, **row}.items() if name not in NOT_MEASURED}
 
 
 def spell(settings: Row) -> str:
-    """The same text for the same settings, also where they come from a file."""
+    """Get one text for equal settings, also where they come from a file."""
     return json.dumps(settings, sort_keys=True)
 
 
 def open_measurements(path: Path, provenance: dict[str, Any], fresh: bool) -> Measurements:
-    """Go on with what is there, or begin.
+    """Open the measurements that are there, or begin new ones.
 
     Raises:
         SystemExit: What is there was measured with something else.

@@ -31,7 +31,7 @@ def hash_files(*paths: Path) -> str:
 
 
 def describe_run(pairs: int, seed: int, attributes: list[str]) -> dict[str, Any]:
-    """What has to be the same for a run to go on: pairs, seed, weights, code, versions."""
+    """Get what must be the same for a run to go on: pairs, seed, weights, code, versions."""
     import zimage_vl
 
     checkpoint = Path(zimage_vl.__file__).parent / "toy" / "checkpoint"
@@ -107,6 +107,10 @@ class Measurements:
             shares.append(counted.count(letter) / len(counted) if counted else None)
         return shares
 
+    def _get_pairs_of(self, name: str) -> list[float | None]:
+        group, row, kind, quantity, *attribute = name.split("/")
+        return self.get_pairs(f"{group}/{row}/{kind}", quantity, *attribute)
+
     def get_share(self, key: str, quantity: str, attribute: str | None = None) -> Share | None:
         """Get mean, standard error and count over the pairs; None where no pair counts."""
         values = [value for value in self.get_pairs(key, quantity, attribute) if value is not None]
@@ -117,12 +121,17 @@ class Measurements:
 
     def look_up(self, name: str) -> float:
         """Get a number by its name: "group/row/kind/quantity", also with "/attribute" and "/error" behind it; or
-        "language model/..."; or the difference of two names with " - " between them.
+        "language model/..."; or the difference of two names with " - " between them, which with "/error" at the end is
+        the standard error of that difference, taken pair by pair.
 
         Raises:
             KeyError: There is no such number.
         """
         first, minus, second = name.partition(" - ")
+        if minus and second.endswith("/error"):
+            sides = [self._get_pairs_of(one) for one in (first, second.removesuffix("/error"))]
+            changes = [a - b for a, b in zip(*sides, strict=True) if a is not None and b is not None]
+            return float(np.std(changes, ddof=1)) / len(changes) ** 0.5
         if minus:
             return self.look_up(first) - self.look_up(second)
         group, *rest = name.split("/")

@@ -95,7 +95,7 @@ class Pairs:
         self.call_names = set(inspect.signature(type(pipe).__call__).parameters)
 
     def get_named(self, index: int, row: Row, kind: str) -> dict[str, str]:
-        """What the prompt of a pair names: values of its own scene, or of the reference's."""
+        """Get the values that the prompt of a pair names: of its own scene, or of the reference's."""
         names = tuple(ATTRIBUTES) if kind == "naming" else row.get("names") or self.forms[index % len(self.forms)]
         return get_values(self.scenes[index][row.get("about") == "reference"], names)
 
@@ -119,7 +119,7 @@ class Pairs:
         return knobs
 
     def draw_reference(self, index: int, row: Row) -> Any:
-        """What goes in as the reference of a pair."""
+        """Draw the reference of a pair."""
         shown, size = row.get("reference", "scene"), row.get("size", SIZE)
         seed = 10_000_019 * (self.seed + 1) + index
         first, second = draw_scene(self.scenes[index][1], seed), draw_scene(self.others[index], seed + 1)

@@ -1,4 +1,4 @@
-"""What is compared: a dict per row. Nothing is measured here.
+"""The settings that are compared: a dict per row. Nothing is measured here.
 
 A row is a group, a name, and whatever differs from the call's defaults, which stand in `BASE`, so that a default that
 changes later changes no row. A knob that is None is left to the call. What is no knob:

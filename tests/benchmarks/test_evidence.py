@@ -205,6 +205,8 @@ def test_shares_are_counted_over_pairs() -> None:
     assert made.look_up(f"{opened}/followed/colour") == pytest.approx(2 / 3)
     assert made.look_up(f"{opened}/kept - {naming}/kept") == pytest.approx(2 / 3 - 5 / 9)
     assert made.look_up(f"{opened}/form") == 0.9
+    changes = [1 - 1 / 3, 1 - 2 / 3, 0 - 2 / 3]
+    assert made.look_up(f"{opened}/kept - {naming}/kept/error") == pytest.approx(stdev(changes) / 3**0.5)
 
 
 def test_numbers_of_a_page_must_be_measured() -> None:

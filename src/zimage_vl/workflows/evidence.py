@@ -1,4 +1,4 @@
-"""What references do with a checkpoint of the user's own: both axes, by measures that need no download.
+"""Measure what references do with a checkpoint of the user's own, on both axes, with nothing to download.
 
 There is no judge for photographs. Measured is how like each painted picture is to two others: the one that the prompt
 alone gives from the same noise, and the reference. With s the similarity and s0 that of these two,
@@ -91,7 +91,7 @@ def get_cosine(first: Floats, second: Floats) -> float:
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What is compared of a picture: `describe_colours`, `describe_structure`, and the VL encoder's pooled states."""
+    """Features of a picture: `describe_colours`, `describe_structure`, and the VL encoder's pooled states."""
 
     colours: Floats
     structure: Floats
@@ -112,7 +112,7 @@ class Features:
 
 @dataclass
 class Outcome:
-    """What the pictures of one setting showed.
+    """Results of one setting over all its pictures.
 
     Attributes:
         kept: For each measure a number per pair of prompt and picture.
