@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 import time
 from collections.abc import Sequence
@@ -135,7 +136,7 @@ def main() -> None:
         arguments.file.parent.mkdir(parents=True, exist_ok=True)
         run = describe_run(arguments.pairs, arguments.seed, list(ATTRIBUTES))
         measurements = open_measurements(arguments.file, run, arguments.fresh)
-        measurements.note_command()
+        measurements.note_command(shlex.join(["python", "-m", "benchmarks.evidence", *sys.argv[1:]]))
         measure_rows(bench, rows, measurements, arguments.file)
     from .plots import draw_group
     from .tables import write_tables

@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import re
-import sys
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -77,10 +76,8 @@ class Measurements:
         unfinished.write_text("{\n" + ",\n".join([*head, f'"rows": {{\n{rows}\n}}', tail]) + "\n}\n", encoding="utf-8")
         os.replace(unfinished, path)
 
-    def note_command(self) -> None:
-        """Record the command that runs, once."""
-        name = f"python -m benchmarks.evidence{'' if '__main__' in sys.argv[0] else '.' + Path(sys.argv[0]).stem}"
-        command = " ".join([name, *sys.argv[1:]])
+    def note_command(self, command: str) -> None:
+        """Record a command that measured something, once."""
         self.commands += [command] if command not in self.commands else []
 
     def get_pairs(self, key: str, quantity: str, attribute: str | None = None) -> list[float | None]:

@@ -27,7 +27,9 @@ def make_figure(panels: int, columns: int, size: tuple[float, float], *, share: 
 
     rows = -(-panels // columns)
     with mpl.rc_context(FONT):
-        figure = Figure(figsize=(size[0] * columns + 0.6, size[1] * rows + 1.5), dpi=100, layout="constrained")
+        figure = Figure(
+            figsize=(max(7.4, size[0] * columns + 0.6), size[1] * rows + 1.5), dpi=100, layout="constrained"
+        )
         FigureCanvasAgg(figure)
         axes = figure.subplots(rows, columns, squeeze=False, sharey=share).ravel().tolist()
     for axis in axes[panels:]:
@@ -35,11 +37,18 @@ def make_figure(panels: int, columns: int, size: tuple[float, float], *, share: 
     return figure, axes[:panels]
 
 
-def finish(figure: Any, title: str, path: Path, handles: list[Any], columns: int = 3) -> Path:
+def finish(figure: Any, title: str, path: Path, handles: list[Any]) -> Path:
     """Title, legend below, and the file."""
     title = textwrap.fill(title, int(figure.get_figwidth() * 6.5))
     figure.suptitle(title, x=0.01, ha="left", fontsize=19, fontweight="bold", color=INK)
-    figure.legend(handles=handles, loc="outside lower left", ncols=columns, frameon=False, fontsize=13, labelcolor=INK)
+    figure.legend(
+        handles=handles,
+        loc="outside lower left",
+        ncols=int(figure.get_figwidth() / 3.6),
+        frameon=False,
+        fontsize=13,
+        labelcolor=INK,
+    )
     figure.savefig(path, metadata={"Software": None})
     return path
 

