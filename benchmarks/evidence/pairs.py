@@ -27,7 +27,7 @@ PLACES["middle"] = "in the middle"
 GUIDE_LAYERS = 36
 CALL = {"height": SIZE, "width": SIZE, "num_inference_steps": STEPS, "guidance_scale": 0.0}
 NO_KNOBS = {"group", "name", "panel", "x", "reference", "size", "text", "names", "way", "start", "strength", "rounds"}
-NO_KNOBS |= {"own_layer", "mask", "about"}
+NO_KNOBS |= {"own_layer", "mask", "about", "neutral"}
 
 
 class NotHereError(Exception):
@@ -150,6 +150,8 @@ class Pairs:
             call |= {**knobs, "reference_image": [self.draw_reference(n, row) for n in batch]}
             if row.get("text"):
                 call["vl_text"] = [make_caption(get_values(self.scenes[n][1], row["text"])) for n in batch]
+            if row.get("neutral"):
+                call["neutral_image"] = Image.new("RGB", (SIZE, SIZE), (128, 128, 128))
             if row.get("mask"):
                 left = Image.new("L", (2 * SIZE, SIZE), 0)
                 left.paste(255, (0, 0, SIZE, SIZE))

@@ -11,6 +11,7 @@ changes later changes no row. A knob that is None is left to the call. What is n
     way         "call" (default); "image", from a start picture (`start`, `strength`); "rounds", so many `rounds`
     own_layer   a layer of the toy; `vl_hidden_layer` counts in the guide's 36 layers and means the same depth
     mask        the left half of the picture is seen
+    neutral     a grey picture is what the style delta starts from; left out: the reference itself, muted
     panel, x    where the row stands in the group's plot
 """
 
@@ -114,10 +115,11 @@ def make_rows() -> list[Row]:
                 name = f"{mode}, {'left out' if out else 'kept'}, {size} px"
                 add("sinks", name, vl_normalization=mode, vl_exclude_sinks=out, size=size)
 
-    for mode in ("linear", "slerp", "adain", "adain_per_dim", "style_delta"):
-        changes: Row = {"vl_blend_mode": mode}
+    for mode in ("linear", "slerp", "adain", "adain_per_dim", "style_delta", "style_delta from grey"):
+        changes: Row = {"vl_blend_mode": mode.partition(" ")[0]}
         changes |= {"vl_alignment": None} if mode == "adain_per_dim" else {}
-        changes |= {"vl_normalization": "none"} if mode == "style_delta" else {}
+        changes |= {"vl_normalization": "none"} if mode.startswith("style_delta") else {}
+        changes |= {"neutral": True} if mode == "style_delta from grey" else {}
         for alpha in (0.3, 0.5, 1.0) if mode.startswith("adain") else (0.3, 0.5):
             add("modes", f"{mode} {alpha}", vl_alpha=alpha, **changes)
 
