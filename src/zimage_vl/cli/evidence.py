@@ -94,22 +94,14 @@ def evidence(
     import torch
 
     from zimage_vl import load_reference_image
-    from zimage_vl.workflows.evidence import (
-        ALONE,
-        SHOWN,
-        Studio,
-        make_settings,
-        make_sheet,
-        measure_pictures,
-        write_page,
-    )
+    from zimage_vl.workflows import evidence as measuring
 
     references = [load_reference_image(source.name, "--pictures") for source in sources]
     note(f"Loading {model} ...")
     pipe = load_pipeline(model, vl_model, getattr(torch, precision.value), revision).to(where)
     pipe.set_progress_bar_config(disable=True)
     call = {"width": width, "height": height, "num_inference_steps": steps, "guidance_scale": guidance_scale}
-    settings = make_settings(int(pipe.text_encoder.config.num_hidden_layers))
+    settings = measuring.make_settings(int(pipe.text_encoder.config.num_hidden_layers))
     folder = output.with_suffix("")
     folder.mkdir(exist_ok=True)
     shown: dict[tuple[int, int, str], Image] = {}
@@ -121,18 +113,18 @@ def evidence(
             write_png(
                 image, folder / f"{file}.png", {"prompt": prompts[prompt], "setting": name, "seed": seed, **call}
             )
-            if len(shown) < _SHEET_ROWS * (1 + len(SHOWN)) and name in (ALONE, *SHOWN):
+            if len(shown) < _SHEET_ROWS * (1 + len(measuring.SHOWN)) and name in (measuring.ALONE, *measuring.SHOWN):
                 shown[prompt, picture, name] = image
             bar.update(1)
 
-        outcomes = measure_pictures(Studio(pipe, prompts, seed, call), references, settings, keep)
+        outcomes = measuring.measure_pictures(measuring.Studio(pipe, prompts, seed, call), references, settings, keep)
     pairs = list(dict.fromkeys((prompt, picture) for prompt, picture, _ in shown))
-    heads = [name for name in (ALONE, *SHOWN) if all((*pair, name) in shown for pair in pairs)]
+    heads = [name for name in (measuring.ALONE, *measuring.SHOWN) if all((*pair, name) in shown for pair in pairs)]
     rows = [[references[pair[1]], *(shown[(*pair, name)] for name in heads)] for pair in pairs]
     facts = {"model": model, "seed": seed, "precision": precision.value, "device": where, "zimage-vl": __version__}
     facts |= {**call, **get_package_versions(("torch", "diffusers", "transformers"))}
     command = shlex.join(["zimage-vl", *sys.argv[1:]])
-    sheet = make_sheet(rows, [prompts[pair[0]] for pair in pairs], ["reference", *heads])
+    sheet = measuring.make_sheet(rows, [prompts[pair[0]] for pair in pairs], ["reference", *heads])
     write_png(sheet, folder / "sheet.png", facts)
     kept = {name: {**asdict(outcome), "settings": settings.get(name)} for name, outcome in outcomes.items()}
     content = {
@@ -146,5 +138,5 @@ def evidence(
     told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
     told = f"{len(prompts)} prompts, {len(references)} pictures; {told}."
     head = f"# What references do with {model}\n\n`{command}`\n\n{told}"
-    output.write_text(write_page(outcomes, head, f"{folder.name}/sheet.png"), encoding="utf-8")
+    output.write_text(measuring.write_page(outcomes, head, f"{folder.name}/sheet.png"), encoding="utf-8")
     typer.echo(str(output))

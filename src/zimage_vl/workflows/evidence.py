@@ -187,7 +187,7 @@ class Studio:
             )
             controls = {"noise": Image.fromarray(noise), "grey": Image.new("RGB", picture.size, (128, 128, 128))}
             call |= {**knobs, "reference_image": controls.get(shown, picture)}
-        if strength is not None:
+        if strength is not None and picture is not None:
             return paint_from_image(self.pipe, self.prompts[prompt], picture, strength, **call)
         return self.pipe(self.prompts[prompt], **call)
 
@@ -291,13 +291,14 @@ def make_sheet(
     rows: Sequence[Sequence[Image.Image]], labels: Sequence[str], heads: Sequence[str], cell: int = 256
 ) -> Image.Image:
     """Put pictures into a labelled grid: a row per label, a column per head, each in a square of `cell` pixels."""
-    ink, margin, left, top, gap = (38, 38, 42), 24, 260, 90, 10
-    font = ImageFont.load_default(size=20)
+    ink, margin, left, gap = (38, 38, 42), 24, 260, 10
+    font, heads = ImageFont.load_default(size=20), [textwrap.fill(head, cell // 11) for head in heads]
+    top = 34 + 26 * max(1 + head.count("\n") for head in heads)
     size = left + (cell + gap) * len(heads) + margin, top + (cell + gap) * len(rows) + margin
     sheet = Image.new("RGB", size, (250, 250, 248))
     draw = ImageDraw.Draw(sheet)
     for column, head in enumerate(heads):
-        draw.multiline_text((left + (cell + gap) * column, 24), textwrap.fill(head, cell // 11), ink, font=font)
+        draw.multiline_text((left + (cell + gap) * column, 24), head, ink, font=font)
     for row, (label, images) in enumerate(zip(labels, rows, strict=True)):
         y = top + (cell + gap) * row
         draw.multiline_text((margin, y), textwrap.fill(label, 21), ink, font=font)
