@@ -33,8 +33,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 OUTPUT = Path("outputs/evidence.md")
-_SIDE = 1024
-_SHEET_ROWS = 4
+_SIDE, _SHEET_ROWS = 1024, 4
 
 ModelOption = Annotated[
     str,
@@ -136,7 +135,6 @@ def evidence(
     }
     (folder / "measurements.json").write_text(json.dumps(content, indent=1), encoding="utf-8")
     told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
-    told = f"{len(prompts)} prompts, {len(references)} pictures; {told}."
-    head = f"# What references do with {model}\n\n`{command}`\n\n{told}"
+    head = f"# References with {model}\n\n`{command}`\n\n{len(prompts)} prompts, {len(references)} pictures; {told}."
     output.write_text(measuring.write_page(outcomes, head, f"{folder.name}/sheet.png"), encoding="utf-8")
     typer.echo(str(output))
