@@ -7,7 +7,7 @@ blend.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -131,7 +131,10 @@ def condition_prompt_embeds(
         regions = reference.regions.to(states.device)
         twin = neutral or (reference.muted if conditioning.needs_muted else None)
         plain = None if twin is None else _mix_layers("the neutral reference", twin, text.embeds, conditioning)
-        laid.append(_lay_reference(f"reference {i}", states, regions, plain, share, text, conditioning))
+        one = _lay_reference(f"reference {i}", states, regions, plain, share, text, conditioning)
+        made = reference.provenance
+        report = replace(one.report, text=made.text, reader=made.reader, treatment=made.treatment)
+        laid.append(replace(one, report=report))
     blend = _blend_unaligned if conditioning.vl_blend_mode == "adain_per_dim" else _blend_aligned
     outcome = blend(text, laid, conditioning)
     out = outcome.embeds.to(text_embeds.dtype)
@@ -259,6 +262,9 @@ def _lay_reference(
         selected_tokens=int(kept.sum()),
         aligned_tokens=len(aligned) if one_to_one else None,
         covered_tokens=int(covered.sum()) if one_to_one and not text.appended else None,
+        text=None,
+        reader=None,
+        treatment=None,
         weight=share,
         layer_weights=knobs.layer_weights,
         std_before=get_overall_std(states[kept]),

@@ -72,7 +72,7 @@ _ALL_KNOBS = (
         "neutral_image",
         None,
         "as one reference",
-        'the picture that "style_delta" subtracts; None: the reference itself, muted',
+        'picture that "style_delta" subtracts; None: the reference, muted',
     ),
     Knob("vl_start", 0.0, "0..1, below vl_end", "fraction of the steps at which the reference begins to count"),
     Knob("vl_end", 1.0, "0..1, above vl_start", "fraction of the steps at which the reference stops counting"),

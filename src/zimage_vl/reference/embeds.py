@@ -217,8 +217,8 @@ class ReferenceEmbeds:
         made = self.provenance.reader
         if made is not None and made != reader:
             raise ValueError(
-                f"The reference was read with vl_reader {made!r}, and {reader!r} is asked for: pass vl_reader={made!r}, "
-                "or encode the reference again."
+                f"The reference was read with vl_reader {made!r}, and {reader!r} is asked for: pass "
+                f"vl_reader={made!r}, or encode the reference again."
             )
 
     def check_model(self, model_id: str | None, fingerprint: str | None = None) -> bool:

@@ -33,7 +33,7 @@ ReferenceImage = Union[PIL.Image.Image, "np.ndarray[Any, Any]", Tensor, str, "os
 
 #: What `treat_picture` does.
 TREATMENTS = ("none", "palette", "blur", "greyscale")
-Treatment = Union[str, Callable[[PIL.Image.Image], ReferenceImage]]
+Treatment = str | Callable[[PIL.Image.Image], ReferenceImage]
 _PALETTE_PATCHES = 4  # along the longer side
 
 MAX_ASPECT_RATIO = 200  # the image processor of Qwen3-VL takes no longer strips

@@ -595,7 +595,8 @@ def load_vision_tower(
         tower.load_state_dict(found, assign=True)
     size = sum(p.numel() * p.element_size() for p in tower.parameters())
     _readers_logger.warning(
-        f"Loaded the vision tower of {model_id} (revision {revision or 'default'}, {tower.dtype}, {size / 1e9:.2f} GB)."
+        f"Loaded the vision tower of {model_id} (revision {revision or 'default'}, {tower.dtype}, "
+        f"{size / 1e9:.2f} GB)."
     )
     return tower.eval(), processor
 
