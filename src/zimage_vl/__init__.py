@@ -51,9 +51,9 @@ if TYPE_CHECKING:
     from .workflows.rounds import refine_iteratively
 
 __all__ = [
+    "KNOBS",
     "ConditioningReport",
     "EmbeddingStatistics",
-    "KNOBS",
     "PromptConditioning",
     "ReferenceEmbeds",
     "Region",

@@ -20,14 +20,17 @@ from .registry import (
     OutlierMasking,
     TextPosition,
     TokenSelection,
+    VLReader,
 )
 
 
 VLAlpha = float | Sequence[float] | Tensor | Mapping[str, float]
 HiddenLayer = int | Sequence[int] | Mapping[int, float]
+#: The layer that is read unless another is asked for.
+DEFAULT_LAYERS: dict[str, int] = {"qwen3-vl": -6, "text_encoder": -2}
 
 _PLACE_REGIONS = {"prefix": Region.PREFIX, "prompt": Region.WORDS, "suffix": Region.SUFFIX}
-_PLACES = [*_PLACE_REGIONS, "default"]
+PLACES = [*_PLACE_REGIONS, "default"]
 _ALPHA_FORMS = (
     "a number from 0 to 1, a list with one per text token, or a dict such as {'default': 0.3, 'red car': 0.6}"
 )
@@ -55,8 +58,9 @@ class VLConditioning:
         {-6: 0.25, -8: 0.75}
     """
 
+    vl_reader: VLReader = "qwen3-vl"
     vl_alpha: VLAlpha = 0.3
-    vl_hidden_layer: HiddenLayer = -6
+    vl_hidden_layer: HiddenLayer | None = None  # None: -6, with the reader "text_encoder" -2
     vl_text_position: TextPosition = "after"
     vl_token_selection: TokenSelection = "all"
     vl_normalization: Normalization = "global"
@@ -71,12 +75,14 @@ class VLConditioning:
     vl_end: float = 1.0
     vl_max_pixels: int = 1024 * 1024
     reference_weights: Sequence[float] | None = None  # numbers >= 0, one per reference; None weighs them equally
-    has_neutral_image: bool = False  # which "style_delta" needs
+    has_neutral_image: bool = False  # for "style_delta", which otherwise subtracts the muted reference
 
     def __post_init__(self) -> None:
+        check_choice("vl_reader", self.vl_reader, KNOBS["vl_reader"].choices)
         # Frozen towards the user; here plain values take the place of lists and dicts that the user may change.
         object.__setattr__(self, "vl_alpha", _check_vl_alpha(self.vl_alpha))
-        object.__setattr__(self, "vl_hidden_layer", _check_hidden_layer(self.vl_hidden_layer))
+        layer = DEFAULT_LAYERS.get(self.vl_reader) if self.vl_hidden_layer is None else self.vl_hidden_layer
+        object.__setattr__(self, "vl_hidden_layer", _check_hidden_layer(layer))
         object.__setattr__(self, "reference_weights", _check_reference_weights(self.reference_weights))
         for name in CONDITIONING_NAMES:
             _check_plain_knob(KNOBS[name], getattr(self, name))
@@ -102,6 +108,11 @@ class VLConditioning:
             asked if isinstance(asked, Mapping) else dict.fromkeys([asked] if isinstance(asked, int) else asked, 1)
         )
         return dict(zip(weights, share_weights(list(weights.values())), strict=True))
+
+    @property
+    def needs_muted(self) -> bool:
+        """Each reference has to be read muted too: "style_delta" without a neutral picture."""
+        return self.vl_blend_mode == "style_delta" and not self.has_neutral_image
 
     @property
     def needs_text_statistics(self) -> bool:
@@ -202,8 +213,6 @@ def _find_conflicts(knobs: VLConditioning) -> Iterator[str]:
         yield f"`vl_alignment` 'concat' needs one number as `vl_alpha`, such as 0.3, got {knobs.vl_alpha!r}."
     if alignment != "concat" and knobs.vl_concat_tokens is not None:
         yield f"`vl_concat_tokens` is for `vl_alignment` 'concat' alone, got {alignment!r}."
-    if mode == "style_delta" and not knobs.has_neutral_image:
-        yield "`vl_blend_mode` 'style_delta' needs a `neutral_image`, got None."
     if mode == "style_delta" and knobs.vl_normalization != "none":
         yield f"`vl_blend_mode` {mode!r} scales by itself: omit `vl_normalization`, got {knobs.vl_normalization!r}."
     if mode != "style_delta" and knobs.has_neutral_image:
@@ -288,7 +297,7 @@ def resolve_alpha(vl_alpha: VLAlpha, tokens: Sequence[PromptToken], prompt: str 
         if place in values:
             alphas[[i for i, token in enumerate(tokens) if token.region == region]] = values[place]
     owners: dict[int, str] = {}
-    for phrase in (place for place in values if place not in _PLACES):
+    for phrase in (place for place in values if place not in PLACES):
         for i in _find_phrase_tokens(phrase, tokens, prompt):
             other = owners.setdefault(i, phrase)
             if values[other] != values[phrase]:
@@ -303,13 +312,13 @@ def resolve_alpha(vl_alpha: VLAlpha, tokens: Sequence[PromptToken], prompt: str 
 
 def _find_phrase_tokens(phrase: str, tokens: Sequence[PromptToken], prompt: str | None) -> list[int]:
     if prompt is None:
-        known = f"use the places {_PLACES}, or give one number per token"
+        known = f"use the places {PLACES}, or give one number per token"
         raise ValueError(f"`vl_alpha` names the phrase {phrase!r}, but the prompt's text is not known: {known}.")
     starts = [i for i in range(len(prompt)) if prompt.startswith(phrase, i)]
     if not starts:
         raise ValueError(
             f"`vl_alpha` names the phrase {phrase!r}, which the prompt {prompt!r} does not contain (case counts). "
-            f"Places that need no phrase: {_PLACES}."
+            f"Places that need no phrase: {PLACES}."
         )
     words = [token for token in tokens if token.region == Region.WORDS]
     found = [t.index for t in words if any(t.start < at + len(phrase) and at < t.end for at in starts)]
