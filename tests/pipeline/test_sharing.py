@@ -10,6 +10,7 @@ import pytest
 import torch
 from diffusers import ZImageImg2ImgPipeline, ZImagePipeline
 
+from dtype_name import DTYPE
 from offload_table import Table, hooks_of, install_table, run_where_resident
 from pipeline_samples import KNOBS, PROMPT, SMALL, make_parent, make_picture, paint, paint_with, seeded
 from tiny_models import tiny_image_processor, tiny_pipeline, tiny_vl_encoder
@@ -140,7 +141,7 @@ def test_plain_and_image_to_image_paint_with_our_embeddings() -> None:
 def test_diffusers_own_way_back_casts_all_but_the_vl_parts_unless_told() -> None:
     # When this fails diffusers has mended it (issue 12754), and `to_pipe` and its advice can go.
     ours = tiny_pipeline().to(dtype=torch.bfloat16)
-    told = ZImageImg2ImgPipeline.from_pipe(ours, torch_dtype=torch.bfloat16)
+    told = ZImageImg2ImgPipeline.from_pipe(ours, **{DTYPE: torch.bfloat16})
     assert set(types_of(ours).values()) == set(types_of(told).values()) == {torch.bfloat16}
     ZImagePipeline.from_pipe(ours)
     assert types_of(ours) == {**dict.fromkeys(types_of(ours), torch.float32), "vl_encoder": torch.bfloat16}
