@@ -164,13 +164,13 @@ def spoil_tree(root: Path) -> None:
 
 
 def spoil_bundle(root: Path) -> None:
-    file = root / "src" / "zimage_vl" / "blending.py"
+    file = root / "src" / "zimage_vl" / "blend" / "mix.py"
     file.write_text(file.read_text(encoding="utf-8") + "\n\n# Another end.\n", encoding="utf-8")
     commit_all(root)
 
 
 def spoil_sources(root: Path) -> None:
-    file = root / "src" / "zimage_vl" / "knobs.py"
+    file = root / "src" / "zimage_vl" / "blend" / "knobs.py"
     file.write_text("import zimage_vl\n" + file.read_text(encoding="utf-8"), encoding="utf-8")
     commit_all(root)
 
@@ -212,7 +212,7 @@ def forget_history(root: Path) -> None:
 
 SPOILT = {
     "a dirty tree": (spoil_tree, ["2 uncommitted change(s): LICENSE, new.txt"]),
-    "a stale single file": (spoil_bundle, ["pipeline.py is stale", "single_file_pipeline.txt is stale"]),
+    "a stale single file": (spoil_bundle, ["pipeline.py is stale"]),
     "sources that cannot be joined": (spoil_sources, ["cannot be built"]),
     "a missing picture": (spoil_picture, ["failures.png is missing"]),
     "a broken notebook": (spoil_notebook, ["colab.ipynb is no notebook"]),

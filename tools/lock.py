@@ -10,8 +10,10 @@ Each lock is for every platform and for Python 3.10 and later. It is used as a c
 from __future__ import annotations
 
 import configparser
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -47,13 +49,21 @@ def main(arguments: Sequence[str]) -> int:
     options = ["--universal", "--python-version=3.10", "--no-annotate", "--no-header", "--strip-extras", "--quiet"]
     for name in LOCKS:
         lock = ROOT / "requirements" / f"{name}.txt"
-        command = [str(uv), "pip", "compile", *options, "-", "--output-file", str(lock), *arguments]
-        done = subprocess.run(command, input="\n".join(read_requirements(name)), text=True, check=False)
-        if done.returncode:
-            return done.returncode
-        pins = [line for line in lock.read_text(encoding="utf-8").splitlines() if not line.startswith(("#", "--"))]
-        lock.write_text(_HEADER.format(name=name) + "\n".join(pins) + "\n", encoding="utf-8", newline="\n")
-        print(f"Wrote requirements/{name}.txt ({len(pins)} pins).")
+        with tempfile.TemporaryDirectory() as folder:
+            # uv keeps the versions of the file that it writes to. A lock that stays the same is not written: make
+            # looks at its time.
+            output = Path(folder) / lock.name
+            shutil.copy(lock, output)
+            command = [str(uv), "pip", "compile", *options, "-", "--output-file", str(output), *arguments]
+            done = subprocess.run(command, input="\n".join(read_requirements(name)), text=True, check=False)
+            if done.returncode:
+                return done.returncode
+            lines = output.read_text(encoding="utf-8").splitlines()
+        pins = [line for line in lines if not line.startswith(("#", "--"))]
+        text = _HEADER.format(name=name) + "\n".join(pins) + "\n"
+        if text != lock.read_text(encoding="utf-8"):
+            lock.write_text(text, encoding="utf-8", newline="\n")
+        print(f"requirements/{name}.txt holds {len(pins)} pins.")
     return 0
 
 

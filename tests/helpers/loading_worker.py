@@ -23,6 +23,8 @@ from diffusers import DiffusionPipeline, ZImagePipeline
 from huggingface_hub import snapshot_download
 from transformers import Qwen3VLForConditionalGeneration
 
+from dtype_name import DTYPE
+
 
 def paint(pipe: Any, call: dict[str, Any], embeds: str | None) -> np.ndarray:
     """The images of a call, from the same noise every time."""
@@ -43,7 +45,7 @@ def answer(order: dict[str, Any]) -> dict[str, Any]:
         if tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 38):
             kwargs.pop("trust_remote_code")  # taken there for an argument of the pipeline
         plain = ZImagePipeline.from_pretrained(order["source"])
-        pipe = DiffusionPipeline.from_pipe(plain, torch_dtype=torch.float32, **kwargs)
+        pipe = DiffusionPipeline.from_pipe(plain, **{DTYPE: torch.float32}, **kwargs)
     else:
         pipe = DiffusionPipeline.from_pretrained(order["source"], **kwargs)
     if "save" in order:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from diffusers import ZImageImg2ImgPipeline, ZImagePipeline
 
+from dtype_name import DTYPE
 from pipeline_samples import KNOBS, PROMPT, SMALL, call, make_parent, make_picture, paint, paint_with, seeded
 from tiny_models import tiny_components, tiny_pipeline, tiny_vl_encoder
 from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
@@ -88,12 +89,12 @@ def test_a_passed_component_goes_before_the_saved_one(whole: Path, pipe: ZImageV
 
 
 def test_a_dtype_given_once_reaches_the_vl_parts(whole: Path, plain: Path, tmp_path: Path) -> None:
-    half = load(whole, torch_dtype=torch.bfloat16)
+    half = load(whole, **{DTYPE: torch.bfloat16})
     models = {name: part for name, part in half.components.items() if isinstance(part, torch.nn.Module)}
     assert {name: part.dtype for name, part in models.items()} == dict.fromkeys(models, torch.bfloat16)
     for name in ("vl_encoder", "vl_processor"):
         getattr(half, name).save_pretrained(tmp_path)
-    lazy = load(plain, torch_dtype=torch.bfloat16, vl_model_id=str(tmp_path))
+    lazy = load(plain, **{DTYPE: torch.bfloat16}, vl_model_id=str(tmp_path))
     same(paint_with(lazy, PICTURE), paint_with(half, PICTURE))
     assert lazy.vl_encoder.dtype == torch.bfloat16
     lazy.load_vl_encoder(dtype=torch.float32)

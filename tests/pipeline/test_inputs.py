@@ -105,7 +105,11 @@ def test_pictures_for_all_prompts_for_each_and_several_for_one(pipe: ZImageVLPip
 
 def test_alphas_per_prompt_and_per_token(pipe: ZImageVLPipeline) -> None:
     tokens = [len(pipe.tokenize_prompt(prompt)) for prompt in PROMPTS]
-    for alpha in ([0.3, 0.7], [{"default": 0.3}, {"default": 0.7}], [[0.3] * tokens[0], torch.full((tokens[1],), 0.7)]):
+    for alpha in (
+        [0.3, 0.7],
+        [{"default": 0.3}, {"default": 0.7}],
+        [[0.3] * tokens[0], torch.full((tokens[1],), 0.7)],
+    ):
         made = plan(pipe, reference_image=PICTURE, vl_alpha=alpha).references
         for one, value, length in zip(made, (0.3, 0.7), tokens, strict=True):
             torch.testing.assert_close(one.alpha, torch.full((length,), value))
@@ -527,7 +531,9 @@ def test_what_is_cut_off_is_said_each_time(pipe: ZImageVLPipeline, warned: list[
     for _ in range(2):
         output = call(pipe, reference_image=PICTURE, max_sequence_length=tokens - 3, **KNOBS)
     assert output.conditioning[0].text_tokens == tokens - 3
-    assert [f"has {tokens} tokens with its template, of which the last 3 are cut off" in s for s in warned] == [True] * 2
+    assert [f"has {tokens} tokens with its template, of which the last 3 are cut off" in s for s in warned] == [
+        True
+    ] * 2
 
 
 # ---- Whose a reference is ----
@@ -586,4 +592,6 @@ def test_small_long_and_large_references(pipe: ZImageVLPipeline, size: tuple[int
     rows, columns = made.provenance.image_grid
     assert made.num_image_tokens == rows * columns >= 1
     assert rows * columns * 256 <= limit or min(rows, columns) == 1
-    assert np.isfinite(pipe(PROMPT, reference_image=make_picture(2, size), vl_max_pixels=limit, **SMALL).images[0]).all()
+    assert np.isfinite(
+        pipe(PROMPT, reference_image=make_picture(2, size), vl_max_pixels=limit, **SMALL).images[0]
+    ).all()

@@ -334,7 +334,10 @@ class TestSequential:
         for name, kwargs in WAYS.items():
             same(paint_with(pipe, PICTURE, **kwargs), all_expected[name])
             assert places(pipe) == {"meta"}
-        same(paint(quiet(pipe.to_pipe(ZImagePipeline)), None, prompt_embeds=embeddings(pipe)), all_expected["early exit"])
+        same(
+            paint(quiet(pipe.to_pipe(ZImagePipeline)), None, prompt_embeds=embeddings(pipe)),
+            all_expected["early exit"],
+        )
 
     def test_early_exit_brings_no_block_that_does_not_run(self, monkeypatch: pytest.MonkeyPatch) -> None:
         pipe, brought = sequential(), set()
@@ -404,7 +407,9 @@ def test_group_offload_paints_the_same(level: str, all_expected: dict[str, Any])
 
 def test_a_vl_encoder_joins_the_groups(vl_folder: str, expected: Any) -> None:
     lazy = in_groups(tiny_pipeline(with_vl=False, vl_model_id=vl_folder), "block_level")
-    over = ZImageVLPipeline(**in_groups(make_parent(tiny_pipeline(with_vl=False)), "leaf_level").components, **vl_parts())
+    over = ZImageVLPipeline(
+        **in_groups(make_parent(tiny_pipeline(with_vl=False)), "leaf_level").components, **vl_parts()
+    )
     for pipe in (lazy, quiet(over)):
         same(with_picture(pipe), expected)
         assert hasattr(pipe.vl_encoder.model.language_model.layers[0].self_attn.q_proj, "_diffusers_hook")

@@ -17,6 +17,7 @@ import torch
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from transformers import Qwen3VLForConditionalGeneration
 
+from dtype_name import DTYPE
 from pipeline_samples import KNOBS, PROMPT, make_picture, paint, paint_with
 from tiny_models import tiny_pipeline
 from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
@@ -43,7 +44,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, **kwargs: Any) -> Any:
-    pipe = ZImageVLPipeline.from_pretrained(folder, torch_dtype=torch.float32, **kwargs)
+    pipe = ZImageVLPipeline.from_pretrained(folder, **{DTYPE: torch.float32}, **kwargs)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

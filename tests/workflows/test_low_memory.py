@@ -88,13 +88,12 @@ CALLS: dict[str, dict[str, Any]] = {
 
 @pytest.fixture(scope="module")
 def pipe(folder: Path) -> Any:
-    pipe = ZImageVLPipeline.from_pretrained(folder, **F32)
+    pipe = ZImageVLPipeline.from_pretrained(folder)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
 
 @pytest.mark.parametrize("name", CALLS)
-@pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated")
 def test_the_bits_are_the_ordinary_calls(name: str, folder: Path, pipe: Any) -> None:
     arguments = {"prompt": PROMPT, **CALLS[name]}
     expected = pipe(**settings(**arguments))

@@ -103,10 +103,8 @@ class VLConditioning:
     @property
     def layer_weights(self) -> dict[int, float]:
         """`{layer: weight}`, the weights summing to 1."""
-        asked = self.vl_hidden_layer
-        weights = (
-            asked if isinstance(asked, Mapping) else dict.fromkeys([asked] if isinstance(asked, int) else asked, 1)
-        )
+        asked = _check_hidden_layer(self.vl_hidden_layer)
+        weights = {asked: 1.0} if isinstance(asked, int) else asked
         return dict(zip(weights, share_weights(list(weights.values())), strict=True))
 
     @property

@@ -9,7 +9,10 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice
-from .registry import TextPosition, TokenSelection  # noqa: F401 - the reference room has it from here
+from .registry import TextPosition, TokenSelection
+
+
+__all__ = ["PromptToken", "Region", "TextPosition", "TokenSelection", "select_tokens"]
 
 
 class Region(IntEnum):

@@ -792,7 +792,8 @@ class ZImageVLPipeline(ZImagePipeline):
         # Repeated as the parent has them inside its loop.
         step = StepCallback(
             plan.window,
-            *({name: [x for x in some[name] for _ in range(repeats)] for name in some} for some in (inside, outside)),
+            {name: [one for one in embeds for _ in range(repeats)] for name, embeds in inside.items()},
+            {name: [one for one in embeds for _ in range(repeats)] for name, embeds in outside.items()},
             call["callback_on_step_end"],
             call["callback_on_step_end_tensor_inputs"] or (),
         )

@@ -217,7 +217,11 @@ def see_picture(vision: nn.Module, processor: object, reading: Reading, device: 
     with lock_of_model(vision), ExitStack() as undo:
         bring_to_device(vision)
         device = device or execution_device(vision)
-        undo.callback(tower.merger.register_forward_hook(lambda *parts: features.append(parts[-1])).remove)
+
+        def keep(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
+            features.append(output)
+
+        undo.callback(tower.merger.register_forward_hook(keep).remove)
         if reading.visible is not None:
             patches_seen = reading.visible.repeat_interleave(tower.spatial_merge_size**2)
             undo.enter_context(isolate_patches(tower, patches_seen))
@@ -257,14 +261,19 @@ def describe_picture(
         }
         if "mm_token_type_ids" in inspect.signature(vl_encoder.forward).parameters:
             arguments["mm_token_type_ids"] = (input_ids == vl_encoder.config.image_token_id).int()
-        ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")} - {None}
-        rope_deltas = getattr(vl_encoder.model, "rope_deltas", None)
+        model: Any = vl_encoder
+        rope_deltas = model.model.rope_deltas
         try:
-            written: Any = vl_encoder.generate(
-                input_ids, max_new_tokens=96, do_sample=False, eos_token_id=sorted(ends), **arguments
+            written: Any = model.generate(
+                input_ids,
+                max_new_tokens=96,
+                do_sample=False,
+                eos_token_id=tokenizer.get_vocab()["<|im_end|>"],
+                pad_token_id=tokenizer.pad_token_id,
+                **arguments,
             )
         finally:
-            vl_encoder.model.rope_deltas = rope_deltas
+            model.model.rope_deltas = rope_deltas
     text = str(tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)).strip()
     if not text:
         raise ValueError("The VL encoder wrote no description of the reference: pass `vl_text` yourself.")
@@ -380,9 +389,13 @@ def _capturing(language_model: Any, layers: Sequence[int]) -> Generator[dict[int
 @contextmanager
 def _muted_features(visual: Any) -> Generator[None]:
     """Within it, the vision tower's features, DeepStack's too, are 0."""
+
+    def mute(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        return output * 0
+
     with ExitStack() as undo:
         for merger in (visual.merger, *visual.deepstack_merger_list):
-            undo.callback(merger.register_forward_hook(lambda *parts: parts[-1] * 0).remove)
+            undo.callback(merger.register_forward_hook(mute).remove)
         yield
 
 
@@ -591,7 +604,7 @@ def load_vision_tower(
     with _explaining_failure(model_id):
         found = _read_tower(model_id, dtype, _place(revision, subfolder))
         with init_empty_weights(include_buffers=False):
-            tower = Qwen3VLVisionModel(config.vision_config)
+            tower = Qwen3VLVisionModel(cast("Any", config.vision_config))
         tower.load_state_dict(found, assign=True)
     size = sum(p.numel() * p.element_size() for p in tower.parameters())
     _readers_logger.warning(

@@ -149,17 +149,18 @@ class _Source:
 
     def find_reader(self, vl_reader: VLReader) -> ReaderSource:
         """The reader asked for, saved with the model or named by it; its config and processor alone."""
+        vision: Any
         text_config: Any = AutoConfig.from_pretrained(self.model, subfolder="text_encoder", **self.at)
         if vl_reader == "text_encoder" and self._is_saved("vl_vision"):
-            vision: Any = Qwen3VLVisionConfig.from_pretrained(self.model, subfolder="vl_vision", **self.at)
+            vision = Qwen3VLVisionConfig.from_pretrained(self.model, subfolder="vl_vision", **self.at)
             processor: Any = AutoImageProcessor.from_pretrained(self.model, subfolder="vl_processor", **self.at)
             return ReaderSource(ReaderConfig(text_config, vision), processor, str(self.model), self.at.get("revision"))
         model_id, place = self._locate_vl_encoder()
         config, processor = load_vl_config(model_id, **place)
         if vl_reader == "text_encoder":
-            check_widths(config.vision_config.out_hidden_size, text_config.hidden_size)
-            found = ReaderConfig(text_config, config.vision_config)
-            return ReaderSource(found, processor, str(model_id), place.get("revision"))
+            vision = config.vision_config
+            check_widths(vision.out_hidden_size, text_config.hidden_size)
+            return ReaderSource(ReaderConfig(text_config, vision), processor, str(model_id), place.get("revision"))
         check_vl_config(config, text_config.hidden_size)
         return ReaderSource(config, processor, str(model_id), place.get("revision"))
 
