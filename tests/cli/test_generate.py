@@ -203,7 +203,7 @@ def test_statistics_from_a_file(capsys: Any, folder: Path) -> None:
 
 
 def test_low_memory_paints_the_same(capsys: Any, folder: Path) -> None:
-    options = ["--device", "cpu", "--guidance", "2", "--negative-prompt", "blue", "--size", "64x32", "--alpha", "0.5"]
+    options = ["--device", "cpu", "--guidance", 2, "--negative-prompt", "blue", "--size", "64x32", "--alpha", 0.5]
     for name, extra in (("a.png", []), ("b.png", ["--low-memory"])):
         done = generate(capsys, *options, *extra, "-o", name)
         assert done.code == 0, done.err

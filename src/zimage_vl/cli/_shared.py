@@ -114,7 +114,7 @@ def check_output_path(
     """
     shown = f"--output '{escape(str(path))}'"
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"{shown} must end in {' or '.join(suffixes)}.")
+        raise ValueError(f"--output must end in {' or '.join(suffixes)}, got '{escape(str(path))}'.")
     if path.is_dir():
         raise ValueError(f"{shown} is a directory: name a file in it.")
     if not path.parent.is_dir():
