@@ -1,0 +1,88 @@
+"""Pages whose Python blocks run as a reader would run them, one after another, on the toy."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers.utils import deprecation_utils
+
+from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
+
+
+ROOT = Path(__file__).parent.parent.parent
+PICTURES = {
+    "photo.jpg": Scene("square", "blue", "black"),
+    "photo.png": Scene("square", "blue", "black"),
+    "painting.jpg": Scene("triangle", "green", "gray"),
+    "sketch.png": Scene("circle", "yellow", "white"),
+    "photos/one.png": Scene("cross", "purple", "brown"),
+}
+# What stands in a page, and what runs instead: the toy, its size, few steps, the folder with the code, no accelerator.
+SUBSTITUTES = {
+    "Tongyi-MAI/Z-Image-Turbo": "toy",
+    "num_inference_steps=9": "num_inference_steps=2, height=64, width=64",
+    "size, steps = 1024, 9": "size, steps = 64, 2",
+    '"pipelines/zimage_vl"': repr(str(ROOT / "pipelines" / "zimage_vl")),
+    'device="cuda"': 'device="cpu"',
+    "pipe.enable_model_cpu_offload()": "pass",
+    "pipe.enable_sequential_cpu_offload()": "pass",
+}
+
+
+def python_blocks(page: Path) -> list[str]:
+    """Get the Python of a page, each block with empty lines before it, so that errors name the page's lines."""
+    text = page.read_text(encoding="utf-8")
+    found = re.finditer(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+    return ["\n" * text[: match.start(1)].count("\n") + match.group(1) for match in found]
+
+
+def substitute(code: str, extra: dict[str, str] | None = None) -> str:
+    """Put the toy in the place of the real weights."""
+    for there, here in {**SUBSTITUTES, **(extra or {})}.items():
+        code = code.replace(there, here)
+    # diffusers 0.36 knows `dtype` by its old name alone.
+    return code if hasattr(deprecation_utils, "_resolve_dtype") else re.sub(r"\bdtype=torch", "torch_dtype=torch", code)
+
+
+def run_page(page: Path, extra: dict[str, str] | None = None) -> None:
+    """Run a page's blocks in one namespace; where prints have a comment behind them, it is what they must print."""
+    names: dict[str, Any] = {"__name__": "__main__"}
+    blocks = python_blocks(page)
+    assert blocks
+    for block in blocks:
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed):
+            exec(compile(substitute(block, extra), str(page), "exec"), names)
+        expected = re.findall(r"^print\(.*\)  # (.+)$", block, re.MULTILINE)
+        assert printed.getvalue().splitlines() == expected, block.strip()
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
+    """A folder to work in, as the pages suppose it: the toy under the name "toy", and pictures."""
+    folder = tmp_path_factory.mktemp("desk")
+    (folder / "photos").mkdir()
+    for name, scene in PICTURES.items():
+        draw_scene(scene).save(folder / name)
+    load_toy_pipeline().save_pretrained(folder / "toy")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        # What diffusers keeps of custom pipelines is forgotten again.
+        patch.setattr("diffusers.utils.dynamic_modules_utils.HF_MODULES_CACHE", str(folder / "modules"))
+        patch.setattr(sys, "path", [*sys.path])
+        kept = {name: module for name, module in sys.modules.items() if name.startswith("diffusers_modules")}
+        for name in kept:
+            del sys.modules[name]
+        torch.manual_seed(0)
+        yield folder
+        for name in [name for name in sys.modules if name.startswith("diffusers_modules")]:
+            del sys.modules[name]
+        sys.modules.update(kept)
