@@ -9,11 +9,9 @@ import sys
 from pathlib import Path
 
 import pytest
-import typer
 
 from cli_calls import call
 from pages import ROOT, desk, python_blocks, run_page  # noqa: F401 - desk is a fixture
-from zimage_vl.cli.app import app
 
 
 sys.path.insert(0, str(ROOT / "tools"))
@@ -36,12 +34,9 @@ def test_its_command_lines_run(desk: Path, capsys: pytest.CaptureFixture[str]) -
     assert len(COMMANDS) > 5
     for line in COMMANDS:
         words = [word for part in shlex.split(line, comments=True) for word in glob.glob(part) or [part]]
-        if "Tongyi-MAI/Z-Image-Turbo" in words:  # read as far as it can be without the weights
-            command = typer.main.get_command(app).commands[words[1]]  # type: ignore[attr-defined]
-            command.make_context(words[1], words[2:])
-        else:
-            done = call(capsys, *words[1:])
-            assert done.code == 0, (line, done.err)
+        small = ["--size", "64x64", "--steps", "2"] if "Tongyi-MAI/Z-Image-Turbo" in words else []
+        done = call(capsys, *words[1:], *small)
+        assert done.code == 0, (line, done.err)
 
 
 def test_it_is_short() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from diffusers import ZImagePipeline
 from diffusers.utils import deprecation_utils
 
 from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
@@ -25,9 +26,9 @@ PICTURES = {
     "sketch.png": Scene("circle", "yellow", "white"),
     "photos/one.png": Scene("cross", "purple", "brown"),
 }
-# What stands in a page, and what runs instead: the toy, its size, few steps, the folder with the code, no accelerator.
+# What stands in a page, and what runs instead: small pictures, few steps, no accelerator. The names of models need
+# nothing: on the desk they are folders.
 SUBSTITUTES = {
-    "Tongyi-MAI/Z-Image-Turbo": "toy",
     "num_inference_steps=9": "num_inference_steps=2, height=64, width=64",
     "size, steps = 1024, 9": "size, steps = 64, 2",
     '"pipelines/zimage_vl"': repr(str(ROOT / "pipelines" / "zimage_vl")),
@@ -45,7 +46,7 @@ def python_blocks(page: Path) -> list[str]:
 
 
 def substitute(code: str, extra: dict[str, str] | None = None) -> str:
-    """Put the toy in the place of the real weights."""
+    """Make a page's code small enough for the toy."""
     for there, here in {**SUBSTITUTES, **(extra or {})}.items():
         code = code.replace(there, here)
     # diffusers 0.36 knows `dtype` by its old name alone.
@@ -67,12 +68,15 @@ def run_page(page: Path, extra: dict[str, str] | None = None) -> None:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
-    """A folder to work in, as the pages suppose it: the toy under the name "toy", and pictures."""
+    """A folder to work in, as the pages suppose it: pictures, and the toy's models under the names of the real ones."""
     folder = tmp_path_factory.mktemp("desk")
     (folder / "photos").mkdir()
     for name, scene in PICTURES.items():
         draw_scene(scene).save(folder / name)
-    load_toy_pipeline().save_pretrained(folder / "toy")
+    toy = load_toy_pipeline()
+    ZImagePipeline(**toy.z_image_components).save_pretrained(folder / "Tongyi-MAI" / "Z-Image-Turbo")
+    for part in (toy.vl_encoder, toy.vl_processor):
+        part.save_pretrained(folder / "Qwen" / "Qwen3-VL-4B-Instruct")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         # What diffusers keeps of custom pipelines is forgotten again.
