@@ -23,6 +23,7 @@ PICTURES = {
     "photo.jpg": Scene("square", "blue", "black"),
     "photo.png": Scene("square", "blue", "black"),
     "painting.jpg": Scene("triangle", "green", "gray"),
+    "sketch.jpg": Scene("circle", "yellow", "white"),
     "sketch.png": Scene("circle", "yellow", "white"),
     "photos/one.png": Scene("cross", "purple", "brown"),
 }
@@ -31,6 +32,7 @@ PICTURES = {
 SUBSTITUTES = {
     "num_inference_steps=9": "num_inference_steps=2, height=64, width=64",
     "size, steps = 1024, 9": "size, steps = 64, 2",
+    "size, steps, strength = 1024, 9, 0.9": "size, steps, strength = 64, 2, 0.9",
     '"pipelines/zimage_vl"': repr(str(ROOT / "pipelines" / "zimage_vl")),
     'device="cuda"': 'device="cpu"',
     "pipe.enable_model_cpu_offload()": "pass",
