@@ -2,8 +2,7 @@
 """Measure what the method costs beside diffusers' own pipeline and write docs/performance.md: benchmarks/bench.py
 
 Ratios within one run, the sides in turns. Parts: a unused, b reading a reference, c reading it again, d a sweep over
-ready embeddings, e batches, f start-up, g growth, h host memory. Leave the machine alone meanwhile: 10 to 15 minutes
-on two cores.
+ready embeddings, e start-up, f host memory. Leave the machine alone meanwhile: about 10 minutes on two cores.
 """
 
 from __future__ import annotations
@@ -18,14 +17,13 @@ from typing import Any
 import torch
 from performance.accelerator import Accelerator
 from performance.extraction import extraction_section, measure_extraction
-from performance.growth import growth_section, measure_growth
 from performance.host import measure_host_memory
 from performance.imports import measure_imports
 from performance.machine import describe_load, describe_machine
 from performance.page import PAGE, Section, findings_table, read_section, write_sections
 from performance.random_models import build_pipeline
 from performance.reuse import measure_calls, measure_reading
-from performance.toy_calls import CALL, PHOTO, PROMPT, load_pipelines, measure_batches, measure_sweep, measure_unused
+from performance.toy_calls import CALL, PHOTO, PROMPT, load_pipelines, measure_sweep, measure_unused
 
 from zimage_vl.toy import draw_scene
 
@@ -35,7 +33,8 @@ class Sizes:
     """How much of everything; `scale` divides the widths of the real shapes."""
 
     steps: int = 8
-    unused_rounds: int = 40
+    unused_steps: int = 2
+    unused_rounds: int = 60
     scale: int = 4
     extraction: tuple[tuple[int, int], ...] = ((256, 12), (512, 8), (1024, 5))  # pixels, rounds
     reading: tuple[tuple[int, int], ...] = ((512, 6), (1024, 3))
@@ -43,13 +42,8 @@ class Sizes:
     alphas: tuple[float, ...] = (0.15, 0.3, 0.5, 0.7, 1.0)
     layers: tuple[int, ...] = (-6, -4, -3, -2)
     seeds: int = 4
-    batch_rounds: int = 5
     import_rounds: int = 7
     heavy_imports: bool = True
-    growth: tuple[int, ...] = (256, 512, 768, 1024)
-    numbers: tuple[int, ...] = (1, 2, 3, 4)
-    number_pixels: int = 256
-    growth_rounds: int = 3
 
 
 QUICK = Sizes(
@@ -62,13 +56,8 @@ QUICK = Sizes(
     alphas=(0.3,),
     layers=(-6, -2),
     seeds=1,
-    batch_rounds=1,
     import_rounds=2,
     heavy_imports=False,
-    growth=(64, 96),
-    numbers=(1, 2),
-    number_pixels=64,
-    growth_rounds=2,
 )
 
 
@@ -85,7 +74,7 @@ class Parts:
         return build_pipeline(self.sizes.scale, self.cpu.device, torch.float32, text_blocks=2)
 
     def a(self) -> Section:
-        return measure_unused(self.sizes.unused_rounds, self.sizes.steps)
+        return measure_unused(self.sizes.unused_rounds, self.sizes.unused_steps)
 
     def b(self) -> Section:
         results = [
@@ -101,8 +90,7 @@ class Parts:
         blocks = [
             f"Whole calls on the toy world, {self.sizes.steps} steps:",
             *(findings_table(calls), seconds),
-            f"Reading alone, random weights at 1/{self.sizes.scale} of the real width; the prefix cache is off unless "
-            "enabled:",
+            f"Reading alone, random weights at 1/{self.sizes.scale} of the real width:",
             findings_table([finding for findings, _ in readings for finding in findings]),
             *(sentence for _, sentence in readings),
         ]
@@ -112,30 +100,20 @@ class Parts:
         return measure_sweep(self.sizes.steps, self.sizes.alphas, self.sizes.layers, self.sizes.seeds)
 
     def e(self) -> Section:
-        return measure_batches(self.sizes.batch_rounds, self.sizes.steps)
-
-    def f(self) -> Section:
         return measure_imports(self.sizes.import_rounds, heavy=self.sizes.heavy_imports)
 
-    def g(self) -> Section:
-        sizes = self.sizes
-        tables = measure_growth(
-            self.large, sizes.growth, sizes.numbers, sizes.number_pixels, sizes.growth_rounds, self.cpu
-        )
-        return growth_section(tables, sizes.scale)
-
-    def h(self) -> Section:
+    def f(self) -> Section:
         return measure_host_memory()
 
 
-LETTERS = tuple("abcdefgh")
-QUICK_LETTERS = tuple("abcdefg")  # host memory has one size, and writes it to disk
+LETTERS = tuple("abcdef")
+QUICK_LETTERS = tuple("abcde")  # host memory has one size, and writes it to disk
 
 
 def parse_arguments(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--only", nargs="+", choices=LETTERS, help="some of the parts; default: all, with --quick all but h"
+        "--only", nargs="+", choices=LETTERS, help="some of the parts; default: all, with --quick all but f"
     )
     parser.add_argument(
         "--quick", action="store_true", help="the smallest sizes: does it run? Writes no page by itself"
@@ -169,7 +147,7 @@ def main(arguments: list[str] | None = None) -> None:
     command = "make bench" if set(chosen.only) == set(LETTERS) and not chosen.quick else "python benchmarks/bench.py"
     command += " --quick" if chosen.quick else ""
     parts = Parts(QUICK if chosen.quick else Sizes())
-    about = f"## Measured on\n\n{machine}\n\n{load} Sections (a) to (h) are printed by `{command}`, " + (
+    about = f"## Measured on\n\n{machine}\n\n{load} Sections (a) to (f) are printed by `{command}`, " + (
         "each again by `python benchmarks/bench.py --only` and its letter." if not chosen.quick else "sizes for tests."
     )
     print(about, flush=True)

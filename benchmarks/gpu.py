@@ -22,9 +22,9 @@ from performance.extraction import (
     PARTS_EXPLAINED,
     Extraction,
     extraction_tables,
+    make_reading,
     measure_extraction,
     obvious_states,
-    our_inputs,
     prepare_obvious,
 )
 from performance.machine import describe_load, describe_machine
@@ -53,7 +53,7 @@ from performance.real_shapes import SCALES
 from performance.reuse import measure_calls, measure_reading
 from performance.timing import Spread
 
-from zimage_vl.reference.readers import vl_hidden_states
+from zimage_vl.reference.readers import read_reference
 
 
 @dataclass(frozen=True)
@@ -115,10 +115,10 @@ class Run:
     def _reading_peaks(self, pixels: int) -> tuple[str, str]:
         encoder = self.pipe.vl_encoder
         prepared = prepare_obvious(self.pipe, make_picture(pixels), self.prompt)
-        inputs, layer = our_inputs(prepared), encoder.config.text_config.num_hidden_layers - 5
+        reading = make_reading(self.pipe, make_picture(pixels), self.prompt)
         sides: list[Callable[[], Any]] = [
             lambda: obvious_states(encoder, prepared),
-            lambda: vl_hidden_states(encoder, inputs, (layer,)),
+            lambda: read_reference(encoder, self.pipe.vl_processor, reading),
         ]
         found: list[str] = []
         for side in sides:

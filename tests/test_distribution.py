@@ -39,37 +39,39 @@ MODULES = {"pillow": "PIL", "huggingface-hub": "huggingface_hub"}
 NOT_IMPORTED = {"huggingface-hub"}
 
 
+SINGLE_FILE = "pipelines/zimage_vl/pipeline.py"
+
+
 def package_files() -> set[str]:
-    """What belongs into an installation, from the package's root: written out here, not read from the settings."""
+    """What of src belongs into an installation: written out here, not read from the settings."""
     code = {path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts}
     data = {path for path in (PACKAGE / "toy" / "checkpoint").rglob("*") if path.is_file()}
-    named = {PACKAGE / "py.typed", PACKAGE / "single_file_pipeline.txt"}
-    return {path.relative_to(PACKAGE.parent).as_posix() for path in code | data | named}
+    return {path.relative_to(PACKAGE.parent).as_posix() for path in code | data | {PACKAGE / "py.typed"}}
 
 
 class Built:
-    """The distributions of a copy of the checkout that has junk lying about, built without a network."""
+    """The distributions of a copy of the checkout that has junk lying about, built without a network.
+
+    The wheel is built from the sdist, as `make dist` does it.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.source = folder / "source"
         ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
         shutil.copytree(ROOT / "src", self.source / "src", ignore=ignore)
-        for name in ("LICENSE", "MANIFEST.in", "README.md", "CHANGELOG.md", "setup.cfg", "pyproject.toml"):
-            shutil.copy(ROOT / name, self.source / name)
-        shutil.copytree(ROOT / "docs", self.source / "docs")
+        for name in ("docs", "pipelines", "tools"):
+            shutil.copytree(ROOT / name, self.source / name, ignore=ignore)
+        for path in ROOT.iterdir():
+            if path.is_file() and not path.name.startswith("."):
+                shutil.copy(path, self.source)
         for name, data in JUNK.items():
             (self.source / name).parent.mkdir(parents=True, exist_ok=True)
             (self.source / name).write_bytes(data)
-        self.wheel, self.sdist = self.build(folder / "dist")
-
-    def build(self, output: Path) -> tuple[Path, Path]:
-        """Wheel and sdist: the wheel from the sdist, as `make dist` builds it."""
+        output = folder / "dist"
         command = [sys.executable, "-m", "build", "--no-isolation", "--outdir", str(output), str(self.source)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stdout + done.stderr
-        (wheel,), (sdist,) = output.glob("*.whl"), output.glob("*.tar.gz")
-        assert len(list(output.iterdir())) == 2
-        return wheel, sdist
+        self.wheel, self.sdist = sorted(output.iterdir(), key=lambda path: path.suffix, reverse=True)
 
     def wheel_contents(self) -> dict[str, bytes]:
         with zipfile.ZipFile(self.wheel) as archive:
@@ -115,11 +117,13 @@ def test_the_wheel_holds_the_package_and_nothing_else(built: Built) -> None:
     assert version is not None, "the wheel must suit every system"
     info = f"zimage_vl-{version[1]}.dist-info"
     about = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
-    assert set(built.wheel_contents()) == package_files() | {f"{info}/{name}" for name in about}
+    single_file = {"zimage_vl/single_file_pipeline.txt"}
+    assert set(built.wheel_contents()) == package_files() | single_file | {f"{info}/{name}" for name in about}
 
 
 def test_the_sdist_holds_what_a_wheel_is_built_from_and_nothing_else(built: Built) -> None:
-    about = {"LICENSE", "MANIFEST.in", "PKG-INFO", "docs/package.md", "pyproject.toml", "setup.cfg"}
+    about = {"LICENSE", "MANIFEST.in", "PKG-INFO", "docs/package.md", "pyproject.toml", "setup.cfg", "setup.py"}
+    about.add(SINGLE_FILE)
     names = {name for name in built.sdist_contents() if ".egg-info/" not in name}
     assert names == about | {f"src/{name}" for name in package_files()}
 
@@ -130,6 +134,7 @@ def test_both_hold_the_sources_byte_for_byte(built: Built) -> None:
         source = (ROOT / "src" / name).read_bytes()
         assert wheel[name] == source, name
         assert sdist[f"src/{name}"] == source, name
+    assert wheel["zimage_vl/single_file_pipeline.txt"] == sdist[SINGLE_FILE] == (ROOT / SINGLE_FILE).read_bytes()
     (licence,) = (data for name, data in wheel.items() if name.endswith("/licenses/LICENSE"))
     assert licence == sdist["LICENSE"] == (ROOT / "LICENSE").read_bytes()
 

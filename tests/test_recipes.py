@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import pickle
 from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
-from tiny_models import tiny_pipeline
+from conditioning_samples import TEXT, TEXT_REGIONS, condition
+from embedding_samples import make_reference
 from zimage_vl import recipes
-from zimage_vl.blend.knobs import VLConditioning
-from zimage_vl.cli._options import RecipeChoice
-from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
+from zimage_vl.blend.knobs import KNOBS, VLConditioning
+from zimage_vl.blend.regions import Region
 from zimage_vl.recipes import RECIPES
 
 
@@ -30,14 +30,14 @@ def conditioning(recipe: dict[str, Any]) -> VLConditioning:
 def test_each_is_a_valid_set_of_knobs(name: str) -> None:
     made = conditioning(RECIPES[name])
     assert not made.is_inert
-    assert set(RECIPES[name]) <= set(inspect.signature(ZImageVLPipeline.__call__).parameters)
+    assert set(RECIPES[name]) <= set(KNOBS)
+    assert made.unused == ()
 
 
-def test_the_names_are_those_of_the_module_and_of_the_command_line() -> None:
+def test_the_names_are_those_of_the_module() -> None:
     constants = {name.lower().replace("_", "-") for name in vars(recipes) if name.isupper() and name != "RECIPES"}
-    assert constants == set(RECIPES) == {choice.value for choice in RecipeChoice}
-    for name, recipe in RECIPES.items():
-        assert recipe is getattr(recipes, name.upper().replace("-", "_"))
+    assert constants == set(RECIPES)
+    assert all(recipe is getattr(recipes, name.upper().replace("-", "_")) for name, recipe in RECIPES.items())
 
 
 def test_no_two_are_the_same() -> None:
@@ -49,12 +49,14 @@ def test_the_guides_alphas_and_layer() -> None:
     alphas = {"style-transfer": 0.5, "image-variation": 0.5, "composition": 0.2, "colour-palette": 0.15, "guide": 0.3}
     assert {name: conditioning(RECIPES[name]).vl_alpha for name in alphas} == alphas
     assert {conditioning(RECIPES[name]).vl_hidden_layer for name in alphas} == {-6}
+    assert {conditioning(RECIPES[name]).vl_target_std for name in RECIPES if name != "guide"} == {None}
 
 
-def test_the_guides_defaults_to_the_letter() -> None:
+def test_the_guide_to_the_letter_and_its_authors_correction() -> None:
     made = conditioning(recipes.GUIDE)
     assert (made.vl_token_selection, made.vl_normalization, made.vl_target_std) == ("text", "global", 70.0)
-    assert (made.vl_outlier_masking, made.vl_outlier_threshold) == ("none", 10.0)
+    assert (made.vl_outlier_masking, made.vl_outlier_threshold, made.vl_alignment) == ("none", 10.0, "interpolate")
+    assert conditioning(recipes.ALL_TOKENS) == VLConditioning(vl_alpha=0.4)
 
 
 def test_composition_reads_the_picture_without_words() -> None:
@@ -102,46 +104,23 @@ def test_deep_copies_are_plain_dicts_all_through() -> None:
     assert recipes.APPEARANCE["vl_alpha"] == {"prefix": 0.0, "prompt": 0.0, "suffix": 1.0}
 
 
-def test_a_call_leaves_the_recipes_as_they_are() -> None:
-    import PIL.Image
-
+@pytest.mark.parametrize("name", NAMES)
+def test_each_blends_and_stays_as_it_is(name: str) -> None:
     before = json.dumps(RECIPES)
-    photo = PIL.Image.linear_gradient("L").resize((32, 32)).convert("RGB")
-    settings = {"height": 32, "width": 32, "num_inference_steps": 1, "guidance_scale": 0.0}
-    for recipe in (recipes.APPEARANCE, recipes.COMPOSITION):
-        _pipeline()("a red circle", reference_image=photo, **settings, **recipe)
+    knobs = {name: value for name, value in RECIPES[name].items() if name != "vl_text"}
+    out, report = condition(make_reference(layers=(-2, -6)), **knobs)
+    assert not torch.equal(out, TEXT)
+    assert report.influence
     assert json.dumps(RECIPES) == before
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_each_changes_the_embeddings(name: str) -> None:
-    import PIL.Image
-
-    pipe, photo = _pipeline(), PIL.Image.linear_gradient("L").resize((64, 48)).convert("RGB")
-    plain = pipe.encode_prompt_with_reference("a red circle", do_classifier_free_guidance=False)
-    made = pipe.encode_prompt_with_reference("a red circle", photo, do_classifier_free_guidance=False, **RECIPES[name])
-    assert not plain.prompt_embeds[0].equal(made.prompt_embeds[0])
+@pytest.mark.parametrize(("name", "touched"), [("appearance", Region.SUFFIX), ("structure", Region.WORDS)])
+def test_appearance_touches_the_tail_and_structure_the_words(name: str, touched: Region) -> None:
+    out, _ = condition(make_reference(layers=(-2,)), **RECIPES[name])
+    assert (out != TEXT).any(dim=1).tolist() == (touched == TEXT_REGIONS).tolist()
 
 
-def test_appearance_touches_the_tail_and_structure_the_words() -> None:
-    import PIL.Image
-
-    from zimage_vl.blend.regions import Region
-
-    pipe, photo = _pipeline(), PIL.Image.linear_gradient("L").resize((64, 48)).convert("RGB")
-    prompt = "a red circle"
-    plain = pipe.encode_prompt_with_reference(prompt, do_classifier_free_guidance=False).prompt_embeds[0]
-    regions = [token.region for token in pipe.tokenize_prompt(prompt)]
-    for recipe, touched in ((recipes.APPEARANCE, Region.SUFFIX), (recipes.STRUCTURE, Region.WORDS)):
-        ready = pipe.encode_prompt_with_reference(prompt, photo, do_classifier_free_guidance=False, **recipe)
-        changed = (ready.prompt_embeds[0] != plain).any(dim=1).tolist()
-        assert changed == [region == touched for region in regions]
-
-
-_made: list[Any] = []
-
-
-def _pipeline() -> Any:
-    if not _made:
-        _made.append(tiny_pipeline())
-    return _made[0]
+def test_calibrated_means_what_it_says() -> None:
+    _, report = condition(**recipes.CALIBRATED)
+    assert report.effective_alpha is not None
+    torch.testing.assert_close(report.effective_alpha, torch.full((len(TEXT),), 0.3))

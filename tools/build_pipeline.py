@@ -1,15 +1,16 @@
 #!/usr/bin/env python
 """Join the package into the single file that diffusers loads from the Hub.
 
-    python tools/build_pipeline.py            # writes pipelines/zimage_vl/pipeline.py and the copy inside the package
-    python tools/build_pipeline.py --check    # exits with 1 when one of them is not what the sources give
+    python tools/build_pipeline.py            # writes pipelines/zimage_vl/pipeline.py
+    python tools/build_pipeline.py --check    # exits with 1 when it is not what the sources give, or its map is wrong
 
-The package ships the copy, so that a pipeline it saves can carry its own code.
+setup.py copies it into the wheel, so that a pipeline that the installed package saves can carry its own code.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import shutil
 import subprocess
 import sys
@@ -21,17 +22,19 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from bundling.joining import join_modules
 from bundling.modules import BundleError, collect_modules
+from bundling.reach import compare_with_map
 
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "zimage_vl"
-ENTRY = "pipeline_z_image_vl"
-#: The file for the Hub, and the copy that the package's `saving` module reads. ".txt": it is data there, not a module.
-OUTPUTS = (ROOT / "pipelines" / "zimage_vl" / "pipeline.py", PACKAGE / "single_file_pipeline.txt")
+ENTRY = "pipeline.pipeline_z_image_vl"
+OUTPUTS = (ROOT / "pipelines" / "zimage_vl" / "pipeline.py",)
+#: What in the file reaches outside of it, written by hand and checked against the code.
+MAP = Path(__file__).parent / "bundling" / "map.txt"
 
 
 def format_source(source: str) -> str:
-    """The source as `ruff` sorts its imports and formats it, with the settings of pyproject.toml."""
+    """Get the source as `ruff` sorts its imports and formats it, with the settings of pyproject.toml."""
     program = Path(sys.executable).with_name("ruff")
     ruff = str(program) if program.exists() else shutil.which("ruff")
     if ruff is None:
@@ -46,20 +49,29 @@ def format_source(source: str) -> str:
 
 
 def build(package: Path = PACKAGE, entry: str = ENTRY) -> str:
-    """The text of the single file.
+    """Get the text of the single file.
 
     Args:
         package: Folder of the package.
-        entry: Module with the pipeline, without `.py`.
+        entry: Module with the pipeline, by its name within the package.
 
     Raises:
         BundleError: The package cannot be joined; the message names the module and the line.
     """
-    return format_source(join_modules(collect_modules(package, entry)))
+    modules = collect_modules(package, entry)
+    return format_source(join_modules(modules, _public_names(package), MAP.read_text(encoding="utf-8")))
+
+
+def _public_names(package: Path) -> list[str]:
+    """The package's `__all__`."""
+    for node in ast.parse((package / "__init__.py").read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__":
+            return ast.literal_eval(node.value)
+    raise BundleError("the package's __init__.py has no __all__, which says what is public.")
 
 
 def stale_outputs(text: str, outputs: Sequence[Path] = OUTPUTS) -> list[str]:
-    """A sentence for each output that is missing or differs from the text."""
+    """Get a sentence for each output that is missing or differs from the text."""
     sentences: list[str] = []
     for path in outputs:
         if not path.is_file():
@@ -81,7 +93,7 @@ def main(
     entry: str = ENTRY,
     outputs: Sequence[Path] = OUTPUTS,
 ) -> int:
-    """Writes or checks the outputs; returns the exit status."""
+    """Write or check the outputs; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 when an output is stale")
     options = parser.parse_args(arguments)
@@ -90,15 +102,17 @@ def main(
     except BundleError as error:
         print(f"The single-file pipeline cannot be built: {error}", file=sys.stderr)
         return 1
+    mistakes = [f"{_shown(MAP)}: {mistake}." for mistake in compare_with_map(MAP.read_text(encoding="utf-8"), text)]
     if options.check:
-        sentences = stale_outputs(text, outputs)
+        sentences = stale_outputs(text, outputs) + mistakes
         print("\n".join(sentences) or "The single-file pipeline is up to date.")
         return 1 if sentences else 0
     for path in outputs:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8", newline="\n")
-        print(f"Wrote {_shown(path)} ({len(text.splitlines())} lines).")
-    return 0
+        print(f"Wrote {_shown(path)} ({len(text.splitlines())} lines, {len(text.encode()) // 1000} KB).")
+    print("\n".join(mistakes), file=sys.stderr, end="\n" * bool(mistakes))
+    return 1 if mistakes else 0
 
 
 if __name__ == "__main__":

@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from PIL import Image
 
-from zimage_vl.reference.embeds import ReferenceEmbeds
 from zimage_vl.blend.report import ConditioningReport
+from zimage_vl.reference.embeds import ReferenceEmbeds
 from zimage_vl.toy.judging import judge
 from zimage_vl.toy.measuring import ATTRIBUTES, reference_picture
 from zimage_vl.toy.world import ALL_SCENES, SIZE, STEPS, Scene, disagreeing_pairs, draw_scene

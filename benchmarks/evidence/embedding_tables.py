@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from zimage_vl.reference.embeds import ReferenceEmbeds
+from zimage_vl.blend.embedding_statistics import find_sink_tokens, get_overall_std, per_dimension_correlation
 from zimage_vl.blend.normalize import get_outlier_dimensions
 from zimage_vl.blend.regions import select_tokens
-from zimage_vl.blend.embedding_statistics import find_sink_tokens, get_overall_std, per_dimension_correlation
+from zimage_vl.reference.embeds import ReferenceEmbeds
 from zimage_vl.toy.world import Scene, draw_scene
 
 from .tables import Table

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from zimage_vl import recipes
-from zimage_vl.evidence.summaries import GUIDE_LAYERS, scale_layer
 from zimage_vl.blend.knobs import VLConditioning
+from zimage_vl.evidence.summaries import GUIDE_LAYERS, scale_layer
 
 
 ReferenceShown = Literal["picture", "grey", "noise"]

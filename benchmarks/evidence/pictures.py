@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from zimage_vl.reference.embeds import ReferenceEmbeds
+from zimage_vl.blend.report import ConditioningReport
 from zimage_vl.evidence.picture_settings import ReferenceShown, Setting, make_settings
 from zimage_vl.evidence.similarity import (
     MEASURES,
@@ -28,8 +28,8 @@ from zimage_vl.evidence.similarity import (
 )
 from zimage_vl.evidence.summaries import format_mean, get_typical_alpha
 from zimage_vl.evidence.tables import Table
+from zimage_vl.reference.embeds import ReferenceEmbeds
 from zimage_vl.reference.pictures import load_reference_image
-from zimage_vl.blend.report import ConditioningReport
 from zimage_vl.reference.readers import resolve_layers
 
 

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from zimage_vl.reference.embeds import ReferenceEmbeds
-from zimage_vl.evidence.summaries import scale_layer
 from zimage_vl.blend.regions import Region
+from zimage_vl.evidence.summaries import scale_layer
+from zimage_vl.reference.embeds import ReferenceEmbeds
 
 
 Picture = Image.Image | NDArray[np.uint8]

@@ -11,11 +11,11 @@ from typing import Any
 from torch import Tensor
 
 from zimage_vl.blend.condition import condition_prompt_embeds
-from zimage_vl.reference.embeds import ReferenceEmbeds
+from zimage_vl.blend.embedding_statistics import find_sink_tokens
 from zimage_vl.blend.knobs import VLConditioning
 from zimage_vl.blend.regions import Region, TokenSelection
 from zimage_vl.blend.report import ConditioningReport
-from zimage_vl.blend.embedding_statistics import find_sink_tokens
+from zimage_vl.reference.embeds import ReferenceEmbeds
 
 from .synthetic_states import (
     LAYER_6,

@@ -6,11 +6,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from zimage_vl.blend.mix import blend_with_style_delta
-from zimage_vl.blend.normalize import normalize_per_dimension, scale_embeddings
-from zimage_vl.blend.normalize import get_outlier_dimensions
-from zimage_vl.blend.regions import Region
 from zimage_vl.blend.embedding_statistics import EmbeddingStatistics, find_sink_tokens, get_overall_std, get_token_rms
+from zimage_vl.blend.mix import blend_with_style_delta
+from zimage_vl.blend.normalize import get_outlier_dimensions, normalize_per_dimension, scale_embeddings
+from zimage_vl.blend.regions import Region
 
 from .synthetic_alpha import condition_synthetic
 from .synthetic_states import (

@@ -17,9 +17,9 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from zimage_vl.reference.embeds import ReferenceEmbeds
-from zimage_vl.blend.regions import Region
 from zimage_vl.blend.embedding_statistics import EmbeddingStatistics
+from zimage_vl.blend.regions import Region
+from zimage_vl.reference.embeds import ReferenceEmbeds
 
 
 WIDTH = 2560

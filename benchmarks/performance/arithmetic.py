@@ -109,10 +109,3 @@ def limit(config: Any, patches: int, tokens: int, layer: int = -6) -> float:
     """The least part of the obvious way's arithmetic that the states of that layer need."""
     needed = count_operations(extraction_work(config, patches, tokens, layer))
     return needed / count_operations(obvious_work(config, patches, tokens))
-
-
-def prefix_limit(config: Any, patches: int, tokens: int, new_tokens: int, layer: int = -6) -> float:
-    """The part of our own full pass that is left where everything before `new_tokens` is known."""
-    blocks = layer % (config.text_config.num_hidden_layers + 1)
-    left = block_work(config.text_config, new_tokens, blocks, keys=tokens)
-    return count_operations(left) / count_operations(extraction_work(config, patches, tokens, layer))

@@ -11,7 +11,6 @@ import torch
 from .accelerator import Accelerator
 from .extraction import LAYER
 from .page import Finding, table
-from .reuse import PREFIX_BYTES
 
 
 OFFLOAD_GOAL = 1.02
@@ -77,17 +76,12 @@ def _orders_of_use(
     def plainly() -> Any:
         return _call(pipe, call, prompt=prompt)
 
-    def with_picture(words: str = prompt) -> Any:
-        return _call(pipe, call, prompt=words, reference_image=picture)
+    def with_picture() -> Any:
+        return _call(pipe, call, prompt=prompt, reference_image=picture)
 
     def first() -> Any:
         pipe.clear_reference_cache()
         return with_picture()
-
-    def new_prompts_with_known_prefix() -> None:
-        pipe.enable_prefix_cache(max_bytes=PREFIX_BYTES)
-        for words in (prompt + " red", prompt + " blue"):
-            with_picture(words)
 
     return {
         "no reference": plainly,
@@ -102,7 +96,6 @@ def _orders_of_use(
             pipe.encode_reference(picture, prompt, (LAYER,)),
             plainly(),
         ),
-        "two new prompts, prefix cache on": new_prompts_with_known_prefix,
     }
 
 

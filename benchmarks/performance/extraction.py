@@ -11,8 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 
-from zimage_vl.reference.reading import encode_reference
-from zimage_vl.reference.readers import VLInputs, vl_hidden_states
+from zimage_vl import encode_reference
+from zimage_vl.reference.readers import read_reference
+from zimage_vl.reference.reading import Reading, build_reading
+from zimage_vl.reference.turn import read_text_turn
 
 from .accelerator import Accelerator
 from .arithmetic import FORMULA, Attention, Work, count_operations, extraction_work, limit
@@ -57,8 +59,9 @@ def obvious_states(encoder: Any, inputs: dict[str, Any], layer: int = LAYER) -> 
     return encoder(**inputs, output_hidden_states=True).hidden_states[layer][0]
 
 
-def our_inputs(prepared: dict[str, Any]) -> VLInputs:
-    return VLInputs(prepared["input_ids"][0], prepared["pixel_values"], prepared["image_grid_thw"])
+def make_reading(pipe: Any, picture: Any, text: str, layer: int = LAYER) -> Reading:
+    turn = read_text_turn(pipe.tokenizer, text)
+    return build_reading(pipe.vl_encoder.config, pipe.vl_processor, pipe.tokenizer, picture, turn, (layer,))
 
 
 # ---- Floors that are measured ----
@@ -163,7 +166,7 @@ def measure_extraction(
         pixels: A side of the square picture, a multiple of 32.
         rounds: How often each side is timed.
         accelerator: Where the encoder is.
-        pass_alone: Whether the pass from ready inputs is timed too, without the work on the picture.
+        pass_alone: Whether the passes alone are timed too, without the work on the turn.
         time_products: Whether the bare products are timed.
     """
     picture, text = make_picture(pixels), make_prompt(pipe.tokenizer, PROMPT_TOKENS)
@@ -178,10 +181,9 @@ def measure_extraction(
         "ours": ours,
     }
     if pass_alone:
-        inputs = our_inputs(prepared)
-        blocks = LAYER % (encoder.config.text_config.num_hidden_layers + 1)
+        reading = make_reading(pipe, picture, text)
         sides["obvious pass"] = lambda _: obvious_states(encoder, prepared)
-        sides["our pass"] = lambda _: vl_hidden_states(encoder, inputs, (blocks,))[blocks]
+        sides["our pass"] = lambda _: read_reference(encoder, pipe.vl_processor, reading)
     equal: list[bool] = []
     times = interleave(
         sides,

@@ -21,7 +21,7 @@ models. The method itself is experimental.
 _GAP = "\n\n"
 GPU_PARTS = ("gpu-reading", "gpu-again", "gpu-calls", "gpu-resident", "gpu-offloaded")
 # In the order of the page.
-SECTIONS = ("machine", "a", "b", "c", "d", "e", "f", "g", "h", "gpu", *GPU_PARTS)
+SECTIONS = ("machine", "a", "b", "c", "d", "e", "f", "gpu", *GPU_PARTS)
 
 
 @dataclass(frozen=True)

@@ -8,20 +8,14 @@ from typing import Any
 
 import torch
 
-from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
-
 from .accelerator import Accelerator
-from .arithmetic import prefix_limit
-from .extraction import LAYER, PROMPT_TOKENS, prepare_obvious
+from .extraction import LAYER, PROMPT_TOKENS
 from .page import Finding, show, show_seconds, table
 from .random_models import make_picture, make_prompt
 from .timing import Spread, interleave, ratio
 
 
-# Of a full pass, for a new prompt of 24 tokens: a trial before it was built found .14.
-PREFIX_GOAL = 0.15
 REPEATED_GOAL = 1.05
-PREFIX_BYTES = 2**30
 
 
 @contextmanager
@@ -88,71 +82,19 @@ def measure_calls(
 
 
 def measure_reading(pipe: Any, pixels: int, rounds: int, accelerator: Accelerator) -> tuple[list[Finding], str]:
-    """`pipe.encode_reference` alone: the first time, again, and with a new prompt where the prefix is known.
-
-    Two pipelines share the models, one with the prefix cache and one without. Each round has a prompt of its own.
-
-    Returns:
-        Findings, and a sentence about what a prefix takes and how far its states are off.
-    """
-    whole, knowing = _share(pipe), _share(pipe)
-    knowing.enable_prefix_cache(max_bytes=PREFIX_BYTES)
+    """`pipe.encode_reference` alone: the first time and again, with a prompt of its own in each round."""
+    pipe.clear_reference_cache()
     picture = make_picture(pixels)
-    encode = {"layers": (LAYER,)}
 
-    def prompt(i: int) -> str:
-        return make_prompt(pipe.tokenizer, PROMPT_TOKENS, seed=1000 + i)
+    def encode(i: int) -> Any:
+        prompt = make_prompt(pipe.tokenizer, PROMPT_TOKENS, seed=1000 + i)
+        return pipe.encode_reference(picture, prompt, layers=(LAYER,))
 
-    sides: dict[str, Callable[[int], Any]] = {
-        "first": lambda i: whole.encode_reference(picture, prompt(i), **encode),
-        "again": lambda i: whole.encode_reference(picture, prompt(i), **encode),
-        "new prompt": lambda i: knowing.encode_reference(picture, prompt(i), **encode),
-    }
-    before = accelerator.allocated()
-    knowing.encode_reference(picture, prompt(-100), **encode)
-    after = accelerator.allocated()
-    errors: list[float] = []
-
-    def compare(results: dict[str, Any]) -> None:
-        exact, near = (results[name].hidden_states[LAYER].float() for name in ("first", "new prompt"))
-        errors.append(float((near - exact).norm() / exact.norm()))
-
-    times = interleave(sides, rounds, synchronize=accelerator.synchronize, check=compare)
+    times = interleave({"first": encode, "again": encode}, rounds, synchronize=accelerator.synchronize)
     with count_readings(pipe) as runs:
-        whole.encode_reference(picture, prompt(rounds - 1), **encode)
-    prepared = prepare_obvious(pipe, picture, prompt(0))
-    ids = prepared["input_ids"][0].tolist()
-    new = len(ids) - 1 - ids.index(pipe.tokenizer.convert_tokens_to_ids("<|vision_end|>"))
-    least = prefix_limit(pipe.vl_encoder.config, prepared["pixel_values"].shape[0], len(ids), new, LAYER)
-    found = ratio(times, "new prompt", "first")
-    # A small picture leaves the text too large a part of the whole for any cache.
-    within_reach = least <= PREFIX_GOAL
+        encode(rounds - 1)
     findings = [
         Finding(f"{pixels} px, readings the second time", "0", str(len(runs)), not runs),
         Finding(f"{pixels} px, again / first", "", show(ratio(times, "again", "first"), 4)),
-        Finding(
-            f"{pixels} px, new prompt of {PROMPT_TOKENS} tokens with the prefix cache / first",
-            f"<= {PREFIX_GOAL} (arithmetic {least:.3f})" if within_reach else f"- (arithmetic {least:.3f})",
-            show(found),
-            found.median <= PREFIX_GOAL if within_reach else None,
-        ),
     ]
-    first, fresh = (show_seconds(Spread.of(times[name])) for name in ("first", "new prompt"))
-    off = (
-        f"are off by {max(errors):.1e} (relative, the worst round)"
-        if any(errors)
-        else "are the same bits at this size"
-    )
-    sentence = (
-        f"{pixels} px: {len(ids)} tokens, {new} of them after the picture; first {first}, new prompt {fresh}. States "
-        f"with the prefix cache {off}."
-    )
-    if before is not None and after is not None:
-        sentence += f" The prefix takes {(after - before) / 2**20:.0f} MiB of the accelerator."
-    return findings, sentence
-
-
-def _share(pipe: Any) -> Any:
-    shared = ZImageVLPipeline(**pipe.components, vl_model_id=None)
-    shared.set_progress_bar_config(disable=True)
-    return shared
+    return findings, f"{pixels} px: the first time {show_seconds(Spread.of(times['first']))}."

@@ -1,13 +1,10 @@
 """Settings for a purpose, as keyword arguments of a call: `pipe(prompt, reference_image=image, **STYLE_TRANSFER)`.
 
-The first four and `GUIDE` are those of the Qwen3-VL conditioning guide, as its code has them; what it leaves open
-stays at the pipeline's defaults. Its alignment of the sequences is not known, so that they are not the guide's
-pictures. The other three are ideas that came after the guide. What each does on the packed toy world is printed by
-`zimage-vl evidence --only recipes` (docs/evidence.md): there CALIBRATED blends what it asks for, and APPEARANCE and
-STRUCTURE do not do what they are named for. None of them has been measured on real weights yet.
+The first five are those of the Qwen3-VL conditioning guide, the sixth is its author's later correction, the rest are
+ideas that came after it. What a recipe leaves out stays at the call's default. None has been measured on real weights;
+figures on the toy world come from `benchmarks/evidence` and stand in docs/evidence.md.
 
-They are read-only dicts, since every call shares them. To change one setting:
-`pipe(prompt, reference_image=image, **{**STYLE_TRANSFER, "vl_alpha": 0.7})`.
+They are read-only dicts, since every call shares them; unpack one to change a setting of it.
 
 Example:
     >>> {**STYLE_TRANSFER, "vl_alpha": 0.7}["vl_alpha"], STYLE_TRANSFER["vl_alpha"]
@@ -22,7 +19,7 @@ from typing import Any, NoReturn
 class _Recipe(dict[str, Any]):
     """A dict that refuses changes; copies of it, deep or shallow or pickled, are plain dicts."""
 
-    def _refuse(self, *_: Any, **__: Any) -> NoReturn:
+    def _refuse(self, *_: object, **__: object) -> NoReturn:
         raise TypeError(
             'A recipe is shared by all calls and cannot be changed. Take a copy: {**STYLE_TRANSFER, "vl_alpha": 0.7}, '
             "or copy.deepcopy(APPEARANCE) to change what is nested in it."
@@ -37,37 +34,28 @@ class _Recipe(dict[str, Any]):
         return dict(self)
 
 
-# Recipe 1, "expect artifacts". The guide puts the style into words beside the reference: add vl_text, such as "flat
-# colors, simple shapes, cartoon style".
+# The guide's recipe 1, "expect artifacts". It names the style in words beside the picture: add vl_text, such as "flat
+# colors, simple shapes, cartoon style". Its target std of 70 is Qwen3's constant and left out, as in recipe 3.
 STYLE_TRANSFER: dict[str, Any] = _Recipe(
-    vl_alpha=0.5,
-    vl_hidden_layer=-6,
-    vl_token_selection="text",
-    vl_normalization="global",
-    vl_target_std=70.0,
+    vl_alpha=0.5, vl_hidden_layer=-6, vl_token_selection="text", vl_normalization="global"
 )
 
-# Recipe 2. The guide's prompt is "same description with minor variations": add vl_text with a detailed description of
-# the reference. Of the knobs it names alpha alone.
+# The guide's recipe 2: stay close to the reference. Add vl_text with a detailed description of it, and use the same
+# description with small changes as the prompt.
 IMAGE_VARIATION: dict[str, Any] = _Recipe(vl_alpha=0.5)
 
-# Recipe 3, "experimental": the guide's text=None is no text here. Its target_std=70.0 has no part in "per_dim" and is
-# left out. The text is settled when a reference is encoded: with `reference_embeds`, encode with text="" and drop
-# vl_text.
+# The guide's recipe 3, "experimental": the picture's layout, the prompt's content. The picture is read without words;
+# with `reference_embeds` that was settled when they were encoded, so encode with text="" and drop vl_text.
 COMPOSITION: dict[str, Any] = _Recipe(
-    vl_alpha=0.2,
-    vl_hidden_layer=-6,
-    vl_text="",
-    vl_token_selection="image",
-    vl_normalization="per_dim",
+    vl_alpha=0.2, vl_hidden_layer=-6, vl_text="", vl_token_selection="image", vl_normalization="per_dim"
 )
 
-# Recipe 4. Add vl_text with words about the colours, such as "vibrant sunset colors, orange and purple palette". Of
-# the knobs the guide names alpha alone.
+# The guide's recipe 4: a hint of the picture's colours. Add vl_text with words about them, such as "vibrant sunset
+# colors, orange and purple palette".
 COLOUR_PALETTE: dict[str, Any] = _Recipe(vl_alpha=0.15)
 
-# The guide's defaults to the letter. Its author found an hour later that text tokens alone leave the picture next to
-# unchanged at this alpha, which is why the pipeline's own default is all tokens.
+# The guide's defaults to the letter, with its author's alignment. He found an hour later that text tokens alone leave
+# the picture next to unchanged at this alpha. The target std of 70 is that of Qwen3-4B.
 GUIDE: dict[str, Any] = _Recipe(
     vl_alpha=0.3,
     vl_hidden_layer=-6,
@@ -76,39 +64,46 @@ GUIDE: dict[str, Any] = _Recipe(
     vl_target_std=70.0,
     vl_outlier_masking="none",
     vl_outlier_threshold=10.0,
+    vl_alignment="interpolate",
 )
 
-# Alpha means what it says. In Z-Image only the ratio of token sizes counts, and the scaling by a std that one
-# attention sink makes up turns a nominal .3 into about .6 to .7 (computed from the guide's figures): here every token
-# gets the size of the text token that it is blended with, sinks stay out of it, and all tokens of the reference are
-# read evenly. On the toy it blends .30, and at that dose the prompt leads in everything.
+# What the guide's author corrected it to: all tokens, scaled to the text. He describes alpha .3 as slight and .5 as
+# strong style; this lies between.
+ALL_TOKENS: dict[str, Any] = _Recipe(
+    vl_alpha=0.4,
+    vl_hidden_layer=-6,
+    vl_token_selection="all",
+    vl_normalization="global",
+    vl_alignment="interpolate",
+)
+
+# Alpha means what it says: every reference token gets the size of the text token that it is blended with, sinks stay
+# out, and all tokens are read evenly. With the default, a nominal .3 acts as about .6 to .7 on the real models
+# (computed from published figures), since only the ratio of token sizes counts there.
 CALIBRATED: dict[str, Any] = _Recipe(
-    vl_alpha=0.3,
-    vl_normalization="token_rms",
-    vl_exclude_sinks=True,
-    vl_alignment="pool",
+    vl_alpha=0.3, vl_normalization="token_rms", vl_exclude_sinks=True, vl_alignment="pool"
 )
 
-# Colours and background of the reference, the prompt's content. The idea: the template's tail sums
-# up the appearance. On the packed toy it does not separate: its language model carries everything about a picture in
-# that tail, and the reference's shape comes with its colours. Open on real weights.
+# An idea: colours and background of the reference through the template's tail, which may sum up appearance; the
+# prompt's words stay. On the toy it does not separate them.
 APPEARANCE: dict[str, Any] = _Recipe(
     vl_alpha=_Recipe(prefix=0.0, prompt=0.0, suffix=1.0),
     vl_hidden_layer=-2,
     vl_token_selection="text",
     vl_normalization="token_rms",
+    vl_alignment="anchored",
 )
 
-# The reference's shape in the prompt's colours. The idea: the prompt's words carry the structure. On the packed toy
-# the words carry next to nothing, and the prompt keeps its shape too. Open on real weights.
+# An idea: the reference's shape in the prompt's colours, through the words alone. On the toy it does not do so.
 STRUCTURE: dict[str, Any] = _Recipe(
     vl_alpha=_Recipe(prefix=0.0, prompt=1.0, suffix=0.0),
     vl_hidden_layer=-2,
     vl_token_selection="all",
     vl_normalization="token_rms",
+    vl_alignment="anchored",
 )
 
-# By their names on the command line.
+# By the names of the command line.
 RECIPES: dict[str, dict[str, Any]] = _Recipe(
     {
         "style-transfer": STYLE_TRANSFER,
@@ -116,6 +111,7 @@ RECIPES: dict[str, dict[str, Any]] = _Recipe(
         "composition": COMPOSITION,
         "colour-palette": COLOUR_PALETTE,
         "guide": GUIDE,
+        "all-tokens": ALL_TOKENS,
         "calibrated": CALIBRATED,
         "appearance": APPEARANCE,
         "structure": STRUCTURE,

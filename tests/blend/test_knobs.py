@@ -3,112 +3,94 @@ from __future__ import annotations
 import copy
 import dataclasses
 import pickle
+import re
 from typing import Any
 
 import pytest
 import torch
 
-from zimage_vl.blend.condition import VLConditioning as FromConditioning
-from zimage_vl.blend.knobs import VLConditioning
+from zimage_vl.blend.knobs import (
+    CONDITIONING_NAMES,
+    KNOBS,
+    VLAlpha,
+    VLConditioning,
+    resolve_alpha,
+    split_per_prompt,
+)
+from zimage_vl.blend.regions import PromptToken, Region
 
 
 NAN = float("nan")
 
 
-def test_the_defaults_are_the_documented_ones() -> None:
-    assert dataclasses.asdict(VLConditioning()) == {
-        "vl_alpha": 0.3,
-        "vl_hidden_layer": -6,
-        "vl_text_position": "after",
-        "vl_token_selection": "all",
-        "vl_normalization": "global",
-        "vl_target_std": None,
-        "vl_outlier_masking": "none",
-        "vl_outlier_threshold": 10.0,
-        "vl_exclude_sinks": False,
-        "vl_alignment": "anchored",
-        "vl_blend_mode": "linear",
-        "vl_start": 0.0,
-        "vl_end": 1.0,
-        "vl_max_pixels": 1024 * 1024,
-        "reference_weights": None,
-        "has_neutral_image": False,
-    }
-    assert FromConditioning is VLConditioning
+STYLE: dict[str, Any] = {"vl_blend_mode": "style_delta", "has_neutral_image": True}
+
+
+def test_the_fields_and_their_defaults_are_those_of_the_registry() -> None:
+    fields = {field.name: field.default for field in dataclasses.fields(VLConditioning)}
+    assert {name: fields.pop(name) for name in CONDITIONING_NAMES} == {n: KNOBS[n].default for n in CONDITIONING_NAMES}
+    assert fields == {"reference_weights": None, "has_neutral_image": False}
+    assert set(KNOBS) - set(CONDITIONING_NAMES) == {
+        "reference_image", "reference_embeds", "reference_weights", "reference_mask", "vl_text", "neutral_image",
+    }  # fmt: skip
+    assert (KNOBS["vl_alpha"].default, KNOBS["vl_hidden_layer"].default, KNOBS["vl_target_std"].default) == (
+        0.3,
+        -6,
+        None,
+    )
+
+
+def test_each_knob_says_what_it_takes_and_does_in_one_line() -> None:
+    for name, knob in KNOBS.items():
+        assert knob.name == name
+        assert knob.values
+        assert knob.help
+        assert "\n" not in knob.values + knob.help
+        if knob.choices:
+            assert knob.default in knob.choices
+            assert all(VLConditioning(**{name: c, **(STYLE if c == "style_delta" else {})}) for c in knob.choices)  # pyright: ignore[reportArgumentType]
+
+
+OUT_OF_RANGE: dict[str, list[Any]] = {
+    "vl_alpha": [1.1, NAN, [0.5, 2], [], {"default": -0.5}],
+    "vl_hidden_layer": [{}, [], [-6, -6], {-6: 0}, {-6: -1, -8: 2}, {-6: NAN}, {-6: float("inf")}],
+    "vl_text_position": ["beside"],
+    "vl_token_selection": ["images"],
+    "vl_normalization": ["per-dim"],
+    "vl_target_std": [0, NAN, float("inf")],
+    "vl_outlier_masking": ["clip"],
+    "vl_outlier_threshold": [1, NAN],
+    "vl_alignment": ["anchor", None],
+    "vl_concat_tokens": [0],
+    "vl_blend_mode": ["lerp", None],
+    "vl_start": [-0.1, 1.0, NAN],
+    "vl_end": [1.1, 0.0],
+    "vl_max_pixels": [0],
+    "reference_weights": [[], [0, 0], [1, -1], [NAN], [float("inf")]],
+}
+WRONG_TYPE: dict[str, list[Any]] = {
+    "vl_alpha": ["0.3", True, None],
+    "vl_hidden_layer": [True, -6.0, "-6", [-6, "-8"], {"-6": 1}, {-6: "1"}, {True: 1}],
+    "vl_target_std": ["70", True],
+    "vl_outlier_threshold": ["10", None],
+    "vl_exclude_sinks": [1, "yes"],
+    "vl_concat_tokens": [2.0],
+    "vl_start": ["0"],
+    "vl_end": [True],
+    "vl_max_pixels": [1e6, True],
+    "reference_weights": [1, "11", [1, "1"], [True]],
+    "has_neutral_image": [None],
+}
 
 
 @pytest.mark.parametrize(
-    ("knob", "value"),
-    [
-        ("vl_alpha", 1.1),
-        ("vl_alpha", NAN),
-        ("vl_alpha", [0.5, 2]),
-        ("vl_alpha", []),
-        ("vl_alpha", {"default": -0.5}),
-        ("vl_hidden_layer", {}),
-        ("vl_hidden_layer", {-6: 0}),
-        ("vl_hidden_layer", {-6: -1, -8: 2}),
-        ("vl_hidden_layer", {-6: NAN}),
-        ("vl_text_position", "beside"),
-        ("vl_token_selection", "images"),
-        ("vl_normalization", "per-dim"),
-        ("vl_target_std", 0),
-        ("vl_target_std", NAN),
-        ("vl_target_std", float("inf")),
-        ("vl_outlier_masking", "clip"),
-        ("vl_outlier_threshold", 1),
-        ("vl_outlier_threshold", NAN),
-        ("vl_alignment", "anchor"),
-        ("vl_blend_mode", "lerp"),
-        ("vl_blend_mode", None),
-        ("vl_start", -0.1),
-        ("vl_start", 1.0),
-        ("vl_start", NAN),
-        ("vl_end", 1.1),
-        ("vl_end", 0.0),
-        ("vl_max_pixels", 0),
-        ("reference_weights", []),
-        ("reference_weights", [0, 0]),
-        ("reference_weights", [1, -1]),
-        ("reference_weights", [NAN]),
-    ],
+    ("knob", "value", "error"),
+    [(knob, value, ValueError) for knob, values in OUT_OF_RANGE.items() for value in values]
+    + [(knob, value, TypeError) for knob, values in WRONG_TYPE.items() for value in values],
 )
-def test_a_value_out_of_range_is_refused_by_name(knob: str, value: object) -> None:
-    with pytest.raises(ValueError, match=f"`{knob}"):
-        VLConditioning(**{knob: value})  # pyright: ignore[reportArgumentType]
-
-
-@pytest.mark.parametrize(
-    ("knob", "value"),
-    [
-        ("vl_alpha", "0.3"),
-        ("vl_alpha", True),
-        ("vl_alpha", None),
-        ("vl_hidden_layer", True),
-        ("vl_hidden_layer", -6.0),
-        ("vl_hidden_layer", "-6"),
-        ("vl_hidden_layer", {"-6": 1}),
-        ("vl_hidden_layer", {-6: "1"}),
-        ("vl_hidden_layer", {True: 1}),
-        ("vl_target_std", "70"),
-        ("vl_target_std", True),
-        ("vl_outlier_threshold", "10"),
-        ("vl_exclude_sinks", 1),
-        ("vl_exclude_sinks", "yes"),
-        ("vl_start", "0"),
-        ("vl_end", True),
-        ("vl_max_pixels", 1e6),
-        ("vl_max_pixels", True),
-        ("reference_weights", 1),
-        ("reference_weights", "11"),
-        ("reference_weights", [1, "1"]),
-        ("reference_weights", [True]),
-        ("has_neutral_image", None),
-    ],
-)
-def test_a_value_of_the_wrong_type_is_refused_by_name(knob: str, value: object) -> None:
-    with pytest.raises(TypeError, match=f"`{knob}"):
-        VLConditioning(**{knob: value})  # pyright: ignore[reportArgumentType]
+def test_a_bad_value_is_refused_by_name(knob: str, value: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=f"`{knob}"):
+        VLConditioning(**{knob: value})
 
 
 def test_a_refused_choice_comes_with_the_choices() -> None:
@@ -116,19 +98,20 @@ def test_a_refused_choice_comes_with_the_choices() -> None:
         VLConditioning(vl_blend_mode="add")  # pyright: ignore[reportArgumentType]
 
 
-STYLE: dict[str, Any] = {"vl_blend_mode": "style_delta", "vl_normalization": "none", "has_neutral_image": True}
-
-
 @pytest.mark.parametrize(
     ("knobs", "message"),
     [
         ({"vl_outlier_masking": "zero", "vl_token_selection": "text"}, "`vl_outlier_masking` 'zero'.*'text'"),
         ({"vl_blend_mode": "adain_per_dim", "vl_alignment": "pool"}, "'adain_per_dim' needs no alignment.*'pool'"),
+        ({"vl_concat_tokens": 4}, "`vl_concat_tokens` is for `vl_alignment` 'concat' alone, got 'interpolate'"),
         ({"vl_alignment": "concat", "vl_blend_mode": "slerp"}, "'concat' needs `vl_blend_mode` 'linear', got 'slerp'"),
         ({"vl_alignment": "concat", "vl_alpha": {"default": 0.5}}, "'concat' needs one number as `vl_alpha`"),
         ({"vl_alignment": "concat", "vl_alpha": [0.5, 0.5]}, "'concat' needs one number as `vl_alpha`"),
         ({**STYLE, "has_neutral_image": False}, "needs a `neutral_image`"),
-        ({**STYLE, "vl_normalization": "global"}, "needs `vl_normalization` 'none', got 'global'"),
+        (
+            {**STYLE, "vl_normalization": "per_dim"},
+            "'style_delta' scales by itself: omit `vl_normalization`.*'per_dim'",
+        ),
         ({"has_neutral_image": True}, "`neutral_image` is for `vl_blend_mode` 'style_delta' alone.*'linear'"),
         ({"vl_start": 0.6, "vl_end": 0.4}, "`vl_start` must be below `vl_end`, got 0.6 and 0.4"),
     ],
@@ -139,15 +122,53 @@ def test_knobs_that_do_not_go_together_are_refused(knobs: dict[str, Any], messag
 
 
 def test_knobs_that_go_together_are_not() -> None:
-    VLConditioning(**STYLE)
+    assert VLConditioning(**STYLE).vl_normalization == "none"
+    assert VLConditioning(**STYLE, vl_normalization="none") == VLConditioning(**STYLE)
     VLConditioning(vl_blend_mode="adain_per_dim", vl_normalization="per_dim", vl_outlier_masking="clamp")
-    VLConditioning(vl_alignment="concat", vl_alpha=1)
+    VLConditioning(vl_alignment="concat", vl_alpha=1, vl_concat_tokens=3)
 
 
 def test_layer_weights_sum_to_one_in_the_order_given() -> None:
     knobs = VLConditioning(vl_hidden_layer={-8: 1, -2: 3})
     assert (knobs.layers, knobs.layer_weights) == ((-8, -2), {-8: 0.25, -2: 0.75})
     assert (VLConditioning().layers, VLConditioning().layer_weights) == ((-6,), {-6: 1.0})
+    assert VLConditioning(vl_hidden_layer=[-6, -8]).layer_weights == {-6: 0.5, -8: 0.5}
+    assert VLConditioning(vl_hidden_layer={-6: 1e308, -8: 1e308}).layer_weights == {-6: 0.5, -8: 0.5}
+
+
+@pytest.mark.parametrize(
+    ("knob", "value", "form"),
+    [
+        ("vl_alpha", None, r"\{'default': 0.3, 'red car': 0.6\}"),
+        ("vl_hidden_layer", "-6", r"\[-6, -8\], or \{layer: weight\} such as \{-6: 3, -8: 1\}"),
+        ("reference_weights", 2, r"one per reference, such as \[2, 1\]"),
+    ],
+)
+def test_a_wrong_form_is_answered_with_the_right_one(knob: str, value: object, form: str) -> None:
+    with pytest.raises(TypeError, match=form):
+        VLConditioning(**{knob: value})  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize(
+    ("knobs", "names"),
+    [
+        ({}, []),
+        ({"vl_target_std": 70.0, "vl_normalization": "hybrid"}, []),
+        ({"vl_target_std": 70.0, "vl_normalization": "per_dim"}, ["vl_target_std"]),
+        ({"vl_target_std": 70.0, "vl_normalization": "token_rms"}, ["vl_target_std"]),
+        ({"vl_target_std": 70.0, **STYLE}, ["vl_target_std"]),
+        ({"vl_outlier_threshold": 5.0}, ["vl_outlier_threshold"]),
+        ({"vl_outlier_threshold": 5.0, "vl_outlier_masking": "clamp"}, []),
+        ({"vl_outlier_masking": "clamp", "vl_normalization": "per_dim"}, ["vl_outlier_masking"]),
+        ({"vl_outlier_masking": "zero", "vl_normalization": "per_dim"}, []),
+        ({"vl_alignment": "concat", "vl_concat_tokens": 4, "vl_alpha": 0.5}, ["vl_alpha"]),
+        ({"vl_alignment": "concat", "vl_concat_tokens": 4}, []),
+    ],
+)
+def test_a_knob_that_does_nothing_is_named_in_a_sentence(knobs: dict[str, Any], names: list[str]) -> None:
+    sentences = VLConditioning(**knobs).unused
+    assert [sentence.split("`")[1] for sentence in sentences] == names
+    assert all("nothing" in sentence and sentence.endswith(".") for sentence in sentences)
 
 
 @pytest.mark.parametrize(
@@ -215,3 +236,159 @@ def test_knobs_are_values() -> None:
     assert knobs == copy.deepcopy(knobs) == pickle.loads(pickle.dumps(knobs)) == dataclasses.replace(knobs)
     with pytest.raises(dataclasses.FrozenInstanceError):
         knobs.vl_alpha = 1  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# -- alpha by prompt and by place
+
+
+@pytest.mark.parametrize(
+    ("alpha", "batch", "expected"),
+    [
+        (0.3, 2, [0.3, 0.3]),
+        ([0.3, 0.7], 2, [0.3, 0.7]),  # a number per prompt, as the user means
+        ((0.3, 0.7), 2, [0.3, 0.7]),
+        ([0.3, 0.7], 1, [[0.3, 0.7]]),  # one per token of the only prompt
+        ([0.3], 1, [[0.3]]),
+        ([0.3, 0.5, 0.7], 2, [[0.3, 0.5, 0.7]] * 2),
+        ([[0.25, 0.75], 0.5], 2, [[0.25, 0.75], 0.5]),
+        ([{"car": 1}, {"suffix": 0}], 2, [{"car": 1}, {"suffix": 0}]),
+        ([[0.25, 0.75]], 1, [[0.25, 0.75]]),
+        ({"car": 1}, 2, [{"car": 1}] * 2),
+        (torch.tensor([0.25, 0.75]), 2, [0.25, 0.75]),
+        (torch.tensor([[0.25, 0.75]] * 3), 3, [[0.25, 0.75]] * 3),
+        ([torch.tensor([0.25, 0.75]), torch.tensor([0.5])], 2, [[0.25, 0.75], [0.5]]),
+        ("0.3", 2, ["0.3", "0.3"]),  # refused when it is checked
+    ],
+)
+def test_alpha_is_split_as_the_user_means_it(alpha: object, batch: int, expected: list[object]) -> None:
+    assert split_per_prompt(alpha, batch) == expected
+
+
+def test_one_alpha_per_prompt_must_be_as_many_as_prompts() -> None:
+    with pytest.raises(ValueError, match=r"list of 2, one per prompt, but there are 3 prompts.*'default': 0.3"):
+        split_per_prompt([[0.3], {"car": 1}], 3)
+
+
+PROMPT = "a red car and a Red redwood"
+
+
+def make_tokens(prompt: str = PROMPT, cut: int | None = None) -> list[PromptToken]:
+    """Two tokens of template on each side; words with their leading space, as Qwen's tokenizer splits."""
+    spans = [(m.start(), m.end()) for m in re.finditer(r"\s?\w+", prompt)][:cut]
+    parts = [("<s>", Region.PREFIX, -1, -1), ("user", Region.PREFIX, -1, -1)]
+    parts += [(prompt[start:end], Region.WORDS, start, end) for start, end in spans]
+    parts += [("</s>", Region.SUFFIX, -1, -1), ("assistant", Region.SUFFIX, -1, -1)]
+    return [PromptToken(i, text, region, start, end) for i, (text, region, start, end) in enumerate(parts)]
+
+
+def resolve(vl_alpha: VLAlpha) -> list[float]:
+    alphas = resolve_alpha(vl_alpha, make_tokens(), PROMPT)
+    assert alphas.dtype == torch.float32
+    return alphas.tolist()
+
+
+def test_a_number_is_everywhere() -> None:
+    assert resolve(0.5) == [0.5] * 11
+
+
+def test_one_a_token_is_taken_as_it_is() -> None:
+    values = torch.linspace(0, 1, 11)
+    assert resolve(values) == resolve(values.tolist()) == values.tolist()
+
+
+@pytest.mark.parametrize("values", [[0.5] * 10, torch.full((12,), 0.5)])
+def test_a_wrong_length_is_refused_with_both_numbers(values: VLAlpha) -> None:
+    with pytest.raises(ValueError, match=rf"11 tokens.*got {len(values)}"):  # pyright: ignore[reportArgumentType]
+        resolve(values)
+
+
+@pytest.mark.parametrize(
+    ("place", "positions"), [("prefix", [0, 1]), ("prompt", range(2, 9)), ("suffix", [9, 10]), ("default", range(11))]
+)
+def test_a_place_is_its_region_and_the_rest_is_zero(place: str, positions: list[int]) -> None:
+    assert resolve({place: 0.5}) == [0.5 if i in positions else 0.0 for i in range(11)]
+
+
+def test_phrase_goes_before_prompt_before_default() -> None:
+    alphas = resolve({"default": 0.125, "prompt": 0.25, "car": 1.0, "suffix": 0.5})
+    assert alphas == [0.125, 0.125, 0.25, 0.25, 1.0, 0.25, 0.25, 0.25, 0.25, 0.5, 0.5]
+    # A phrase may lower, too.
+    assert resolve({"prompt": 1.0, "car": 0.0})[4] == 0.0
+
+
+def test_the_order_of_places_does_not_matter() -> None:
+    places = {"car": 1.0, "prompt": 0.25, "suffix": 0.5, "default": 0.125}
+    assert resolve(places) == resolve(dict(reversed(places.items())))
+
+
+def test_every_occurrence_counts_in_longer_words_too_and_case_matters() -> None:
+    # " red", "redwood" hold "red"; " Red" does not.
+    assert resolve({"red": 1.0})[2:9] == [0, 1, 0, 0, 0, 0, 1]
+
+
+def test_a_token_that_shares_a_character_counts() -> None:
+    assert resolve({"d car a": 1.0})[2:9] == [0, 1, 1, 1, 0, 0, 0]
+
+
+def test_occurrences_that_overlap_all_count() -> None:
+    prompt = "aa aa aa"
+    assert resolve_alpha({"aa aa": 1.0}, make_tokens(prompt), prompt)[2:5].tolist() == [1, 1, 1]
+
+
+def test_one_character_over_several_tokens_takes_them_all() -> None:
+    """A byte-level tokenizer may split a character; both tokens then have its span."""
+    tokens = [PromptToken(i, "�", Region.WORDS, 0, 1) for i in range(2)] + [PromptToken(2, "b", Region.WORDS, 1, 2)]
+    assert resolve_alpha({"é": 1.0}, tokens, "éb").tolist() == [1, 1, 0]
+
+
+def test_an_unknown_phrase_is_refused_by_name() -> None:
+    for phrase in ("lorry", "CAR", "car  and"):
+        with pytest.raises(ValueError, match=rf"'{phrase}'.*does not contain"):
+            resolve({"default": 1.0, phrase: 0.0})
+
+
+def test_a_phrase_that_was_cut_off_is_refused() -> None:
+    with pytest.raises(ValueError, match="cut off"):
+        resolve_alpha({"redwood": 1.0}, make_tokens(cut=4), PROMPT)
+
+
+def test_contradicting_phrases_are_refused_by_name() -> None:
+    with pytest.raises(ValueError, match=r"' car' lies in 'red car' with 1.0 and in 'car and' with 0.5"):
+        resolve({"red car": 1.0, "car and": 0.5})
+    assert resolve({"red car": 0.5, "car and": 0.5})[2:9] == [0, 0.5, 0.5, 0.5, 0, 0, 0]
+
+
+def test_without_the_prompts_text_places_work_and_phrases_do_not() -> None:
+    assert resolve_alpha({"suffix": 1.0}, make_tokens(), None)[-2:].tolist() == [1, 1]
+    with pytest.raises(ValueError, match="text is not known"):
+        resolve_alpha({"car": 1.0}, make_tokens(), None)
+
+
+def test_a_prompt_without_words_has_its_template() -> None:
+    assert resolve_alpha({"prompt": 1.0, "prefix": 0.5}, make_tokens(""), "").tolist() == [0.5, 0.5, 0, 0]
+
+
+@pytest.mark.parametrize(
+    ("vl_alpha", "error", "message"),
+    [
+        ({"car": 1.5}, ValueError, r"`vl_alpha\['car'\]` must be a number from 0 to 1, got 1.5"),
+        ({"car": float("nan")}, ValueError, "got nan"),
+        ({"car": True}, TypeError, "got True"),
+        ({"car": "1"}, TypeError, "got '1'"),
+        ({1: 0.5}, TypeError, "got 1"),
+        ({" ": 0.5}, ValueError, "got {' '"),
+        ({}, ValueError, "must name places"),
+        ("0.5", TypeError, "`vl_alpha`"),
+        (None, TypeError, "`vl_alpha`"),
+        (-1, ValueError, "got -1"),
+    ],
+)
+def test_a_bad_alpha_is_refused_by_name(vl_alpha: object, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        resolve_alpha(vl_alpha, [], "")  # pyright: ignore[reportArgumentType]
+
+
+def test_the_callers_places_stay() -> None:
+    places = {"car": 1, "default": 0}
+    resolve(places)
+    assert places == {"car": 1, "default": 0}

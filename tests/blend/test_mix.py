@@ -9,7 +9,6 @@ from torch import Tensor
 
 from embedding_samples import make_states, rms_of
 from zimage_vl.blend.mix import (
-    align_sequence,
     blend_adain,
     blend_adain_per_dim,
     blend_embeddings,
@@ -38,65 +37,6 @@ def slerp_in_float64(t: np.ndarray, v: np.ndarray, a: float) -> np.ndarray:
     return ((1 - a) * lengths[0] + a * lengths[1]) * turned
 
 
-# -- aligning
-
-
-@pytest.mark.parametrize("mode", ["pool", "interpolate", "truncate"])
-def test_the_same_length_is_the_identity(mode: str) -> None:
-    aligned = align_sequence(VL, 6, mode)  # pyright: ignore[reportArgumentType]
-    assert torch.equal(aligned, VL)
-    assert aligned.data_ptr() != VL.data_ptr()
-
-
-@pytest.mark.parametrize(("tokens", "length"), [(12, 5), (1041, 11), (3, 7), (7, 1), (1, 4)])
-def test_pool_averages_its_windows_and_keeps_their_loudness(tokens: int, length: int) -> None:
-    x = make_states(tokens)
-    pooled = align_sequence(x, length)
-    for i in range(length):
-        window = x[i * tokens // length : -(-(i + 1) * tokens // length)].double()
-        mean = window.mean(dim=0)
-        expected = mean * rms_of(window).mean() / rms_of(mean)
-        torch.testing.assert_close(pooled[i].double(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_pool_of_tokens_that_cancel_is_zero() -> None:
-    assert align_sequence(torch.tensor([[1.0, 2.0], [-1.0, -2.0]]), 1).tolist() == [[0, 0]]
-
-
-@pytest.mark.parametrize(("tokens", "length"), [(12, 5), (3, 8), (9, 2)])
-def test_interpolate_keeps_the_corners(tokens: int, length: int) -> None:
-    x = make_states(tokens)
-    aligned = align_sequence(x, length, "interpolate")
-    torch.testing.assert_close(aligned[[0, -1]], x[[0, -1]])
-    places = np.linspace(0, tokens - 1, length)
-    expected = np.stack([np.interp(places, np.arange(tokens), x[:, d].numpy()) for d in range(16)], axis=1)
-    np.testing.assert_allclose(aligned.numpy(), expected, rtol=1e-4, atol=1e-4)
-
-
-@pytest.mark.parametrize("mode", ["pool", "interpolate"])
-def test_one_token_is_repeated(mode: str) -> None:
-    aligned = align_sequence(VL[:1], 4, mode)  # pyright: ignore[reportArgumentType]
-    torch.testing.assert_close(aligned, VL[:1].expand(4, -1))
-
-
-def test_truncate_takes_the_first_tokens_or_refuses() -> None:
-    assert torch.equal(align_sequence(VL, 4, "truncate"), VL[:4])
-    with pytest.raises(ValueError, match="at least 7 tokens of the reference, got 6"):
-        align_sequence(VL, 7, "truncate")
-
-
-def test_bad_alignments_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"`mode` must be one of \['pool', 'interpolate', 'truncate'\], got 'anchored'"
-    ):
-        align_sequence(VL, 4, "anchored")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        align_sequence(VL, 0)
-    for length in (True, 2.0, "2"):
-        with pytest.raises(TypeError, match="`length`"):
-            align_sequence(VL, length)  # pyright: ignore[reportArgumentType]
-
-
 # -- blending
 
 
@@ -118,13 +58,6 @@ def test_slerp_sees_small_angles_that_a_float32_cosine_does_not(alpha: float) ->
     angle = 2e-4
     v = torch.tensor([[np.cos(angle), np.sin(angle)]], dtype=torch.float32)
     torch.testing.assert_close(blend_slerp(t, v, alpha)[0, 1].item(), np.sin(alpha * angle), rtol=1e-4, atol=0)
-
-
-def test_slerp_turns_up_to_the_last_tenth_of_a_degree() -> None:
-    t = np.array([1.0, 0.0])
-    v = np.array([np.cos(np.pi - 2e-3), np.sin(np.pi - 2e-3)])
-    blended = blend_slerp(torch.tensor(t[None]).float(), torch.tensor(v[None]).float(), 0.5)
-    np.testing.assert_allclose(blended[0].numpy(), slerp_in_float64(t, v, 0.5), rtol=0, atol=1e-3)
 
 
 def test_slerp_is_linear_where_there_is_no_way_to_turn() -> None:

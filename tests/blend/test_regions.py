@@ -27,19 +27,9 @@ def test_a_selection_keeps_its_regions_and_no_other(selection: TokenSelection) -
     assert kept.tolist() == [Region(region).name in KEPT[selection] for region in REGIONS.tolist()]
 
 
-def test_text_and_image_divide_all() -> None:
-    assert (select_tokens(REGIONS, "text") ^ select_tokens(REGIONS, "image")).all()
-
-
 def test_the_values_are_those_in_files() -> None:
     assert [region.name for region in sorted(Region)] == ["PREFIX", "MARKER", "IMAGE", "WORDS", "SUFFIX"]
     assert sorted(Region) == [0, 1, 2, 3, 4]
-
-
-def test_the_regions_are_as_before() -> None:
-    before = REGIONS.clone()
-    select_tokens(REGIONS, "text")
-    assert REGIONS.equal(before)
 
 
 def test_an_unknown_selection_is_refused_with_the_choices() -> None:

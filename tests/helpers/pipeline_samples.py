@@ -11,6 +11,8 @@ import torch
 from diffusers import ZImagePipeline
 from PIL import Image
 
+from tiny_models import tiny_image_processor, tiny_vl_encoder
+
 
 PROMPT, OTHER_PROMPT = "a red circle", "a blue square on black"
 # The tiny VL encoder has few layers, and the random text encoder next to no range: a large alpha shows what happens.
@@ -21,6 +23,13 @@ SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 2, "g
 def make_picture(seed: int = 0, size: tuple[int, int] = (48, 32)) -> Image.Image:
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     return Image.fromarray(pixels)
+
+
+same = np.testing.assert_array_equal
+
+
+def differ(one: Any, other: Any, by: float = 1e-4) -> bool:
+    return bool(np.abs(np.asarray(one) - np.asarray(other)).max() > by)
 
 
 def seeded(seed: int = 0) -> torch.Generator:
@@ -42,11 +51,26 @@ def paint_with(pipe: Any, picture: Any, prompt: Any = PROMPT, **kwargs: Any) -> 
     return paint(pipe, prompt, reference_image=picture, **{**KNOBS, **kwargs})
 
 
+def quiet(pipe: Any) -> Any:
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def vl_parts(**kwargs: Any) -> dict[str, Any]:
+    """What a plain pipeline lacks to be ours."""
+    return {"vl_encoder": tiny_vl_encoder(**kwargs), "vl_processor": tiny_image_processor(), "vl_model_id": None}
+
+
+def save_vl_parts(folder: Any, **kwargs: Any) -> str:
+    """A folder as a repository of Qwen3-VL, for `vl_model_id`."""
+    tiny_vl_encoder(**kwargs).save_pretrained(folder)
+    tiny_image_processor().save_pretrained(folder)
+    return str(folder)
+
+
 def make_parent(pipe: Any) -> ZImagePipeline:
     """diffusers' own pipeline over the same components."""
-    parent = ZImagePipeline(**pipe.z_image_components)
-    parent.set_progress_bar_config(disable=True)
-    return parent
+    return quiet(ZImagePipeline(**pipe.z_image_components))
 
 
 def get_models(pipe: Any) -> dict[str, torch.nn.Module]:

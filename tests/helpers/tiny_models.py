@@ -10,9 +10,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImageTransformer2DModel
+from PIL import Image
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, trainers
 from transformers import Qwen3Config, Qwen3Model, Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
@@ -32,6 +34,19 @@ _CORPUS = [
     "user\nassistant\nsystem\na red circle on a white background\na blue square in front of a black wall",
     "\n\na green triangle, gray background\n\nthe cross is yellow and the background is brown",
 ] * 4
+
+
+def noise(size: tuple[int, int], seed: int = 0) -> Image.Image:
+    """An RGB picture of random pixels."""
+    width, height = size
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def white_box(size: tuple[int, int], box: tuple[int, int, int, int]) -> Image.Image:
+    """A black greyscale mask with a white box in it."""
+    mask = Image.new("L", size)
+    mask.paste(255, box)
+    return mask
 
 
 def tiny_vocabulary() -> tuple[dict[str, int], list[tuple[str, str]]]:

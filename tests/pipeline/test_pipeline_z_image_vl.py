@@ -1,48 +1,46 @@
-"""`ZImageVLPipeline` beside diffusers' own: the same bits without a reference; references, batches, outputs."""
+"""`ZImageVLPipeline` beside diffusers' own: the same bits without a reference; references, batches, what is kept."""
 
 from __future__ import annotations
 
 import copy
-import inspect
 import threading
-from dataclasses import fields
+import weakref
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import ZImagePipeline
 
 from pipeline_samples import (
     KNOBS,
     OTHER_PROMPT,
     PROMPT,
-    SMALL,
     call,
+    differ,
     make_parent,
     make_picture,
     paint,
     paint_with,
     record_runs,
+    same,
+    save_vl_parts,
     seeded,
 )
-from tiny_models import tiny_pipeline
-from zimage_vl.blend.knobs import VLConditioning
-from zimage_vl.pipeline.inputs import KNOB_NAMES
-from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
+from tiny_models import tiny_pipeline, tiny_text_encoder, tiny_vl_encoder
+from zimage_vl.pipeline.pipeline_z_image_vl import PromptConditioning, ZImageVLPipeline, ZImageVLPipelineOutput
+from zimage_vl.reference.embeds import ReferenceEmbeds
+from zimage_vl.reference.turn import embeds_regions, read_text_turn
 
 
 PICTURE, OTHER_PICTURE = make_picture(0), make_picture(1)
-same = np.testing.assert_array_equal
+PROMPTS, PICTURES = [PROMPT, OTHER_PROMPT], [PICTURE, OTHER_PICTURE]
 
 
 @pytest.fixture(scope="module")
 def pipe() -> ZImageVLPipeline:
     return tiny_pipeline()
-
-
-def differ(a: np.ndarray[Any, Any], b: np.ndarray[Any, Any]) -> bool:
-    return bool(np.abs(a - b).max() > 1e-4)
 
 
 # ---- The parent's bits ----
@@ -51,7 +49,8 @@ PARENT_CALLS: dict[str, dict[str, Any]] = {
     "turbo": {},
     "guided": {"guidance_scale": 4.0, "negative_prompt": "a green cross"},
     "guided without negatives": {"guidance_scale": 4.0, "cfg_normalization": True, "cfg_truncation": 0.5},
-    "batch": {"prompt": [PROMPT, OTHER_PROMPT], "guidance_scale": 2.0, "negative_prompt": ["grey", "a cross"]},
+    "guidance of 1": {"guidance_scale": 1.0},
+    "batch": {"prompt": PROMPTS, "guidance_scale": 2.0, "negative_prompt": ["grey", "a cross"]},
     "two images": {"num_images_per_prompt": 2},
     "sigmas": {"sigmas": [1.0, 0.6, 0.2]},
     "short": {"prompt": "a red circle " * 9, "max_sequence_length": 16},
@@ -84,23 +83,6 @@ def test_without_a_reference_a_missing_vl_encoder_is_never_sought() -> None:
     assert pipe.vl_encoder is None
 
 
-def test_an_encoder_that_cannot_be_touched_is_not_touched() -> None:
-    pipe = tiny_pipeline()
-    expected = paint(make_parent(pipe))
-
-    class Untouchable:
-        def __getattr__(self, name: str) -> Any:
-            if name == "_reset_stateful_cache":  # diffusers asks every component for it after each call
-                raise AttributeError(name)
-            raise AssertionError(f"the VL encoder was asked for {name}")
-
-    pipe.__dict__["vl_encoder"] = Untouchable()  # past diffusers' own look at what a component is
-    same(paint(pipe), expected)
-    same(paint(pipe, reference_image=PICTURE, vl_alpha=0.0), expected)
-    with pytest.raises(AssertionError, match="was asked for"):
-        paint_with(pipe, PICTURE)
-
-
 # ---- The reference ----
 
 
@@ -109,106 +91,115 @@ def test_a_reference_steers_and_alpha_1_leaves_nothing_of_equal_words(pipe: ZIma
     assert differ(plain, steered)
     assert differ(steered, paint_with(pipe, OTHER_PICTURE))
     same(steered, paint_with(pipe, PICTURE))
-    # Pooled over the whole turn, with one text beside the picture: at alpha 1 the prompt's own states are gone.
-    at_one = {"vl_alpha": 1.0, "vl_text": "a cross", "vl_alignment": "interpolate", "vl_target_std": 1.0}
-    prompts = ("a red circle", "a blue circle")
-    assert len({len(pipe.tokenize_prompt(prompt)) for prompt in prompts}) == 1
-    same(*(paint_with(pipe, PICTURE, prompt, **at_one) for prompt in prompts))
+    # With one text beside the picture: at alpha 1 the prompt's own states are gone.
+    at_one = {"vl_alpha": 1.0, "vl_text": "a cross", "vl_target_std": 1.0}
+    same(*(paint_with(pipe, PICTURE, prompt, **at_one) for prompt in ("a red circle", "a blue circle")))
 
 
 @pytest.mark.parametrize("mode", ["linear", "slerp"])
 def test_a_reference_that_says_what_the_text_says_changes_nothing(pipe: ZImageVLPipeline, mode: str) -> None:
-    from zimage_vl.reference.embeds import ReferenceEmbeds
-    from zimage_vl.reference.turn import embeds_regions
-
     text = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)[0][0]
-    regions = embeds_regions(pipe.tokenizer, len(text), pipe.tokenize_prompt(PROMPT))
-    twin = ReferenceEmbeds({-2: text}, regions)
+    twin = ReferenceEmbeds(
+        {-2: text}, embeds_regions(pipe.tokenizer, len(text), read_text_turn(pipe.tokenizer, PROMPT))
+    )
     knobs = {**KNOBS, "vl_blend_mode": mode, "vl_normalization": "none"}
     for alpha in (0.3, 1.0):
         images = paint(pipe, reference_embeds=twin, **{**knobs, "vl_alpha": alpha})
         np.testing.assert_allclose(images, paint(pipe), atol=2e-4)
 
 
-def test_swapping_references_with_their_weights_changes_nothing(pipe: ZImageVLPipeline) -> None:
-    one = paint_with(pipe, [[PICTURE, OTHER_PICTURE]], reference_weights=[3, 1])
-    np.testing.assert_allclose(one, paint_with(pipe, [[OTHER_PICTURE, PICTURE]], reference_weights=[1, 3]), atol=2e-4)
-    assert differ(one, paint_with(pipe, [[PICTURE, OTHER_PICTURE]], reference_weights=[1, 3]))
-    same(paint_with(pipe, PICTURE), paint_with(pipe, [[PICTURE, OTHER_PICTURE]], reference_weights=[1, 0]))
+def test_several_references_their_weights_and_their_order(pipe: ZImageVLPipeline) -> None:
+    both = [PICTURES]
+    equal, one = paint_with(pipe, both), paint_with(pipe, both, reference_weights=[3, 1])
+    assert differ(equal, paint_with(pipe, PICTURE))
+    assert differ(equal, one)
+    same(equal, paint_with(pipe, both, reference_weights=[2, 2]))
+    same(equal, paint_with(pipe, both, reference_weights=[1e308, 1e308]))
+    np.testing.assert_allclose(one, paint_with(pipe, [PICTURES[::-1]], reference_weights=[1, 3]), atol=2e-4)
+    same(paint_with(pipe, PICTURE), paint_with(pipe, both, reference_weights=[1, 0]))
+    by_layers = paint_with(pipe, PICTURE, vl_hidden_layer=[-2, -4])
+    for weights in ({-2: 1e308, -4: 1e308}, {-2: 1, -4: 1}):
+        same(by_layers, paint_with(pipe, PICTURE, vl_hidden_layer=weights))
 
 
-def test_ready_embeddings_equal_the_picture(pipe: ZImageVLPipeline, tmp_path: Any) -> None:
-    from zimage_vl.reference.embeds import ReferenceEmbeds
-
+def test_ready_embeddings_and_their_files_equal_the_picture(pipe: ZImageVLPipeline, tmp_path: Path) -> None:
     expected = paint_with(pipe, PICTURE)
     embeds = pipe.encode_reference(PICTURE, PROMPT, layers=(-3, -2))
     embeds.save(tmp_path / "reference.safetensors")
-    loaded = ReferenceEmbeds.load(tmp_path / "reference.safetensors")
+    file = tmp_path / "reference.safetensors"
     with record_runs(pipe) as runs:
-        same(paint(pipe, reference_embeds=embeds, **KNOBS), expected)
-        same(paint(pipe, reference_embeds=loaded, **KNOBS), expected)
+        for given in (embeds, file, str(file), [file], [[str(file)]], pipe.load_reference(file)):
+            same(paint(pipe, reference_embeds=given, **KNOBS), expected)
     assert "vl_encoder" not in runs
+    with pytest.raises(ValueError, match="32 wide, the text embeddings 16"):
+        tiny_pipeline(text_width=16).load_reference(file)
 
 
-def test_prompt_embeds_with_reference_embeds_equal_the_prompt(pipe: ZImageVLPipeline) -> None:
-    expected = paint_with(pipe, PICTURE, guidance_scale=3.0)
+def test_what_is_encoded_belongs_to_the_caller(pipe: ZImageVLPipeline) -> None:
+    expected = paint_with(pipe, PICTURE)
+    embeds = pipe.encode_reference(PICTURE, PROMPT, layers=(-2,))
+    embeds.hidden_states[-2].zero_()
+    same(paint_with(pipe, PICTURE), expected)
+
+
+def test_two_stages_equal_the_one_call(pipe: ZImageVLPipeline) -> None:
+    expected = call(pipe, reference_image=PICTURE, guidance_scale=3.0, **KNOBS)
     text, negative = pipe.encode_prompt(PROMPT)
     embeds = pipe.encode_reference(PICTURE, PROMPT, layers=(-2,))
-    ready = {"prompt_embeds": text, "negative_prompt_embeds": negative, "guidance_scale": 3.0, **KNOBS}
+    given = {"prompt_embeds": text, "negative_prompt_embeds": negative, "guidance_scale": 3.0, **KNOBS}
     with record_runs(pipe) as runs:
-        same(paint(pipe, None, reference_embeds=embeds, **ready), expected)
+        same(paint(pipe, None, reference_embeds=embeds, **given), expected.images)
     assert not {"text_encoder", "vl_encoder"} & set(runs)
-    same(paint(pipe, None, reference_image=PICTURE, vl_text=PROMPT, **ready), expected)
-
-
-def test_encode_prompt_with_reference_serves_the_plain_pipeline(pipe: ZImageVLPipeline) -> None:
-    expected = call(pipe, reference_image=PICTURE, guidance_scale=3.0, **KNOBS)
+    same(paint(pipe, None, reference_image=PICTURE, vl_text=PROMPT, **given), expected.images)
     ready = pipe.encode_prompt_with_reference(PROMPT, PICTURE, **KNOBS)
-    images = paint(
-        make_parent(pipe),
-        None,
-        prompt_embeds=ready.prompt_embeds,
-        negative_prompt_embeds=ready.negative_prompt_embeds,
-        guidance_scale=3.0,
-    )
-    same(images, expected.images)
+    both = {"prompt_embeds": ready.prompt_embeds, "negative_prompt_embeds": ready.negative_prompt_embeds}
+    for other in (pipe, make_parent(pipe)):
+        same(paint(other, None, guidance_scale=3.0, **both), expected.images)
     assert [r.to_dict() for r in ready.reports] == [r.to_dict() for r in expected.conditioning]
     assert pipe.encode_prompt_with_reference(PROMPT, do_classifier_free_guidance=False).reports == []
+
+
+def test_prompt_embeds_know_the_places_of_their_template(pipe: ZImageVLPipeline) -> None:
+    text = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)[0]
+    given = {"prompt_embeds": text, "reference_image": PICTURE, "vl_text": PROMPT, "vl_hidden_layer": -2}
+    for alpha in ({"prompt": 0.6}, {"suffix": 0.4, "default": 0.1}, [0.5] * len(text[0])):
+        same(paint(pipe, None, **given, vl_alpha=alpha), paint_with(pipe, PICTURE, vl_alpha=alpha))
 
 
 # ---- Batches ----
 
 
 def singles(pipe: ZImageVLPipeline, pictures: list[Any], **kwargs: Any) -> np.ndarray[Any, Any]:
-    prompts = [PROMPT, OTHER_PROMPT]
     each = [
-        paint_with(pipe, picture, prompt, seed=seed, **kwargs)
-        for seed, (prompt, picture) in enumerate(zip(prompts, pictures, strict=True))
+        paint_with(pipe, picture, prompt, seed=seed, **kwargs) if picture else paint(pipe, prompt, seed=seed)
+        for seed, (prompt, picture) in enumerate(zip(PROMPTS, pictures, strict=True))
     ]
     return np.concatenate(each)
 
 
 def test_a_batch_equals_its_singles(pipe: ZImageVLPipeline) -> None:
-    prompts, generators = [PROMPT, OTHER_PROMPT], [seeded(0), seeded(1)]
-    batch = call(pipe, prompts, reference_image=[PICTURE, OTHER_PICTURE], generator=generators, **KNOBS)
-    np.testing.assert_allclose(batch.images, singles(pipe, [PICTURE, OTHER_PICTURE]), atol=2e-4)
-    assert len(batch.conditioning) == 2
+    def batch(given: Any, **kwargs: Any) -> Any:
+        knobs = {**KNOBS, **kwargs}
+        return call(pipe, PROMPTS, reference_image=given, generator=[seeded(0), seeded(1)], **knobs)
+
+    output = batch(PICTURES)
+    assert len(output.conditioning) == 2
+    np.testing.assert_allclose(output.images, singles(pipe, PICTURES), atol=2e-4)
     for shared in (PICTURE, [PICTURE]):
-        images = paint_with(pipe, shared, prompts, generator=[seeded(0), seeded(1)])
-        np.testing.assert_allclose(images, singles(pipe, [PICTURE, PICTURE]), atol=2e-4)
-    # One alpha a prompt: the second prompt keeps the parent's picture.
-    images = paint_with(
-        pipe, PICTURE, prompts, vl_alpha=[{"default": 0.6}, {"default": 0}], generator=[seeded(0), seeded(1)]
-    )
-    np.testing.assert_allclose(images[1:], paint(pipe, OTHER_PROMPT, seed=1), atol=2e-4)
-    np.testing.assert_allclose(images[:1], singles(pipe, [PICTURE, PICTURE])[:1], atol=2e-4)
+        np.testing.assert_allclose(batch(shared).images, singles(pipe, [PICTURE] * 2), atol=2e-4)
+    # A prompt without a picture is the text's alone.
+    without = batch([None, PICTURE])
+    np.testing.assert_allclose(without.images, singles(pipe, [None, PICTURE]), atol=2e-4)
+    assert [len(report.references) for report in without.conditioning] == [0, 1]
+    # One alpha per prompt, as a number or in any other form.
+    for alpha in ([0.0, 0.6], [{"default": 0}, {"default": 0.6}]):
+        images = batch([PICTURE, PICTURE], vl_alpha=alpha).images
+        np.testing.assert_allclose(images, singles(pipe, [None, PICTURE]), atol=2e-4)
 
 
-def test_several_images_a_prompt_and_generator_lists(pipe: ZImageVLPipeline) -> None:
+def test_several_images_per_prompt_and_generator_lists(pipe: ZImageVLPipeline) -> None:
     generators = [seeded(n) for n in range(4)]
-    images = paint_with(
-        pipe, [PICTURE, OTHER_PICTURE], [PROMPT, OTHER_PROMPT], num_images_per_prompt=2, generator=generators
-    )
+    images = paint_with(pipe, PICTURES, PROMPTS, num_images_per_prompt=2, generator=generators)
     assert len(images) == 4
     for n, (prompt, picture) in enumerate([(PROMPT, PICTURE)] * 2 + [(OTHER_PROMPT, OTHER_PICTURE)] * 2):
         np.testing.assert_allclose(images[n : n + 1], paint_with(pipe, picture, prompt, seed=n), atol=2e-4)
@@ -241,87 +232,264 @@ def test_output_types_and_dict_equals_tuple(pipe: ZImageVLPipeline) -> None:
     assert isinstance(as_tuple, tuple)
     assert len(as_tuple) == 1
     assert as_tuple[0][0].tobytes() == with_dict.images[0].tobytes()
-    assert with_dict[0] is with_dict.images
-    np.testing.assert_allclose(np.asarray(with_dict.images[0]) / 255, array[0], atol=0.6 / 255)
-    tensor = paint_with(pipe, PICTURE, output_type="pt")
-    np.testing.assert_array_equal(tensor.permute(0, 2, 3, 1).numpy(), array)
+    assert with_dict[0] is with_dict["images"] is with_dict.images
+    assert ZImageVLPipelineOutput(["picture"]).to_tuple() == (["picture"],)
+    assert list(PromptConditioning([], [], [])) == ["prompt_embeds", "negative_prompt_embeds", "reports"]
+    # As the parent makes a PIL image of an array.
+    assert (np.asarray(with_dict.images[0]) == (array[0] * 255).round()).all()
+    same(paint_with(pipe, PICTURE, output_type="pt").permute(0, 2, 3, 1).numpy(), array)
+    parents = paint(make_parent(pipe), output_type="pil")[0]
+    assert paint(pipe, output_type="pil")[0].tobytes() == parents.tobytes()
 
 
 def test_the_callers_lists_stay_as_they_were(pipe: ZImageVLPipeline) -> None:
-    prompts, negatives = [PROMPT, OTHER_PROMPT], ["white", "grey"]
-    references, weights, layers = [[PICTURE, OTHER_PICTURE]] * 2, [1, 2], {-2: 1.0, -3: 2.0}
-    given = {"negative_prompt": negatives, "guidance_scale": 3.0, "reference_weights": weights}
-    paint(pipe, prompts, reference_image=references, vl_hidden_layer=layers, **given)
-    pipe.encode_prompt(prompts, None, True, negatives)
-    pipe.encode_prompt_with_reference(prompts, references, negative_prompt=negatives, vl_hidden_layer=layers)
-    assert prompts == [PROMPT, OTHER_PROMPT]
-    assert negatives == ["white", "grey"]
-    assert references == [[PICTURE, OTHER_PICTURE]] * 2
-    assert weights == [1, 2]
-    assert layers == {-2: 1.0, -3: 2.0}
-    embeds, negative = pipe.encode_prompt(PROMPT)
-    kept = [embeds[0].clone(), negative[0].clone()]
-    paint(pipe, None, prompt_embeds=embeds, negative_prompt_embeds=negative, guidance_scale=3.0)
-    assert torch.equal(embeds[0], kept[0])
+    arguments: dict[str, Any] = {
+        "prompt": list(PROMPTS),
+        "negative_prompt": ["white", "grey"],
+        "reference_image": [list(PICTURES)] * 2,
+        "reference_weights": [1, 2],
+        "vl_hidden_layer": {-2: 1.0, -3: 2.0},
+        "vl_alpha": [{"default": 0.5}, {"red": 0.5}],
+    }
+    before = copy.deepcopy(arguments)
+    with pytest.raises(ValueError, match="red"):
+        paint(pipe, guidance_scale=3.0, **arguments)
+    arguments["vl_alpha"][1] = before["vl_alpha"][1] = {"blue": 0.5}
+    paint(pipe, guidance_scale=3.0, **arguments)
+    pipe.encode_prompt(arguments["prompt"], None, True, arguments["negative_prompt"])
+    pipe.encode_prompt_with_reference(**arguments)
+    assert arguments == before
+    text, negative = pipe.encode_prompt(PROMPT)
+    kept = [text[0].clone(), negative[0].clone()]
+    paint(pipe, None, prompt_embeds=text, negative_prompt_embeds=negative, guidance_scale=3.0)
+    assert torch.equal(text[0], kept[0])
     assert torch.equal(negative[0], kept[1])
 
 
-# ---- The signature ----
+def test_tokens_of_a_prompt_are_the_rows_of_its_embeddings(pipe: ZImageVLPipeline) -> None:
+    tokens = pipe.tokenize_prompt(PROMPT)
+    (embeds,), _ = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)
+    assert [token.index for token in tokens] == list(range(len(embeds)))
+    assert "".join(token.text for token in tokens if token.start >= 0) == PROMPT
 
 
-def test_the_parents_parameters_come_first_in_its_order_and_ours_are_knobs() -> None:
-    ours = list(inspect.signature(ZImageVLPipeline.__call__).parameters.values())
-    parents = list(inspect.signature(ZImagePipeline.__call__).parameters.values())
-    first, added = ours[: len(parents)], ours[len(parents) :]
-    assert [(p.name, p.default, p.kind) for p in first] == [(p.name, p.default, p.kind) for p in parents]
-    assert {p.kind for p in added} == {inspect.Parameter.KEYWORD_ONLY}
-    defaults = {spec.name: spec.default for spec in fields(VLConditioning)}
-    knobs = {p.name: p.default for p in added if p.name in KNOB_NAMES}
-    assert knobs == {name: defaults[name] for name in KNOB_NAMES}
-    assert all(p.default is None for p in added if p.name not in KNOB_NAMES)
+def test_the_recipes_are_part_of_the_class(pipe: ZImageVLPipeline) -> None:
+    for name, recipe in ZImageVLPipeline.recipes.items():
+        knobs = {**recipe, "vl_hidden_layer": -2}
+        neutral = {"neutral_image": OTHER_PICTURE} if recipe.get("vl_blend_mode") == "style_delta" else {}
+        assert differ(paint(pipe, reference_image=PICTURE, **neutral, **knobs), paint(pipe)), name
 
 
-# ---- Threads ----
+# ---- The last readings ----
 
 
-def test_two_threads_on_one_pipeline_give_the_right_pictures(pipe: ZImageVLPipeline) -> None:
-    orders = [(PROMPT, PICTURE, 2), (OTHER_PROMPT, OTHER_PICTURE, 3)]
-    expected = [paint_with(pipe, picture, prompt, num_inference_steps=n) for prompt, picture, n in orders]
-    start, results = threading.Barrier(2), [[], []]
+def test_another_alpha_reads_no_picture_again() -> None:
+    pipe, fresh = tiny_pipeline(), tiny_pipeline()
+    paint_with(pipe, PICTURE)
+    with record_runs(pipe) as runs:
+        same(paint_with(pipe, PICTURE.copy(), vl_alpha=0.2), paint_with(fresh, PICTURE, vl_alpha=0.2))
+        same(paint_with(pipe, PICTURE, vl_blend_mode="slerp"), paint_with(fresh, PICTURE, vl_blend_mode="slerp"))
+        pipe.encode_reference(PICTURE, PROMPT, layers=(-2,))
+    assert "vl_encoder" not in runs
+
+
+READ_ANEW: dict[str, Callable[[ZImageVLPipeline], Any]] = {
+    "another picture": lambda pipe: paint_with(pipe, OTHER_PICTURE),
+    "another prompt": lambda pipe: paint_with(pipe, PICTURE, OTHER_PROMPT),
+    "another layer": lambda pipe: paint_with(pipe, PICTURE, vl_hidden_layer=-3),
+    "another place of the text": lambda pipe: paint_with(pipe, PICTURE, vl_text_position="before"),
+    "fewer pixels": lambda pipe: paint_with(pipe, PICTURE, vl_max_pixels=256),
+    "a mask": lambda pipe: paint_with(pipe, PICTURE, reference_mask=make_picture(3).convert("L")),
+    "cleared": lambda pipe: (pipe.clear_reference_cache(), paint_with(pipe, PICTURE)),
+    "another encoder": lambda pipe: (
+        pipe.register_modules(vl_encoder=tiny_vl_encoder(seed=7, tokenizer=pipe.tokenizer)),
+        paint_with(pipe, PICTURE),
+    ),
+    "another type": lambda pipe: (pipe.vl_encoder.to(torch.bfloat16), paint_with(pipe, PICTURE)),
+}
+
+
+@pytest.mark.parametrize("name", READ_ANEW)
+def test_what_makes_another_reading(name: str) -> None:
+    pipe, ran = tiny_pipeline(), []
+    paint_with(pipe, PICTURE)
+    handle = torch.nn.modules.module.register_module_forward_pre_hook(
+        lambda module, _: ran.append(type(module).__name__)
+    )
+    READ_ANEW[name](pipe)
+    handle.remove()
+    assert "Qwen3VLTextDecoderLayer" in ran
+
+
+def test_only_the_last_readings_are_kept_and_they_go_with_the_encoder() -> None:
+    pipe = tiny_pipeline()
+    for seed in range(10):
+        pipe.encode_reference(make_picture(seed), layers=(-2,))
+    with record_runs(pipe) as runs:
+        for seed in range(9, 1, -1):
+            pipe.encode_reference(make_picture(seed), layers=(-2,))
+        assert runs == []
+        pipe.encode_reference(make_picture(0), layers=(-2,))
+        assert runs == ["vl_encoder"]
+    encoder = weakref.ref(pipe.vl_encoder)
+    pipe.unload_vl_encoder()
+    assert encoder() is None
+    assert not pipe._readings
+
+
+# ---- Loading the VL encoder ----
+
+
+@pytest.fixture(scope="module")
+def vl_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_vl_parts(tmp_path_factory.mktemp("tiny-qwen3-vl"))
+
+
+def test_the_first_call_that_needs_it_loads_the_encoder(vl_folder: str, pipe: ZImageVLPipeline) -> None:
+    lazy = tiny_pipeline(with_vl=False, vl_model_id=vl_folder)
+    paint(lazy)
+    paint_with(lazy, PICTURE, vl_alpha=0.0)
+    assert lazy.vl_encoder is None
+    same(paint_with(lazy, PICTURE), paint_with(pipe, PICTURE))
+    encoder = lazy.vl_encoder
+    assert encoder.dtype == lazy.text_encoder.dtype
+    paint_with(lazy, OTHER_PICTURE)
+    assert lazy.vl_encoder is encoder
+    assert lazy.encode_reference(PICTURE, layers=(-2,)).provenance.model_id == vl_folder
+    weight = weakref.ref(encoder.model.language_model.embed_tokens.weight)
+    encoder = weakref.ref(encoder)
+    lazy.unload_vl_encoder()
+    assert lazy.vl_encoder is lazy.vl_processor is encoder() is weight() is None
+
+
+def test_loading_by_hand(vl_folder: str) -> None:
+    pipe = tiny_pipeline(with_vl=False)
+    with pytest.raises(ValueError, match="`vl_model_id` is None, so none is loaded"):
+        pipe.load_vl_encoder()
+    pipe.load_vl_encoder(vl_folder, dtype=torch.bfloat16)
+    assert pipe.vl_encoder.dtype == torch.bfloat16
+    assert pipe.config.vl_model_id == vl_folder
+    pipe.load_vl_encoder()  # what the pipeline names, though an encoder is there
+    assert pipe.vl_encoder.dtype == torch.float32
+    pipe.unload_vl_encoder()
+    assert pipe.encode_reference(PICTURE, layers=(-2,)).layers == (-2,)
+    with pytest.raises(OSError, match=r"nowhere.*folder"):
+        paint_with(tiny_pipeline(with_vl=False, vl_model_id=f"{vl_folder}/nowhere"), PICTURE)
+
+
+def test_an_encoder_that_does_not_fit_is_not_kept(tmp_path: Path) -> None:
+    lazy = tiny_pipeline(with_vl=False, vl_model_id=save_vl_parts(tmp_path, width=16))
+    for use in (lambda: paint_with(lazy, PICTURE), lazy.load_vl_encoder):
+        with pytest.raises(ValueError, match=r"16.*32|32.*16"):
+            use()
+    assert lazy.vl_encoder is None
+    with pytest.raises(ValueError, match=r"16.*32|32.*16"):
+        tiny_pipeline(vl_encoder=tiny_vl_encoder(16))
+    with pytest.raises(TypeError, match="Qwen3-VL"):
+        tiny_pipeline(vl_encoder=tiny_text_encoder())
+    with pytest.raises(TypeError, match="part of it"):
+        tiny_pipeline(vl_encoder=tiny_vl_encoder().model)
+
+
+# ---- Threads and callbacks ----
+
+
+def in_threads(*jobs: Callable[[], Any], times: int) -> list[list[Any]]:
+    """What each job gives, all run at once."""
+    start, results = threading.Barrier(len(jobs)), [[] for _ in jobs]
     threads_here = torch.get_num_threads()
 
-    def work(index: int) -> None:
+    def work(job: Callable[[], Any], gives: list[Any]) -> None:
         torch.set_num_threads(threads_here)  # bits depend on their number
-        prompt, picture, steps = orders[index]
         start.wait(30)
-        for _ in range(3):
-            results[index].append(paint_with(pipe, picture, prompt, num_inference_steps=steps))
+        gives.extend(job() for _ in range(times))
 
-    threads = [threading.Thread(target=work, args=(index,)) for index in (0, 1)]
+    threads = [threading.Thread(target=work, args=pair) for pair in zip(jobs, results, strict=True)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join(120)
-    for index in (0, 1):
-        assert len(results[index]) == 3
-        for images in results[index]:
-            same(images, expected[index])
+    return results
 
 
-# ---- Sizes of a reference ----
+@pytest.mark.parametrize("shared", ["one pipeline", "one pipeline's modules"])
+def test_two_threads_give_the_right_pictures(pipe: ZImageVLPipeline, shared: str) -> None:
+    other = pipe if shared == "one pipeline" else ZImageVLPipeline(**pipe.components)
+    other.set_progress_bar_config(disable=True)
+    jobs = [
+        lambda: paint_with(pipe, PICTURE, num_inference_steps=2, guidance_scale=3.0),
+        lambda: paint_with(other, OTHER_PICTURE, OTHER_PROMPT, num_inference_steps=3),
+    ]
+    expected = [job() for job in jobs]
+    for results, right in zip(in_threads(*jobs, times=24), expected, strict=True):
+        assert len(results) == 24
+        for images in results:
+            same(images, right)
 
 
-@pytest.mark.parametrize(("size", "limit"), [((1, 1), 4096), ((1990, 10), 16384), ((4000, 3000), 16384)])
-def test_small_long_and_large_references(pipe: ZImageVLPipeline, size: tuple[int, int], limit: int) -> None:
-    embeds = pipe.encode_reference(make_picture(2, size), PROMPT, layers=(-2,), max_pixels=limit)
-    rows, columns = embeds.provenance.image_grid
-    assert embeds.num_image_tokens == rows * columns >= 1
-    assert rows * columns * 256 <= limit or min(rows, columns) == 1
-    assert np.isfinite(paint_with(pipe, make_picture(2, size), vl_max_pixels=limit)).all()
+def test_each_pipeline_has_its_own_scheduler(pipe: ZImageVLPipeline) -> None:
+    others = [ZImageVLPipeline(**pipe.components), ZImageVLPipeline.from_pipe(pipe), pipe.to_pipe(ZImageVLPipeline)]
+    schedulers = [one.scheduler for one in (pipe, *others)]
+    assert len({id(one) for one in schedulers}) == 4
+    assert all(dict(one.config) == dict(pipe.scheduler.config) for one in schedulers)
 
 
-def test_the_default_call_wants_a_layer_that_there_is(pipe: ZImageVLPipeline) -> None:
-    # -6 of the tiny encoder's 6 layers is block 1's input: every default, as SMALL only makes the picture small.
-    assert differ(
-        np.asarray(pipe(PROMPT, **SMALL, generator=seeded(), output_type="np").images), paint_with(pipe, PICTURE)
-    )
+def test_a_call_from_its_own_callback_is_refused_and_the_next_one_works(pipe: ZImageVLPipeline) -> None:
+    expected = paint_with(pipe, PICTURE)
+    uses: list[Callable[[], Any]] = [
+        lambda: paint(pipe),
+        lambda: pipe.encode_reference(OTHER_PICTURE, layers=(-2,)),
+        lambda: pipe.encode_prompt_with_reference(PROMPT, PICTURE, **KNOBS),
+    ]
+    for use in uses:
+        with pytest.raises(RuntimeError, match=r"cannot be called from its own callback.*\*\*pipe.components"):
+            paint_with(pipe, PICTURE, callback_on_step_end=lambda *_, use=use: use())
+        same(paint_with(pipe, PICTURE), expected)
+    other = ZImageVLPipeline(**pipe.components)
+    other.set_progress_bar_config(disable=True)
+
+    def look(*_: Any) -> dict[str, Any]:
+        seen.append(paint(other))
+        return {}
+
+    seen: list[Any] = []
+    same(paint_with(pipe, PICTURE, callback_on_step_end=look), expected)
+    same(seen[0], paint(pipe))
+
+
+def test_no_weights_no_hooks_and_no_settings_change_in_a_call() -> None:
+    pipe = tiny_pipeline()
+    paint(make_parent(pipe))  # transformers 5 puts hooks of its own on a text encoder's layers when it first runs
+    models = {name: part for name, part in pipe.components.items() if isinstance(part, torch.nn.Module)}
+
+    def snapshot() -> dict[str, Any]:
+        return {
+            "config": dict(pipe.config),
+            "parts": {name: id(part) for name, part in pipe.components.items()},
+            "modules": {
+                name: [(m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in part.modules()]
+                for name, part in models.items()
+            },
+            "template": pipe.tokenizer.chat_template,
+            "sums": {
+                n: sum(float(p.detach().double().sum()) for p in part.parameters()) for n, part in models.items()
+            },
+        }
+
+    before = snapshot()
+    paint_with(pipe, PICTURE, vl_start=0.5, vl_normalization="per_dim")
+    assert snapshot() == before
+
+    def fail(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        paint_with(pipe, PICTURE, callback_on_step_end=fail)
+    places = [models["text_encoder"], models["transformer"], pipe.vl_encoder.model.language_model.layers[1]]
+    for place in places:
+        handle = place.register_forward_hook(fail)
+        pipe.clear_reference_cache()  # or the picture is not read again
+        with pytest.raises(KeyboardInterrupt):
+            paint_with(pipe, PICTURE)
+        handle.remove()
+    assert snapshot() == before

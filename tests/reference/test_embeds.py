@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
 from zimage_vl.blend.regions import Region
-from zimage_vl.reference.embeds import ReferenceEmbeds, ReferenceProvenance
+from zimage_vl.reference.embeds import REFERENCE_FILE, ReferenceEmbeds, ReferenceProvenance, as_reference_embeds
+from zimage_vl.reference.files import write_tensor_file
 
 
 REGIONS = torch.tensor(
@@ -72,12 +70,14 @@ def test_caller_keeps_its_own_dict():
         ({-6: torch.randn(1, 7, 4)}, REGIONS, r"shape \(1, 7, 4\)"),
         ({-6: torch.zeros(0, 4)}, REGIONS[:0], "at least one token"),
         ({-6: torch.ones(7, 4, dtype=torch.int64)}, REGIONS, "int64"),
+        ({-6: torch.ones(7, 4).to(torch.float8_e4m3fn)}, REGIONS, "float8"),
         ({-6: torch.randn(7, 4), -2: torch.randn(6, 4)}, REGIONS, "same number of tokens"),
         ({-6: torch.randn(7, 4), -2: torch.randn(7, 5)}, REGIONS, "same number of tokens"),
-        ({-6: torch.full((7, 4), float("nan"))}, REGIONS, "layer -6 contain NaN"),
+        ({-6: torch.full((7, 4), float("nan"))}, REGIONS, "states of layer -6 contain NaN"),
         ({-6: torch.full((7, 4), float("inf"))}, REGIONS, "layer -6 contain NaN or infinity"),
         ({-6: torch.randn(7, 4)}, REGIONS[:6], r"shape \(7,\)"),
         ({-6: torch.randn(7, 4)}, REGIONS.float(), "integer"),
+        ({-6: torch.randn(7, 4)}, REGIONS.to(torch.uint16), "integer"),
         ({-6: torch.randn(7, 4)}, REGIONS + 1, "got 1 .. 5"),
         ({-6: torch.randn(7, 4)}, REGIONS - 1, "got -1 .. 3"),
     ],
@@ -92,9 +92,21 @@ def test_get_layer_knows_both_names():
     assert embeds.get_layer(-6) is embeds.hidden_states[-6]
     assert embeds.get_layer(31) is embeds.hidden_states[-6]
     assert embeds.get_layer(-25) is embeds.hidden_states[12]
-    for missing in (-5, 30, 49, 68):
+    for missing in (-5, 30, 49, 68, -43):
         with pytest.raises(ValueError, match=rf"\[-6, 12\], not of layer {missing}"):
             embeds.get_layer(missing)
+
+
+def test_select_gives_the_tensor():
+    embeds = make_embeds()
+    assert torch.equal(embeds.select("image", layer=-6), embeds.hidden_states[-6][1:5])
+    assert torch.equal(embeds.select("image_no_markers", 48 - 36), embeds.hidden_states[12][2:4])
+    with pytest.raises(ValueError, match=r"holds the layers \[-6, 12\]: name one, layer=-6"):
+        embeds.select("text")
+    with pytest.raises(ValueError, match="must be one of"):
+        embeds.select("words", -6)  # type: ignore[arg-type]
+    alone = ReferenceEmbeds({-6: torch.randn(7, 4)}, REGIONS)
+    assert torch.equal(alone.select("text"), alone.hidden_states[-6][[0, 5, 6]])
 
 
 def test_to_casts_a_copy():
@@ -123,124 +135,76 @@ def test_unknown_provenance_survives(tmp_path: Path):
     assert_same(embeds, ReferenceEmbeds.load(tmp_path / "a"))
 
 
-def test_layers_may_share_memory(tmp_path: Path):
-    whole = torch.randn(7, 8)
-    embeds = ReferenceEmbeds({-1: whole[:, :4], 36: whole[:, :4], -2: whole.T[4:].T}, REGIONS)
-    embeds.save(tmp_path / "a")
-    assert_same(embeds, ReferenceEmbeds.load(tmp_path / "a"))
-
-
 def test_other_tools_can_read_it(tmp_path: Path):
     embeds = make_embeds()
     embeds.save(tmp_path / "a.safetensors")
     with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
         metadata = file.metadata()
         assert torch.equal(file.get_tensor("hidden_states.-6"), embeds.hidden_states[-6])
-    assert metadata["schema_version"] == "1"
-    assert metadata["text"] == PROVENANCE.text
-    assert metadata["width"] == "4"
+    assert (metadata["schema"], metadata["schema_version"]) == ("zimage_vl.reference_embeds", "2")
+    assert (metadata["text"], metadata["width"], metadata["layers"]) == (PROVENANCE.text, "4", "[-6, 12]")
     assert json.loads(metadata["versions"]) == PROVENANCE.versions
 
 
-def test_same_bytes_in_every_process(tmp_path: Path):
-    # Within one process a hash map may well keep its order; two processes with different hash seeds do not.
-    code = "import sys; from zimage_vl.reference.embeds import ReferenceEmbeds as R; R.load(sys.argv[1]).save(sys.argv[2])"
-    make_embeds().save(tmp_path / "0")
-    for seed in ("1", "2"):
-        arguments = [sys.executable, "-c", code, str(tmp_path / "0"), str(tmp_path / seed)]
-        subprocess.run(arguments, check=True, env={**os.environ, "PYTHONHASHSEED": seed})
-        assert (tmp_path / seed).read_bytes() == (tmp_path / "0").read_bytes()
+@pytest.mark.parametrize(
+    "field",
+    [
+        {"num_hidden_layers": 0},
+        {"num_hidden_layers": True},
+        {"max_pixels": 1.5},
+        {"image_grid": (1, 2, 3)},
+        {"image_size": (0, 2)},
+        {"encoded_size": "64x32"},
+        {"image_sha256": "0" * 63},
+        {"mask_sha256": "G" * 64},
+        {"vl_fingerprint": "a" * 64 + "\n"},
+        {"text_position": "beside"},
+        {"versions": {"torch": 2}},
+        {"versions": ["torch"]},
+    ],
+    ids=str,
+)
+def test_provenance_of_another_kind_is_refused(field: dict[str, object]):
+    with pytest.raises(ValueError, match=f"field '{next(iter(field))}' is of another kind"):
+        replace(PROVENANCE, **field)
 
 
-def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    path = tmp_path / "a.safetensors"
-    make_embeds(seed=0).save(path)
-    before = path.read_bytes()
-
-    def full_disk(_: int) -> None:
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(os, "fsync", full_disk)
-    with pytest.raises(OSError, match="No space left"):
-        make_embeds(seed=1).save(path)
-    assert path.read_bytes() == before
-    assert os.listdir(tmp_path) == ["a.safetensors"]
-
-
-def test_save_leaves_the_file_alone_and_no_other(tmp_path: Path):
-    make_embeds(seed=0).save(tmp_path / "a")
-    make_embeds(seed=1).save(tmp_path / "a")
-    assert os.listdir(tmp_path) == ["a"]
-    assert_same(ReferenceEmbeds.load(tmp_path / "a"), make_embeds(seed=1))
-    with pytest.raises(FileNotFoundError, match="no_such_folder does not exist"):
-        make_embeds().save(tmp_path / "no_such_folder" / "a")
-
-
-def test_missing_file_and_folder(tmp_path: Path):
-    with pytest.raises(FileNotFoundError, match=r"There is no file .*nowhere"):
-        ReferenceEmbeds.load(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match="is a folder"):
-        ReferenceEmbeds.load(tmp_path)
-
-
-def test_truncated_anywhere_is_refused(tmp_path: Path):
-    make_embeds().save(tmp_path / "whole")
-    content = (tmp_path / "whole").read_bytes()
-    for length in (0, 3, 8, 9, 100, len(content) // 2, len(content) - 1):
-        (tmp_path / "cut").write_bytes(content[:length])
-        with pytest.raises(ValueError, match="cut is not a complete safetensors file"):
-            ReferenceEmbeds.load(tmp_path / "cut")
-
-
-@pytest.mark.parametrize("zipped", [True, False])
-def test_pickle_under_another_name_is_refused(tmp_path: Path, zipped: bool):
-    path = tmp_path / "a.safetensors"
-    torch.save({"hidden_states": torch.randn(7, 4)}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ValueError, match="is a pickle"):
-        ReferenceEmbeds.load(path)
-
-
-def test_header_that_looks_like_a_pickle_is_read(tmp_path: Path):
-    # A header of 640, 896, 1152 or 1408 bytes begins like a pickle: one of these paddings gives such a length.
-    lengths: set[int] = set()
-    for padding in range(0, 800, 8):
-        provenance = ReferenceProvenance(text="x" * padding)
-        ReferenceEmbeds({-6: torch.randn(7, 4)}, REGIONS, provenance).save(tmp_path / "a")
-        lengths.add(int.from_bytes((tmp_path / "a").read_bytes()[:8], "little"))
-        assert ReferenceEmbeds.load(tmp_path / "a").provenance == provenance
-    assert lengths & {640, 896, 1152, 1408}
-
-
-def file_with(path: Path, **changes: str | None) -> None:
-    """The file of `make_embeds` with some of its metadata changed, or left out where None."""
-    make_embeds().save(path)
-    with safe_open(path, framework="pt") as file:
-        metadata = {**file.metadata(), **changes}
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    save_file(tensors, path, {key: value for key, value in metadata.items() if value is not None})
+def write_changed(
+    path: Path, metadata: dict[str, str | None] | None = None, tensors: dict[str, torch.Tensor] | None = None
+) -> None:
+    """The file of `make_embeds` with some of it changed, or left out where None, and with a right digest."""
+    embeds = make_embeds()
+    held = {"regions": REGIONS, **{f"hidden_states.{layer}": x for layer, x in embeds.hidden_states.items()}}
+    said = {**embeds._metadata(), **(metadata or {})}
+    known = {name: text for name, text in said.items() if text is not None}
+    write_tensor_file(path, REFERENCE_FILE, {**held, **(tensors or {})}, known)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schema": "somebody.else"}, "no reference embeddings"),
-        ({"schema": None}, "no reference embeddings"),
-        ({"schema_version": "2"}, "schema version '2', this release reads version '1'"),
-        ({"layers": "[-6]"}, "should hold the tensors"),
-        ({"layers": "nonsense"}, "'layers' cannot be read"),
-        ({"layers": None}, "'layers' cannot be read"),
-        ({"layers": '["a"]'}, "'layers' should be of type list"),
-        ({"width": "2560"}, "width '2560', its tensors 4"),
-        ({"num_image_tokens": "3"}, "num_image_tokens '3', its tensors 2"),
-        ({"num_hidden_layers": "[]"}, "'num_hidden_layers' should be of type int"),
+        ({"layers": "[-6]"}, "should hold"),
+        ({"layers": "nonsense"}, "should hold"),
+        ({"layers": None}, "should hold"),
+        ({"layers": "[-6, 12, 12]"}, r"contradict.*\['layers'\]"),
+        ({"width": "2560"}, r"contradict.*\['width'\]"),
+        ({"num_image_tokens": "3"}, r"contradict.*\['num_image_tokens'\]"),
+        ({"num_tokens": None}, r"contradict.*\['num_tokens'\]"),
+        ({"somebody": "else"}, r"unknown here: \['somebody'\]"),
+        ({"num_hidden_layers": "[]"}, "'num_hidden_layers' is of another kind"),
+        ({"num_hidden_layers": "5"}, "of 5 layers has no hidden states 12"),
+        ({"max_pixels": "1" * 5000}, "'max_pixels' is of another kind"),
+        ({"versions": "[" * 100_000}, "'versions' is of another kind"),
+        ({"image_grid": "[1,2]"}, "'image_grid' is of another kind"),
     ],
+    ids=str,
 )
-def test_other_schema_and_contradictions_are_refused(tmp_path: Path, changes: dict[str, str | None], message: str):
-    path = tmp_path / "a.safetensors"
-    file_with(path, **changes)
+def test_metadata_that_contradict_are_refused(tmp_path: Path, changes: dict[str, str | None], message: str):
+    write_changed(tmp_path / "a.safetensors", changes)
     with pytest.raises(ValueError, match=message) as caught:
-        ReferenceEmbeds.load(path)
-    assert str(path) in str(caught.value)
+        ReferenceEmbeds.load(tmp_path / "a.safetensors")
+    assert str(caught.value).startswith(f"{tmp_path / 'a.safetensors'} is refused: ")
+    assert "encode the reference again" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -248,25 +212,49 @@ def test_other_schema_and_contradictions_are_refused(tmp_path: Path, changes: di
     [
         ({"hidden_states.-6": torch.full((7, 4), float("nan"))}, "layer -6 contain NaN"),
         ({"hidden_states.-6": torch.randn(8, 4)}, "same number of tokens"),
+        ({"hidden_states.-6": torch.randn(7, 4).to(torch.float8_e5m2)}, "float8"),
+        ({"hidden_states.-1": torch.randn(7, 4)}, "should hold"),
         ({"regions": torch.full((7,), 9, dtype=torch.int8)}, "got 9 .. 9"),
         ({"regions": torch.zeros(6, dtype=torch.int8)}, r"shape \(7,\)"),
     ],
+    ids=str,
 )
 def test_bad_content_is_refused(tmp_path: Path, changed: dict[str, torch.Tensor], message: str):
-    path = tmp_path / "a"
-    make_embeds().save(path)
-    with safe_open(path, framework="pt") as file:
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        metadata = file.metadata()
-    save_file({**tensors, **changed}, path, metadata)
+    write_changed(tmp_path / "a", tensors=changed)
     with pytest.raises(ValueError, match=message):
-        ReferenceEmbeds.load(path)
+        ReferenceEmbeds.load(tmp_path / "a")
 
 
-def test_other_safetensors_file_is_refused(tmp_path: Path):
-    save_file({"weight": torch.randn(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match="no reference embeddings"):
-        ReferenceEmbeds.load(tmp_path / "model.safetensors")
+def test_a_file_of_the_first_release_is_refused_with_the_remedy(tmp_path: Path):
+    write_tensor_file(tmp_path / "a", replace(REFERENCE_FILE, version="1"), {"regions": REGIONS}, {})
+    with pytest.raises(ValueError, match=r"schema version '1'.*'2'.*encode the reference again and save it"):
+        ReferenceEmbeds.load(tmp_path / "a")
+
+
+def test_a_path_and_embeds_of_another_copy_of_the_code_serve(tmp_path: Path):
+    embeds = make_embeds()
+    assert as_reference_embeds(embeds) is embeds
+    embeds.save(tmp_path / "a")
+    assert_same(as_reference_embeds(tmp_path / "a"), embeds)
+    assert_same(as_reference_embeds(str(tmp_path / "a")), embeds)
+    other = SimpleNamespace(hidden_states=embeds.hidden_states, regions=REGIONS, provenance=PROVENANCE)
+    ours = as_reference_embeds(other)
+    assert isinstance(ours, ReferenceEmbeds)
+    assert_same(ours, embeds)
+    for wrong in (None, 3, torch.zeros(2), [embeds]):
+        with pytest.raises(TypeError, match=f"or the path of their file, got {type(wrong).__name__}"):
+            as_reference_embeds(wrong)
+
+
+def test_what_cannot_be_blended_is_refused():
+    embeds = make_embeds()
+    embeds.check_fits(4, (-6, 48 - 36))
+    with pytest.raises(
+        ValueError, match=r"4 wide, the text embeddings 2560 \(that of Qwen3-VL-4B\).*Qwen3-VL-4B-Instruct"
+    ):
+        embeds.check_fits(2560, (-6,))
+    with pytest.raises(ValueError, match="not of layer -2"):
+        embeds.check_fits(4, (-2,))
 
 
 def test_another_model_is_refused_by_fingerprint_and_by_hub_id(tmp_path: Path):

@@ -5,8 +5,13 @@ from __future__ import annotations
 import functools
 import http.server
 import io
+import os
+import random
 import struct
+import subprocess
 import threading
+import time
+import warnings
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,8 +20,19 @@ import numpy as np
 import PIL.Image
 import pytest
 import torch
+from PIL import ImageCms
 
-from zimage_vl.reference.pictures import group_references, load_reference_image, load_reference_mask
+from tiny_models import noise, white_box
+from zimage_vl.reference import pictures
+from zimage_vl.reference.pictures import (
+    fill_hidden,
+    grid_size,
+    group_references,
+    load_reference_image,
+    load_reference_mask,
+    read_image_bytes,
+    visible_tokens,
+)
 
 
 def encoded(image: PIL.Image.Image, file_format: str = "PNG", **options: object) -> bytes:
@@ -25,7 +41,7 @@ def encoded(image: PIL.Image.Image, file_format: str = "PNG", **options: object)
     return buffer.getvalue()
 
 
-def noise(width: int = 24, height: int = 16, channels: int = 3) -> np.ndarray:
+def pixels_of(width: int = 24, height: int = 16, channels: int = 3) -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
@@ -44,7 +60,7 @@ def png_that_claims(width: int, height: int) -> bytes:
 
 
 def test_every_kind_of_input_gives_the_same_picture(tmp_path: Path) -> None:
-    pixels = noise()
+    pixels = pixels_of()
     image = PIL.Image.fromarray(pixels)
     path = tmp_path / "picture.png"
     image.save(path)
@@ -57,14 +73,14 @@ def test_every_kind_of_input_gives_the_same_picture(tmp_path: Path) -> None:
 
 
 def test_half_precision_is_as_near_as_it_can_be() -> None:
-    pixels = noise()
+    pixels = pixels_of()
     half = torch.from_numpy(pixels.astype(np.float32) / 255).permute(2, 0, 1).to(torch.bfloat16)
     read = np.asarray(load_reference_image(half)).astype(int)
     assert np.abs(read - pixels).max() <= 1
 
 
 def test_grey_arrays_and_bools() -> None:
-    threefold = np.repeat(grey := noise(channels=1), 3, axis=-1)
+    threefold = np.repeat(grey := pixels_of(channels=1), 3, axis=-1)
     for given in (grey, grey[..., 0], torch.from_numpy(grey[..., 0]), torch.from_numpy(grey[..., 0])[None]):
         assert same(load_reference_image(given), threefold)
     assert same(load_reference_image(grey > 127), np.where(threefold > 127, 255, 0).astype(np.uint8))
@@ -109,7 +125,7 @@ def test_a_dark_deep_file_stays_dark() -> None:
 
 
 def test_transparent_parts_lie_on_white() -> None:
-    pixels = noise(channels=4)
+    pixels = pixels_of(channels=4)
     image = PIL.Image.fromarray(pixels, "RGBA")
     alpha = pixels[..., 3:].astype(float) / 255
     expected = pixels[..., :3] * alpha + 255 * (1 - alpha)
@@ -131,7 +147,7 @@ def test_a_transparent_colour_of_a_file_is_white() -> None:
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_orientation_is_applied(orientation: int) -> None:
-    pixels = noise()
+    pixels = pixels_of()
     turned = {
         1: pixels,
         2: pixels[:, ::-1],
@@ -168,12 +184,12 @@ def test_an_opened_animation_gives_the_frame_it_stands_at_and_stays_there() -> N
 
 
 def test_the_given_picture_is_not_the_returned_one() -> None:
-    image = PIL.Image.fromarray(noise())
+    image = PIL.Image.fromarray(pixels_of())
     load_reference_image(image).paste((0, 0, 0), (0, 0, 8, 8))
-    assert same(image, noise())
-    pixels = noise()
+    assert same(image, pixels_of())
+    pixels = pixels_of()
     load_reference_image(pixels).paste((0, 0, 0), (0, 0, 8, 8))
-    assert np.array_equal(pixels, noise())
+    assert np.array_equal(pixels, pixels_of())
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1990, 10), (10, 2000), (4000, 3000)])
@@ -187,7 +203,7 @@ def server(tmp_path: Path) -> Iterator[str]:
         def log_message(self, format: str, *arguments: object) -> None:
             pass
 
-    (tmp_path / "picture.png").write_bytes(encoded(PIL.Image.fromarray(noise())))
+    (tmp_path / "picture.png").write_bytes(encoded(PIL.Image.fromarray(pixels_of())))
     (tmp_path / "page.png").write_text("<!DOCTYPE html><html>Sign in to see the picture</html>")
     handler = functools.partial(Quiet, directory=str(tmp_path))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
@@ -199,11 +215,11 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_url_is_fetched(server: str) -> None:
-    assert same(load_reference_image(f"{server}/picture.png?size=large"), noise())
+    assert same(load_reference_image(f"{server}/picture.png?size=large"), pixels_of())
 
 
 def test_a_failing_url_says_why_in_one_sentence(server: str) -> None:
-    with pytest.raises(ValueError, match=r"missing.png' could not be downloaded: HTTP 404 File not found\.$") as error:
+    with pytest.raises(ValueError, match=r"missing.png' could not be downloaded: HTTP 404\.$") as error:
         load_reference_image(f"{server}/missing.png?token=secret")
     assert "secret" not in str(error.value)
     with pytest.raises(ValueError, match="HTML page"):
@@ -215,14 +231,176 @@ def test_a_url_that_nobody_serves() -> None:
         load_reference_image("http://127.0.0.1:9/picture.png")
 
 
+class Dribbling(http.server.BaseHTTPRequestHandler):
+    """A byte now and then, for ever: of the content, or of the headers already."""
+
+    def do_GET(self) -> None:
+        self.wfile.write(b"HTTP/1.0 200 OK\r\n" + (b"\r\n" if self.path == "/content" else b""))
+        try:
+            while True:
+                self.wfile.write(b"x")
+                self.wfile.flush()
+                time.sleep(0.02)
+        except OSError:
+            return
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("part", ["content", "headers"])
+def test_a_download_has_a_total_deadline(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_DOWNLOAD_SECONDS", 0.3)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dribbling) as listening:
+        listening.daemon_threads = True
+        listening.block_on_close = False
+        threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True).start()
+        begin = time.monotonic()
+        with pytest.raises(ValueError, match=r"could not be downloaded: it took longer than 0\.3 seconds"):
+            load_reference_image(f"http://127.0.0.1:{listening.server_port}/{part}")
+        listening.shutdown()
+    assert time.monotonic() - begin < 5
+
+
+def test_a_download_has_a_largest_size(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pictures, "_MAX_DOWNLOAD_BYTES", 100)
+    with pytest.raises(ValueError, match="it is larger than 100 bytes"):
+        load_reference_image(f"{server}/picture.png")
+
+
+EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+
+
+def test_formats_that_start_programs_are_not_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def start(*arguments: object, **options: object) -> None:
+        raise AssertionError("a program was started")
+
+    monkeypatch.setattr(subprocess, "Popen", start)
+    (tmp_path / "picture.png").write_bytes(EPS)
+    for given in (EPS, tmp_path / "picture.png"):
+        with pytest.raises(ValueError, match="in none of the formats"):
+            load_reference_image(given)
+    for other in ("TGA", "PCX", "SGI", "JPEG2000"):
+        with pytest.raises(ValueError, match="in none of the formats"):
+            load_reference_image(encoded(PIL.Image.new("RGB", (8, 8)), other))
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "ICO", "PPM", "AVIF", "MPO"])
+def test_formats_that_are_named_are_opened(file_format: str) -> None:
+    PIL.Image.init()
+    if file_format not in PIL.Image.SAVE:
+        pytest.skip("Pillow was built without it")
+    image = load_reference_image(encoded(PIL.Image.new("RGB", (16, 16), (200, 30, 40)), file_format))
+    assert np.abs(np.asarray(image).astype(int) - (200, 30, 40)).max() <= 6
+
+
+def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+    for path in (tmp_path / "pipe", Path(os.devnull)):
+        for load in (load_reference_image, read_image_bytes):
+            with pytest.raises(ValueError, match=f"{path.name}' is no regular file"):
+                load(path)
+    for path in ("a\0b", "x" * 5000):
+        with pytest.raises(ValueError, match=r"`reference_image` '.* cannot be read"):
+            load_reference_image(path)
+
+
+def swapped_profile() -> bytes:
+    """An RGB profile that is not sRGB: its green primary is sRGB's red, and the other way round."""
+    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    for at in range(132, 132 + 12 * int.from_bytes(profile[128:132], "big"), 12):
+        name = bytes(profile[at : at + 4])
+        profile[at : at + 4] = {b"rXYZ": b"gXYZ", b"gXYZ": b"rXYZ"}.get(name, name)
+    return bytes(profile)
+
+
+def test_colour_profiles_are_converted_to_srgb() -> None:
+    rng = pixels_of()
+    red = PIL.Image.fromarray(rng)
+    swapped, plain = swapped_profile(), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    assert same(load_reference_image(encoded(red, icc_profile=plain)), rng)
+    read = load_reference_image(encoded(red, icc_profile=swapped))
+    assert np.abs(np.asarray(read).astype(int) - rng[..., [1, 0, 2]]).max() <= 1
+    assert not read.info  # or it would be converted once more
+    assert same(load_reference_image(read), np.asarray(read))
+    # With transparency, in a palette, and opened beforehand.
+    clear = pixels_of(channels=4)
+    clear[..., 3] = 255
+    clear[0, 0, 3] = 0
+    got = np.asarray(load_reference_image(encoded(PIL.Image.fromarray(clear), icc_profile=swapped))).astype(int)
+    assert got[0, 0].tolist() == [255, 255, 255]
+    assert np.abs(got - clear[..., [1, 0, 2]])[1:].max() <= 1
+    palette = encoded(PIL.Image.new("RGB", (4, 4), (200, 30, 40)).quantize(4), icc_profile=swapped)
+    for given in (palette, PIL.Image.open(io.BytesIO(palette))):
+        assert load_reference_image(given).getpixel((0, 0))[1] > 190
+
+
+def linear_grey_profile() -> bytes:
+    """The least that is a grey profile: linear light, white as in the header's D50."""
+    white = b"XYZ \0\0\0\0" + struct.pack(">3i", 63190, 65536, 54061)
+    curve = b"curv" + bytes(8)
+    tags = struct.pack(">I4sII4sII", 2, b"wtpt", 156, len(white), b"kTRC", 176, len(curve))
+    header = bytearray(128)
+    header[8:24] = b"\x02\x40\0\0mntrGRAYXYZ "
+    header[36:40], header[68:80] = b"acsp", white[8:]
+    profile = bytes(header) + tags + white + curve
+    return struct.pack(">I", len(profile)) + profile[4:]
+
+
+def test_a_grey_profile_is_converted_where_the_picture_is_grey() -> None:
+    profile = linear_grey_profile()
+    expected = round(255 * (1.055 * (128 / 255) ** (1 / 2.4) - 0.055))  # linear light, as sRGB writes it
+    for mode in ("L", "LA"):
+        read = load_reference_image(encoded(PIL.Image.new("L", (4, 4), 128).convert(mode), icc_profile=profile))
+        assert np.abs(np.asarray(read).astype(int) - expected).max() <= 1
+    for other, given in ((PIL.Image.new("RGB", (4, 4), "red"), profile), (pixels_cmyk(), swapped_profile())):
+        with pytest.warns(UserWarning, match="its colour profile is ignored: it is made for"):
+            image = load_reference_image(encoded(other, "TIFF", icc_profile=given))
+        assert image.getpixel((0, 0)) == (255, 0, 0)
+
+
+def pixels_cmyk() -> PIL.Image.Image:
+    return PIL.Image.new("CMYK", (4, 4), (0, 255, 255, 0))
+
+
+@pytest.mark.parametrize("profile", [b"", b"nonsense", b"\0" * 200])
+def test_a_broken_profile_is_ignored_with_a_warning(profile: bytes) -> None:
+    data = encoded(PIL.Image.fromarray(pixels_of()), icc_profile=profile)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        assert same(load_reference_image(data), pixels_of())
+    assert len(caught) == bool(profile)
+    assert all("its colour profile is ignored" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "ICO", "PPM"])
+def test_broken_files_are_value_errors_with_the_name(file_format: str, tmp_path: Path) -> None:
+    whole = encoded(PIL.Image.fromarray(pixels_of()), file_format)
+    numbers, path, refusals = random.Random(0), tmp_path / f"broken.{file_format}", []
+    for _ in range(60):
+        broken = bytearray(whole)
+        for _ in range(numbers.randrange(1, 6)):
+            broken[numbers.randrange(len(broken) if numbers.random() < 0.5 else 64) % len(broken)] = numbers.randrange(
+                256
+            )
+        path.write_bytes(bytes(broken[: numbers.choice([len(broken), numbers.randrange(1, len(broken))])]))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            try:
+                assert load_reference_image(path).mode == "RGB"
+            except ValueError as error:
+                refusals.append(str(error))
+    assert all("broken." in refusal for refusal in refusals)
+
+
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
         (b"", "is empty"),
         (b"  <!DOCTYPE html>\n<html></html>", "HTML page"),
-        (b"hello", "no image format"),
-        (encoded(PIL.Image.fromarray(noise(96, 96)))[:4000], "truncated"),
-        (encoded(PIL.Image.fromarray(noise(96, 96)), "JPEG")[:1500], "truncated"),
+        (b"hello", "in none of the formats"),
+        (encoded(PIL.Image.fromarray(pixels_of(96, 96)))[:4000], "truncated"),
+        (encoded(PIL.Image.fromarray(pixels_of(96, 96)), "JPEG")[:1500], "truncated"),
     ],
     ids=["empty", "html", "text", "png", "jpeg"],
 )
@@ -237,7 +415,7 @@ def test_files_that_are_no_picture(data: bytes, reason: str, tmp_path: Path) -> 
 
 def test_a_lazily_opened_truncated_picture(tmp_path: Path) -> None:
     path = tmp_path / "broken.png"
-    path.write_bytes(encoded(PIL.Image.fromarray(noise(96, 96)))[:4000])
+    path.write_bytes(encoded(PIL.Image.fromarray(pixels_of(96, 96)))[:4000])
     with PIL.Image.open(path) as opened, pytest.raises(ValueError, match=r"broken\.png.*truncated"):
         load_reference_image(opened)
 
@@ -365,7 +543,7 @@ def test_grouping_copies_the_lists() -> None:
 
 
 def test_arrays_and_tensors_are_single_items() -> None:
-    pixels, tensor = noise(), torch.zeros(3, 4, 4)
+    pixels, tensor = pixels_of(), torch.zeros(3, 4, 4)
     groups = group_references([pixels, tensor], 2)
     assert groups[0][0] is pixels
     assert groups[1][0] is tensor
@@ -381,7 +559,7 @@ def test_arrays_and_tensors_are_single_items() -> None:
         (["a", "b"], 3, "2 entries for 3 prompts"),
         (["a", "b"], 1, r"2 entries for 1 prompt: several.*=\[\[first, second\]\]"),
         (["a", "b", "c"], 2, "3 entries for 2 prompts"),
-        (["a", None], 2, "None"),
+        (["a", None], 2, r"None.*alpha 0: vl_alpha=\[0\.0, 0\.3\]"),
         (None, 2, "None"),
         (np.zeros((2, 4, 4, 3)), 2, r"\(2, 4, 4, 3\): pass list\(batch\)"),
         ([torch.zeros(2, 3, 4, 4)], 2, r"\(2, 3, 4, 4\): pass list\(batch\)"),
@@ -390,3 +568,90 @@ def test_arrays_and_tensors_are_single_items() -> None:
 def test_nesting_that_is_not_clear_is_refused(reference: object, batch_size: int, reason: str) -> None:
     with pytest.raises(ValueError, match=rf"`reference_embeds`.*{reason}"):
         group_references(reference, batch_size, "reference_embeds")
+
+
+# ---- The grid of patches ----
+
+
+@pytest.mark.parametrize("multiple", [16, 32])
+@pytest.mark.parametrize("max_pixels", [32 * 32, 64 * 64, 1000 * 100, 1024 * 1024])
+@pytest.mark.parametrize("size", [(1, 1), (31, 33), (1990, 10), (10, 1990), (4000, 3000), (200, 1), (640, 480)])
+def test_sides_are_multiples_within_the_bound(size: tuple[int, int], max_pixels: int, multiple: int):
+    width, height = grid_size(size, multiple, max_pixels)
+    assert width % multiple == height % multiple == 0
+    assert min(width, height) >= multiple
+    assert width * height <= max_pixels
+
+
+@pytest.mark.parametrize("size", [(4000, 3000), (640, 480), (1023, 1025), (3000, 500)])
+def test_aspect_is_kept_to_a_token(size: tuple[int, int]):
+    width, height = grid_size(size, 32, 1024 * 1024)
+    scale = (width * height / (size[0] * size[1])) ** 0.5
+    assert abs(width - size[0] * scale) < 32
+    assert abs(height - size[1] * scale) < 32
+    # The bound is used, but for a row and a column at most.
+    assert (width + 32) * (height + 32) > min(1024 * 1024, size[0] * size[1])
+
+
+@pytest.mark.parametrize("size", [(4000, 10), (10, 4000), (201, 1)])
+def test_over_two_hundred_to_one_is_refused(size: tuple[int, int]):
+    with pytest.raises(ValueError, match=f"{size[0]} x {size[1]}: sides over 200:1"):
+        grid_size(size, 32, 1024 * 1024)
+
+
+def test_no_room_for_one_token_is_refused():
+    with pytest.raises(ValueError, match="room for one image token of 32x32 = 1024 pixels, got 1023"):
+        grid_size((64, 64), 32, 1023)
+
+
+def test_patches_white_by_half_are_left():
+    mask = white_box((64, 32), (0, 0, 24, 32))  # the second patch of a row is white by exactly half
+    assert visible_tokens(mask, 4, 2).tolist() == [True, True, False, False] * 2
+    assert visible_tokens(white_box((64, 32), (0, 0, 23, 32)), 4, 2).tolist() == [True, False, False, False] * 2
+    assert visible_tokens(white_box((64, 32), (32, 16, 64, 32)), 4, 2).tolist() == [False] * 6 + [True] * 2
+
+
+def test_mask_of_any_size_and_of_one_bit():
+    large = white_box((640, 320), (0, 0, 320, 320))
+    small = white_box((2, 1), (0, 0, 1, 1))
+    for mask in (large, small, large.convert("1")):
+        assert visible_tokens(mask, 4, 2).tolist() == [True, True, False, False] * 2
+
+
+def test_bad_masks_are_refused():
+    with pytest.raises(ValueError, match="hides the whole picture"):
+        visible_tokens(PIL.Image.new("L", (8, 8)), 2, 2)
+    with pytest.raises(ValueError, match="greyscale"):
+        visible_tokens(PIL.Image.new("RGB", (8, 8)), 2, 2)
+    with pytest.raises(TypeError, match="ndarray"):
+        visible_tokens(np.zeros((8, 8)), 2, 2)  # type: ignore[arg-type]
+
+
+def test_white_mask_fills_nothing():
+    image = noise((64, 32))
+    assert fill_hidden(image, PIL.Image.new("L", (7, 5), 255), torch.ones(2, 4, dtype=torch.bool)) is image
+
+
+@pytest.mark.parametrize("size", [(64, 32), (61, 35), (200, 90)])
+def test_hidden_pixels_are_gone_before_the_resize(size: tuple[int, int]):
+    mask = white_box((100, 100), (0, 20, 57, 100))
+    hidden = np.array(mask.resize(size, PIL.Image.Resampling.BOX)) < 128
+    first, second = np.array(noise(size, 0)), np.array(noise(size, 1))
+    second[~hidden] = first[~hidden]
+    assert (first != second).any()
+    filled = [
+        fill_hidden(PIL.Image.fromarray(pixels), mask, visible_tokens(mask, 4, 2).reshape(2, 4))
+        for pixels in (first, second)
+    ]
+    resized = [image.resize((64, 32), PIL.Image.Resampling.BICUBIC) for image in filled]
+    assert resized[0].tobytes() == resized[1].tobytes()
+
+
+def test_removed_patches_are_filled_and_the_rest_is_kept():
+    # White by a third of a patch only: the patch is removed, and its white pixels with it.
+    image, mask = noise((64, 32)), white_box((64, 32), (0, 0, 21, 32))
+    filled, pixels = np.array(fill_hidden(image, mask, visible_tokens(mask, 4, 2).reshape(2, 4))), np.array(image)
+    assert (filled[:, :16] == pixels[:, :16]).all()
+    mean = np.rint(pixels[:, :16].reshape(-1, 3).mean(axis=0))
+    assert (filled[:, 16:] == mean).all()
+    assert np.array(noise((64, 32))).tobytes() == np.array(image).tobytes()  # the caller's picture is as before

@@ -8,9 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from tiny_models import IS_OLD_TRANSFORMERS, tiny_slow_tokenizer, tiny_text_encoder, tiny_tokenizer
+from tiny_models import (
+    IS_OLD_TRANSFORMERS,
+    tiny_slow_tokenizer,
+    tiny_text_encoder,
+    tiny_tokenizer,
+    tiny_vocabulary,
+)
 from zimage_vl.blend.regions import Region
-from zimage_vl.reference.turn import prompt_turn, reference_turn
+from zimage_vl.reference.turn import embeds_regions, picture_turn, read_text_turn
 
 
 PROMPTS = [
@@ -44,45 +50,51 @@ def test_template_drops_list_content(tokenizer: Any):
     assert rendered(tokenizer, "x") == "<|im_start|>user\nx<|im_end|>\n<|im_start|>assistant\n"
 
 
+def picture(tokenizer: Any, text: str, count: int, position: Any = "after", length: int | None = None) -> Any:
+    return picture_turn(tokenizer, read_text_turn(tokenizer, text, length), count, position)
+
+
+def words(tokenizer: Any, prompt: str) -> list[Any]:
+    return [token for token in read_text_turn(tokenizer, prompt).tokens if token.region is Region.WORDS]
+
+
 @pytest.mark.parametrize("prompt", PROMPTS + MELTING)
-def test_prompt_turn_is_what_the_text_encoder_reads(tokenizer: Any, prompt: str):
-    ids, tokens = prompt_turn(tokenizer, prompt)
-    assert ids.tolist() == tokenizer(rendered(tokenizer, prompt))["input_ids"]
-    assert [token.index for token in tokens] == list(range(len(ids)))
-    assert [token.text for token in tokens] == [tokenizer.decode([i]) for i in ids.tolist()]
-    regions = [token.region for token in tokens]
-    assert regions == sorted(regions)  # prefix, then words, then suffix
-    suffix = [token.text for token in tokens if token.region is Region.SUFFIX]
+def test_text_turn_is_what_the_text_encoder_reads(tokenizer: Any, prompt: str):
+    turn = read_text_turn(tokenizer, prompt)
+    assert turn.ids == tokenizer(rendered(tokenizer, prompt))["input_ids"]
+    assert [token.index for token in turn.tokens] == list(range(len(turn.ids)))
+    assert [token.text for token in turn.tokens] == [tokenizer.decode([i]) for i in turn.ids]
+    assert [token.region for token in turn.tokens] == turn.regions == sorted(turn.regions)
+    suffix = [token.text for token in turn.tokens if token.region is Region.SUFFIX]
     assert "".join(suffix) == "<|im_end|>\n<|im_start|>assistant\n"
 
 
 # A character that the normalizer composed from two is given the place of the first alone.
 @pytest.mark.parametrize("prompt", [prompt for prompt in PROMPTS + MELTING if "\u0301" not in prompt])
 def test_words_cover_the_prompt_and_the_rest_has_no_place(tokenizer: Any, prompt: str):
-    _, tokens = prompt_turn(tokenizer, prompt)
-    words = [token for token in tokens if token.region is Region.WORDS]
-    covered = sorted({place for token in words for place in range(token.start, token.end)})
+    covered = sorted({place for token in words(tokenizer, prompt) for place in range(token.start, token.end)})
     assert covered == list(range(len(prompt)))
+    tokens = read_text_turn(tokenizer, prompt).tokens
     assert all((token.start, token.end) == (-1, -1) for token in tokens if token.region is not Region.WORDS)
 
 
 def test_offsets_name_the_words(tokenizer: Any):
     prompt = "a red circle"
-    _, tokens = prompt_turn(tokenizer, prompt)
-    words = [token for token in tokens if token.region is Region.WORDS]
-    assert [token.text for token in words] == [prompt[token.start : token.end] for token in words]
+    assert all(token.text == prompt[token.start : token.end] for token in words(tokenizer, prompt))
 
 
+@pytest.mark.parametrize("side", ["right", "left"])
 @pytest.mark.parametrize("length", [1, 3, 5, 9, 512])
-def test_cut_as_the_pipeline_cuts(tokenizer: Any, length: int):
+def test_cut_as_the_pipeline_cuts(length: int, side: str):
     # ZImagePipeline pads to the length and takes out the rows under the attention mask.
+    tokenizer = tiny_tokenizer()
+    tokenizer.truncation_side = side
     prompt = "a red circle on a white background"
     arguments = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "pt"}
     padded = tokenizer([rendered(tokenizer, prompt)], **arguments)
-    expected = padded.input_ids[0][padded.attention_mask[0].bool()]
-    ids, tokens = prompt_turn(tokenizer, prompt, length)
-    assert torch.equal(ids, expected)
-    assert len(tokens) == len(ids)
+    turn = read_text_turn(tokenizer, prompt, length)
+    assert turn.ids == padded.input_ids[0][padded.attention_mask[0].bool()].tolist()
+    assert len(turn.tokens) == len(turn.ids)
 
 
 def test_regions_are_those_of_prompt_embeds(tokenizer: Any):
@@ -91,19 +103,25 @@ def test_regions_are_those_of_prompt_embeds(tokenizer: Any):
     mask = inputs.attention_mask.bool()
     with torch.no_grad():
         states = encoder(input_ids=inputs.input_ids, attention_mask=mask, output_hidden_states=True).hidden_states[-2]
-    ids, tokens = prompt_turn(tokenizer, "a red circle")
-    assert states[0][mask[0]].shape[0] == len(tokens)
-    assert torch.equal(inputs.input_ids[0][mask[0]], ids)
+    turn = read_text_turn(tokenizer, "a red circle")
+    length = states[0][mask[0]].shape[0]
+    assert embeds_regions(tokenizer, length, turn).tolist() == turn.regions
+    # Known by their length alone, the template's tokens are taken to surround the words.
+    assert embeds_regions(tokenizer, length, None).tolist() == turn.regions
+    with pytest.raises(ValueError, match=f"{length} tokens, but its embeddings have {length + 1}"):
+        embeds_regions(tokenizer, length + 1, turn)
+    with pytest.raises(ValueError, match="shorter than the chat template"):
+        embeds_regions(tokenizer, 3, None)
 
 
 @pytest.mark.parametrize("position", ["after", "before"])
 @pytest.mark.parametrize("text", PROMPTS)
-def test_reference_turn_is_the_one_string(tokenizer: Any, text: str, position: Any):
-    picture = "<|vision_start|>" + "<|image_pad|>" * 6 + "<|vision_end|>"
-    whole = rendered(tokenizer, picture + text if position == "after" else text + picture)
-    ids, regions = reference_turn(tokenizer, text, 6, position)
+def test_picture_turn_is_the_one_string(tokenizer: Any, text: str, position: Any):
+    pads = "<|vision_start|>" + "<|image_pad|>" * 6 + "<|vision_end|>"
+    whole = rendered(tokenizer, pads + text if position == "after" else text + pads)
+    ids, regions = picture(tokenizer, text, 6, position)
     assert ids.tolist() == tokenizer(whole)["input_ids"]
-    assert regions.dtype == torch.int8
+    assert (ids.dtype, regions.dtype) == (torch.int64, torch.int8)
     image = tokenizer.convert_tokens_to_ids("<|image_pad|>")
     assert torch.equal(ids == image, regions == Region.IMAGE)
     assert int((ids == image).sum()) == 6
@@ -112,40 +130,73 @@ def test_reference_turn_is_the_one_string(tokenizer: Any, text: str, position: A
 
 
 @pytest.mark.parametrize("position", ["after", "before"])
-@pytest.mark.parametrize("max_length", [None, 4, 9])
+@pytest.mark.parametrize("max_length", [None, 1, 4, 9])
 @pytest.mark.parametrize("text", PROMPTS + MELTING)
 def test_text_regions_correspond_one_to_one(tokenizer: Any, text: str, max_length: int | None, position: Any):
-    prompt_ids, tokens = prompt_turn(tokenizer, text, max_length)
-    ids, regions = reference_turn(tokenizer, text, 5, position, max_length)
+    turn = read_text_turn(tokenizer, text, max_length)
+    ids, regions = picture_turn(tokenizer, turn, 5, position)
     is_text = (regions != Region.IMAGE) & (regions != Region.MARKER)
-    assert torch.equal(ids[is_text], prompt_ids)
-    assert regions[is_text].tolist() == [token.region for token in tokens]
+    assert ids[is_text].tolist() == turn.ids
+    assert regions[is_text].tolist() == turn.regions
+    assert int((regions == Region.IMAGE).sum()) == 5
 
 
 def test_order_of_regions(tokenizer: Any):
     def order(position: Any, text: str = "a red circle") -> list[int]:
-        return reference_turn(tokenizer, text, 3, position)[1].unique_consecutive().tolist()
+        return picture(tokenizer, text, 3, position)[1].unique_consecutive().tolist()
 
-    picture = [Region.MARKER, Region.IMAGE, Region.MARKER]
-    assert order("after") == [Region.PREFIX, *picture, Region.WORDS, Region.SUFFIX]
-    assert order("before") == [Region.PREFIX, Region.WORDS, *picture, Region.SUFFIX]
-    assert order("after", "") == order("before", "") == [Region.PREFIX, *picture, Region.SUFFIX]
+    image = [Region.MARKER, Region.IMAGE, Region.MARKER]
+    assert order("after") == [Region.PREFIX, *image, Region.WORDS, Region.SUFFIX]
+    assert order("before") == [Region.PREFIX, Region.WORDS, *image, Region.SUFFIX]
+    assert order("after", "") == order("before", "") == [Region.PREFIX, *image, Region.SUFFIX]
+
+
+def test_one_rendering_and_one_tokenisation_a_turn(monkeypatch: pytest.MonkeyPatch):
+    # With encode_prompt's own one of each: three of each for a prompt with a picture.
+    tokenizer, calls = tiny_tokenizer(), []
+    family = type(tokenizer)
+    for name in ("apply_chat_template", "__call__"):
+        original = getattr(family, name)
+
+        def counted(self: Any, *args: Any, name: str = name, original: Any = original, **kwargs: Any) -> Any:
+            calls.append(name)
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(family, name, counted)
+    read_text_turn(tokenizer, "the template is found")
+    calls.clear()
+    turn = read_text_turn(tokenizer, "a red circle")
+    assert sorted(calls) == ["__call__", "apply_chat_template"]
+    picture_turn(tokenizer, turn, 4, "after")
+    embeds_regions(tokenizer, len(turn.ids), turn)
+    assert len(turn.tokens) == len(turn.ids)
+    assert sorted(calls) == ["__call__"] * 2 + ["apply_chat_template"] * 2
+
+
+def test_a_template_that_is_changed_is_found_again():
+    tokenizer = tiny_tokenizer()
+    read_text_turn(tokenizer, "a circle")
+    tokenizer.chat_template = "{% for message in messages %}Q:{{ message.content }}|A{% endfor %}"
+    assert "".join(token.text for token in words(tokenizer, "a circle")) == "a circle"
+    assert read_text_turn(tokenizer, "a circle").tokens[0].text == "Q"
 
 
 @pytest.mark.parametrize("token", ["<|image_pad|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>"])
 def test_vision_tokens_in_the_text_are_refused(tokenizer: Any, token: str):
     with pytest.raises(ValueError, match="must not contain vision tokens"):
-        reference_turn(tokenizer, f"a {token} circle", 4)
+        picture(tokenizer, f"a {token} circle", 4)
 
 
 def test_other_bad_arguments(tokenizer: Any):
     with pytest.raises(ValueError, match="must be one of"):
-        reference_turn(tokenizer, "a", 4, "beside")  # type: ignore[arg-type]
+        picture(tokenizer, "a", 4, "beside")
     with pytest.raises(ValueError, match="at least one image token"):
-        reference_turn(tokenizer, "a", 0)
-    for turn in (lambda: prompt_turn(tokenizer, None), lambda: reference_turn(tokenizer, ["a"], 4)):  # type: ignore[arg-type]
+        picture(tokenizer, "a", 0)
+    with pytest.raises(ValueError, match=r"lone surrogate.*\\ud800"):
+        read_text_turn(tokenizer, "a \ud800 circle")
+    for text in (None, ["a"]):
         with pytest.raises(TypeError, match="must be a string"):
-            turn()
+            read_text_turn(tokenizer, text)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -165,36 +216,21 @@ def test_template_that_changes_the_content_is_refused(content: str, prompt: str 
     )
     tokenizer.chat_template = loop.replace("CONTENT", content)
     with pytest.raises(ValueError, match="must render a user's string as it is"):
-        reference_turn(tokenizer, "a red circle", 4) if prompt is None else prompt_turn(tokenizer, prompt)
-
-
-def test_template_that_keeps_the_content_is_accepted():
-    tokenizer = tiny_tokenizer()
-    tokenizer.chat_template = "{% for message in messages %}Q:{{ message.content }}|A{% endfor %}"
-    _, tokens = prompt_turn(tokenizer, "a circle")
-    assert "".join(token.text for token in tokens if token.region is Region.WORDS) == "a circle"
+        picture(tokenizer, "a red circle", 4) if prompt is None else read_text_turn(tokenizer, prompt)
 
 
 def test_tokenizer_without_vision_tokens_is_refused():
-    from transformers import PreTrainedTokenizerFast
-
-    tokenizer = tiny_tokenizer()
-    bare = PreTrainedTokenizerFast(tokenizer_object=plain_backend())
-    bare.chat_template = tokenizer.chat_template
-    with pytest.raises(ValueError, match="does not hold Qwen's vision tokens"):
-        reference_turn(bare, "a red circle", 4)
-
-
-def plain_backend() -> Any:
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-
-    from tiny_models import tiny_vocabulary
+    from transformers import PreTrainedTokenizerFast
 
     vocab, merges = tiny_vocabulary()
     backend = Tokenizer(models.BPE(vocab=vocab, merges=merges))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
-    return backend
+    bare = PreTrainedTokenizerFast(tokenizer_object=backend)
+    bare.chat_template = tiny_tokenizer().chat_template
+    with pytest.raises(ValueError, match="does not hold Qwen's vision tokens"):
+        picture(bare, "a red circle", 4)
 
 
 @pytest.mark.skipif(not IS_OLD_TRANSFORMERS, reason="from transformers 5 on there is no slow Qwen2 tokenizer")
@@ -202,9 +238,9 @@ def plain_backend() -> Any:
 def test_slow_tokenizer_is_converted(tmp_path: Path, tokenizer: Any, text: str):
     slow = tiny_slow_tokenizer(tmp_path)
     assert not slow.is_fast
-    assert prompt_turn(slow, text)[1] == prompt_turn(tokenizer, text)[1]
-    assert prompt_turn(slow, text, 5)[1] == prompt_turn(tokenizer, text, 5)[1]
-    for ours, theirs in zip(reference_turn(slow, text, 4), reference_turn(tokenizer, text, 4), strict=True):
+    for length in (None, 5):
+        assert read_text_turn(slow, text, length).tokens == read_text_turn(tokenizer, text, length).tokens
+    for ours, theirs in zip(picture(slow, text, 4), picture(tokenizer, text, 4), strict=True):
         assert torch.equal(ours, theirs)
 
 
@@ -216,11 +252,10 @@ def test_slow_tokenizer_that_differs_from_its_conversion_is_refused(tmp_path: Pa
     # The conversion goes by the class's name.
     slow.__class__ = type(family.__name__, (family,), backwards)
     with pytest.raises(ValueError, match="disagree"):
-        prompt_turn(slow, "a red circle")
+        read_text_turn(slow, "a red circle")
 
 
 def test_tokenizer_is_as_before(tokenizer: Any):
     before = tokenizer.backend_tokenizer.to_str()
-    prompt_turn(tokenizer, "a red circle", 4)
-    reference_turn(tokenizer, "a red circle", 4)
+    picture(tokenizer, "a red circle", 4, length=4)
     assert tokenizer.backend_tokenizer.to_str() == before

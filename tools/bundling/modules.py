@@ -23,7 +23,7 @@ class Module:
     """One module of the package, taken apart.
 
     Attributes:
-        name: Its name without the package's.
+        name: Its name without the package's, such as `blend.mix`.
         source: Its text.
         docstring: Its docstring, or "".
         has_future_annotations: Whether it begins with `from __future__ import annotations`.
@@ -47,7 +47,12 @@ class Module:
     dropped: list[tuple[int, int]] = field(default_factory=list)
 
     def fail(self, node: ast.AST, message: str) -> BundleError:
-        return BundleError(f"{self.name}.py, line {getattr(node, 'lineno', 1)}: {message}")
+        return BundleError(f"{self.file}, line {getattr(node, 'lineno', 1)}: {message}")
+
+    @property
+    def file(self) -> str:
+        """Its path within the package."""
+        return f"{self.name.replace('.', '/')}.py"
 
 
 def collect_modules(package: Path, entry: str) -> list[Module]:
@@ -65,7 +70,7 @@ def collect_modules(package: Path, entry: str) -> list[Module]:
     for module in done.values():
         for name in module.typed_needs:
             if name not in done:
-                raise BundleError(f"{module.name}.py imports .{name} for type checkers, and nothing else does.")
+                raise BundleError(f"{module.file} imports {name} for type checkers, and nothing else does.")
     modules = list(done.values())
     _check_names(modules)
     return modules
@@ -76,7 +81,7 @@ def _visit(package: Path, name: str, done: dict[str, Module], path: tuple[str, .
         raise BundleError(f"modules import each other in a circle: {' -> '.join([*path, name])}.")
     if name in done:
         return
-    file = package / f"{name}.py"
+    file = package.joinpath(*name.split(".")).with_suffix(".py")
     if not file.is_file():
         raise BundleError(f"{' -> '.join([*path, name])}: there is no module {file}.")
     module = read_module(name, file.read_text(encoding="utf-8"), package.name)
@@ -160,15 +165,17 @@ def _read_import(
 
 
 def _read_relative_import(module: Module, node: ast.ImportFrom, needs: list[str]) -> None:
-    if node.level > 1 or not node.module or "." in node.module:
-        raise module.fail(node, f"`{ast.unparse(node)}`: write `from .module import name`, one level deep.")
+    rooms = module.name.split(".")
+    if not node.module or node.level > len(rooms):
+        raise module.fail(node, f"`{ast.unparse(node)}`: write `from .module import name`, within the package.")
     for alias in node.names:
         if alias.asname not in (None, alias.name):
             raise module.fail(node, f"`{alias.name} as {alias.asname}`: in one file a name has no second one.")
         if alias.name == "*":
             raise module.fail(node, "`import *` hides which names it binds.")
-    if node.module not in needs:
-        needs.append(node.module)
+    needed = ".".join([*rooms[: -node.level], node.module])
+    if needed not in needs:
+        needs.append(needed)
 
 
 def _refuse_package(module: Module, node: ast.AST, imported: str, package: str) -> None:
@@ -237,7 +244,7 @@ def _check_names(modules: list[Module]) -> None:
     owners: dict[str, str] = {}
     for module in modules:
         for name, line in module.names.items():
-            where = f"{module.name}.py, line {line}"
+            where = f"{module.file}, line {line}"
             if hasattr(builtins, name) and not (name.startswith("__") and name.endswith("__")):
                 raise BundleError(f"{where}: {name!r} would replace Python's own in every other module; rename it.")
             if name in owners:
@@ -254,11 +261,11 @@ def _check_imported_names(modules: list[Module], owners: dict[str, str]) -> None
             if name != bound:
                 target = (name, None)  # `import a.b` binds a
             if name in owners:
-                raise BundleError(f"{module.name}.py imports {name!r}, bound in {owners[name]} too; rename it.")
-            known, owner = targets.setdefault(name, (target, module.name))
+                raise BundleError(f"{module.file} imports {name!r}, bound in {owners[name]} too; rename it.")
+            known, owner = targets.setdefault(name, (target, module.file))
             if known != target:
                 raise BundleError(
-                    f"{module.name}.py and {owner}.py import different things as {name!r}: {_spell(target)} and "
+                    f"{module.file} and {owner} import different things as {name!r}: {_spell(target)} and "
                     f"{_spell(known)}; import one of them under another name."
                 )
 

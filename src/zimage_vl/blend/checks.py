@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Real
@@ -15,9 +15,9 @@ _values_are_checked: ContextVar[bool] = ContextVar("values_are_checked", default
 
 
 @contextmanager
-def skip_finite_checks() -> Iterator[None]:
-    """Let `check_embeddings` pass over NaN and inf in this thread: `condition_prompt_embeds` has scanned its inputs
-    and scans its result, and each scan makes a GPU wait."""
+def skip_finite_checks() -> Generator[None, None, None]:
+    """Let `check_embeddings` pass over NaN and inf, where the inputs were scanned and the result will be: each scan
+    makes a GPU wait."""
     token = _values_are_checked.set(True)
     try:
         yield
@@ -26,13 +26,7 @@ def skip_finite_checks() -> Iterator[None]:
 
 
 def check_number(name: str, value: object, expected: str, accepts: Callable[[float], bool]) -> float:
-    """Check a real number and return it as a float. A bool or a string is a TypeError; NaN is in no range.
-
-    Args:
-        name: The argument's name, for the message.
-        value: The argument.
-        expected: The range in words, for the message.
-        accepts: Says of a number if it is in the range; else ValueError.
+    """Check a real number and return it as a float: TypeError for a bool or a string, ValueError out of range or NaN.
 
     Example:
         >>> check_number("vl_start", 0, "a fraction from 0 to 1", lambda x: 0 <= x <= 1)
@@ -50,9 +44,7 @@ def check_count(name: str, value: object) -> int:
     """Check an int of at least 1 and return it: TypeError for another type, ValueError below 1."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"`{name}` must be an int of at least 1, got {value!r} of type {type(value).__name__}.")
-    if value < 1:
-        raise ValueError(f"`{name}` must be an int of at least 1, got {value}.")
-    return value
+    return int(check_number(name, value, "an int of at least 1", lambda x: x >= 1))
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
@@ -64,43 +56,34 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 def check_alpha(
     name: str, alpha: object, expected: str = "a number from 0 to 1, or one such number per text token"
 ) -> float | tuple[float, ...]:
-    """Check an alpha and return it as a float, or as a tuple with one float per token.
+    """Check a number from 0 to 1, or a sequence, 1-D tensor or array of such; return a float, or a tuple of floats.
 
-    Args:
-        name: The argument's name, for the message.
-        alpha: A number from 0 to 1, or a sequence, 1-D tensor or 1-D array of such.
-        expected: The forms in words, for the message.
-
-    Raises:
-        TypeError: `alpha`, or one of its values, is not a number.
-        ValueError: A value is NaN or outside 0..1, or there is none.
+    TypeError for what is no number, ValueError for what is out of range, NaN or empty.
 
     Example:
         >>> check_alpha("alpha", torch.tensor([0.0, 0.5]))
         (0.0, 0.5)
     """
-    values = alpha.tolist() if hasattr(alpha, "tolist") else alpha  # pyright: ignore[reportAttributeAccessIssue]
+    values = to_plain(alpha)
     if isinstance(values, str) or not isinstance(values, Sequence):
         return check_number(name, values, expected, lambda x: 0 <= x <= 1)
     if not values:
         raise ValueError(f"`{name}` must be {expected}, got none.")
-    numbers = enumerate(values)
-    return tuple(check_number(f"{name}[{i}]", x, "a number from 0 to 1", lambda n: 0 <= n <= 1) for i, x in numbers)
+    return tuple(
+        check_number(f"{name}[{i}]", x, "a number from 0 to 1", lambda n: 0 <= n <= 1) for i, x in enumerate(values)
+    )
+
+
+def to_plain(value: object) -> object:
+    """Turn a tensor or an array into numbers and lists; anything else comes back as it is."""
+    return value.tolist() if hasattr(value, "tolist") else value  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def check_embeddings(name: str, embeddings: object, dims: int | None = None) -> Tensor:
-    """Check the embeddings of one sequence and return them as float32 `(tokens, dims)`.
+    """Check the embeddings of one sequence and return them as float32 `(tokens, dims)`; do not write into the result.
 
-    A float32 input comes back itself: do not write into it.
-
-    Args:
-        name: The argument or stage, for the message.
-        embeddings: `(tokens, dims)` floating-point tensor of at least one token.
-        dims: Their width, where it is known.
-
-    Raises:
-        TypeError: Not a floating-point tensor.
-        ValueError: Another shape, no token, another width, NaN or inf.
+    TypeError unless a floating-point tensor; ValueError for another shape, no token, another width than `dims`, NaN or
+    inf. `name` is the argument or stage, for the message.
     """
     if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
         got = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
@@ -110,9 +93,9 @@ def check_embeddings(name: str, embeddings: object, dims: int | None = None) -> 
         raise ValueError(f"`{name}` must have the shape (tokens, dims) with at least one token, got {shape}.")
     if dims is not None and shape[1] != dims:
         raise ValueError(
-            f"`{name}` must be {dims} wide, as the text embeddings or statistics it meets, got {shape[1]}: it comes "
-            "from a model of another size. Qwen3-VL-2B is 2048 wide and Qwen3-VL-8B 4096; a text encoder of 2560 "
-            "fits Qwen3-VL-4B."
+            f"`{name}` must be {dims} wide, as the text embeddings or statistics it meets, got {shape[1]}: it is of a "
+            "model of another size. Qwen3-VL-2B is 2048 wide, 4B 2560, 8B 4096; a text encoder of 2560 fits "
+            "Qwen3-VL-4B."
         )
     if not _values_are_checked.get() and not bool(torch.isfinite(embeddings).all()):
         raise ValueError(

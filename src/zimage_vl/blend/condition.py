@@ -8,52 +8,46 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from ..reference.embeds import ReferenceEmbeds
-from .align import align_anchored
-from .checks import check_embeddings
-from .conditioning_inputs import (
-    TextSide,
-    check_needs,
-    get_reference_weights,
-    get_token_alphas,
-    mix_layers,
-    mix_neutral,
-    read_text,
-)
+from .align import align_anchored, align_sequence
+from .checks import check_alpha, check_embeddings, skip_finite_checks
 from .embedding_statistics import EmbeddingStatistics, find_sink_tokens, get_overall_std, get_token_rms
-from .knobs import VLConditioning
-from .mix import (
-    align_sequence,
-    blend_adain,
-    blend_adain_per_dim,
-    blend_embeddings,
-    blend_slerp,
-    blend_with_style_delta,
-    compute_style_delta,
-)
+from .knobs import VLConditioning, resolve_alpha, share_weights
+from .mix import TOKEN_BLENDS, blend_adain_per_dim, compute_style_delta
 from .normalize import (
+    OutlierMaskingInfo,
     get_scale_factor,
+    mask_outlier_dimensions,
     match_token_rms,
     normalize_hybrid,
     normalize_per_dimension,
     rescale_tokens,
+    scale_dimensions,
     scale_embeddings,
 )
-from .normalize import OutlierMaskingInfo, mask_outlier_dimensions, scale_dimensions
-from .regions import Region, select_tokens
+from .regions import PromptToken, Region, select_tokens
 from .report import ConditioningReport, ReferenceReport, get_effective_alpha, get_influence
 
 
-_TOKEN_BLENDS = {
-    "linear": blend_embeddings,
-    "slerp": blend_slerp,
-    "adain": blend_adain,
-    "style_delta": blend_with_style_delta,
-}
+if TYPE_CHECKING:
+    from ..reference.embeds import ReferenceEmbeds
+
+
+@dataclass(frozen=True)
+class _TextSide:
+    """The prompt, as every step needs it."""
+
+    embeds: Tensor  # (tokens, dims) float32
+    regions: Tensor  # (tokens,)
+    sinks: Tensor  # (tokens,) bool
+    counted: Tensor  # (tokens,) bool: what statistics and blend take, all tokens or all but sinks
+    alphas: Tensor  # (tokens,): what was asked for
+    appended: int  # tokens that "concat" appends, otherwise 0
+    statistics: EmbeddingStatistics | None
 
 
 @dataclass(frozen=True)
@@ -72,7 +66,7 @@ class _BlendOutcome:
     embeds: Tensor  # (tokens, dims) float32
     met: Tensor | None  # (any, dims): the references' tokens as they met the text
     alphas: Tensor  # (text tokens,): alpha as it acted, 0 where nothing did
-    effective_alpha: Tensor | None  # (text tokens,) on the CPU; None unless linear
+    effective_alpha: Tensor | None = None  # (text tokens,); None unless linear
 
 
 def condition_prompt_embeds(
@@ -88,18 +82,16 @@ def condition_prompt_embeds(
 ) -> tuple[Tensor, ConditioningReport]:
     """Blend one or several references into the text embeddings of one prompt.
 
-    Each reference alone: mix layers, mask outlier dimensions of its image tokens, normalise by statistics over the
-    selected tokens, align to the text. Then the weighted mean of the references, rescaled to their weighted mean token
-    RMS, takes the text tokens' RMS ("token_rms") and is blended. A reference token that has no text token of its own
-    ("concat", "adain_per_dim") takes the median RMS of the text's.
+    Each reference goes through all steps to alignment alone. The weighted mean of them is rescaled to their weighted
+    mean token RMS. A reference token that has no text token of its own ("concat", "adain_per_dim") takes, with
+    "token_rms", the median RMS of the text's.
 
     Args:
         text_embeds: `(tokens, dims)`, unpadded, of any floating-point dtype.
         text_regions: `(tokens,)` `Region` values.
         references: One or several; may be empty where alpha is 0 everywhere.
         conditioning: The knobs.
-        alpha: `(tokens,)` from `resolve_alpha`; None derives it from `conditioning.vl_alpha`, which then must not name
-            phrases.
+        alpha: `(tokens,)` from `resolve_alpha`; None: from `conditioning.vl_alpha`, which then must not name phrases.
         text_statistics: Of the text encoder, where `conditioning.needs_text_statistics`; measured without sinks if,
             and only if, `vl_exclude_sinks`.
         neutral: The neutral picture for "style_delta", with the same tokens as every reference.
@@ -110,8 +102,8 @@ def condition_prompt_embeds(
         on which nothing acts keep their bits; where alpha is 0 everywhere, `text_embeds` itself comes back.
 
     Raises:
-        ValueError: Empty, non-finite or mismatched inputs, an empty selection, too many tokens; the message names the
-            stage.
+        ValueError: Empty, non-finite or mismatched inputs, an empty selection, too many tokens, a result that is not
+            finite; the message names the stage.
 
     Example:
         >>> regions = torch.tensor([Region.PREFIX, Region.WORDS])
@@ -119,120 +111,184 @@ def condition_prompt_embeds(
         >>> condition_prompt_embeds(text, regions, [], VLConditioning(vl_alpha=0.0))[0] is text
         True
     """
-    text = read_text(text_embeds, text_regions, conditioning, text_statistics, max_tokens)
-    alphas = get_token_alphas(text, conditioning, alpha)
-    if not bool(alphas.any()) or (conditioning.vl_alignment == "concat" and text.appended == 0):
-        return text_embeds, _make_report(text, text.embeds, [], _leave_text(text, alphas, conditioning))
-    check_needs(conditioning, text, neutral)
-    weights = get_reference_weights(references, conditioning)
-    laid = [
-        _lay_reference(f"reference {i}", reference, weight, text, conditioning, neutral)
-        for i, (reference, weight) in enumerate(zip(references, weights, strict=True))
-    ]
+    text = _read_text(check_embeddings("text_embeds", text_embeds), text_regions, conditioning, alpha, text_statistics)
+    length = len(text.embeds)
+    if max_tokens is not None and length + text.appended > max_tokens:
+        raise ValueError(
+            f"The transformer takes {max_tokens} tokens, got {length} of the text and {text.appended} appended by "
+            "vl_alignment 'concat': shorten the prompt, append fewer or use another alignment."
+        )
+    if not bool(text.alphas.any()):
+        linear = conditioning.vl_blend_mode == "linear" and conditioning.vl_alignment != "concat"
+        untouched = _BlendOutcome(text.embeds, None, text.alphas, text.alphas if linear else None)
+        return text_embeds, _make_report(text, text.embeds, [], untouched)
+    _check_needs(text, references, neutral, conditioning)
+    plain = None if neutral is None else _mix_layers("the neutral reference", neutral, text.embeds, conditioning)
+    laid: list[_LaidReference] = []
+    shares = share_weights(conditioning.reference_weights or [1.0] * len(references))
+    for i, (reference, share) in enumerate(zip(references, shares, strict=True)):
+        states = _mix_layers(f"reference {i}", reference, text.embeds, conditioning)
+        regions = reference.regions.to(states.device)
+        laid.append(_lay_reference(f"reference {i}", states, regions, plain, share, text, conditioning))
     blend = _blend_unaligned if conditioning.vl_blend_mode == "adain_per_dim" else _blend_aligned
-    outcome = blend(text, laid, alphas, conditioning)
-    out = _restore_untouched(text_embeds, outcome)
-    return out, _make_report(text, out.float(), laid, outcome)
+    outcome = blend(text, laid, conditioning)
+    out = outcome.embeds.to(text_embeds.dtype)
+    # The text keeps its own bits wherever nothing acted.
+    out = torch.cat([torch.where((outcome.alphas > 0)[:, None], out[:length], text_embeds), out[length:]])
+    return out, _make_report(text, check_embeddings("the blended embeddings", out), laid, outcome)
 
 
+@skip_finite_checks()
+def _read_text(
+    embeds: Tensor,
+    regions: Tensor,
+    knobs: VLConditioning,
+    alpha: Tensor | None,
+    statistics: EmbeddingStatistics | None,
+) -> _TextSide:
+    if regions.shape != embeds.shape[:1]:
+        got = tuple(regions.shape)
+        raise ValueError(f"`text_regions` must hold one region for each of {len(embeds)} text tokens, got {got}.")
+    if alpha is None:
+        tokens = [PromptToken(i, "", Region(int(region))) for i, region in enumerate(regions)]
+        alpha = resolve_alpha(knobs.vl_alpha, tokens, None)
+    values = check_alpha("alpha", alpha)
+    if not isinstance(values, tuple) or len(values) != len(embeds):
+        got = tuple(alpha.shape)
+        raise ValueError(f"`alpha` must hold one number for each of {len(embeds)} text tokens, got {got}.")
+    alphas, appended = embeds.new_tensor(values), 0
+    if knobs.vl_alignment == "concat" and isinstance(knobs.vl_alpha, float):
+        if not torch.allclose(alphas, alphas.new_tensor(knobs.vl_alpha)):
+            got = f"values from {min(values)} to {max(values)}"
+            raise ValueError(
+                f"vl_alignment 'concat' needs `alpha` to be vl_alpha, {knobs.vl_alpha}, everywhere, got {got}."
+            )
+        appended = knobs.vl_concat_tokens or max(1, round(knobs.vl_alpha * len(embeds)))
+    sinks = find_sink_tokens(embeds)
+    counted = ~sinks if knobs.vl_exclude_sinks else torch.ones_like(sinks)
+    appended = appended if bool(alphas.any()) else 0
+    return _TextSide(embeds, regions.to(embeds.device), sinks, counted, alphas, appended, statistics)
+
+
+def _check_needs(
+    text: _TextSide, references: Sequence[ReferenceEmbeds], neutral: ReferenceEmbeds | None, knobs: VLConditioning
+) -> None:
+    statistics, excluded = text.statistics, knobs.vl_exclude_sinks
+    if knobs.needs_text_statistics and statistics is None:
+        raise ValueError(
+            f"vl_normalization {knobs.vl_normalization!r} with vl_outlier_masking {knobs.vl_outlier_masking!r} needs "
+            "`text_statistics` of the text encoder, got None."
+        )
+    if knobs.needs_text_statistics and statistics is not None and statistics.exclude_sinks != excluded:
+        got = f"exclude_sinks={statistics.exclude_sinks}: measure them alike"
+        raise ValueError(f"vl_exclude_sinks is {excluded}, but `text_statistics` were measured with {got}.")
+    if (knobs.vl_blend_mode == "style_delta") != (neutral is not None):
+        got = f"{'None' if neutral is None else 'one'} with {knobs.vl_blend_mode!r}"
+        raise ValueError(f"vl_blend_mode 'style_delta' needs `neutral` and no other takes it: got {got}.")
+    if not references:
+        raise ValueError("`references` must hold at least one reference where alpha is not 0, got none.")
+    weights = knobs.reference_weights or references
+    if len(weights) != len(references):
+        raise ValueError(
+            f"`reference_weights` must hold one number for each of {len(references)} references, got {len(weights)}."
+        )
+    for reference in references:
+        if neutral is not None and neutral.regions.tolist() != reference.regions.tolist():
+            raise ValueError(
+                f"The neutral reference must have the same tokens as the reference, got {len(neutral.regions)} and "
+                f"{len(reference.regions)}: bring it to the reference's pixels and give both the same text."
+            )
+
+
+def _mix_layers(name: str, reference: ReferenceEmbeds, like: Tensor, knobs: VLConditioning) -> Tensor:
+    """The weighted mean of the layers asked for, `(tokens, dims)` float32 on the text's device."""
+    layers: list[Tensor] = []
+    for layer, weight in knobs.layer_weights.items():
+        try:
+            held = reference.get_layer(layer)
+        except ValueError as error:
+            raise ValueError(f"{name}: {error}") from error
+        states = check_embeddings(f"{name}, layer {layer}", held, like.shape[1])
+        if reference.regions.shape != states.shape[:1]:
+            got = tuple(reference.regions.shape)
+            raise ValueError(f"The regions of {name} must be one for each of {len(states)} tokens, got {got}.")
+        layers.append(weight * states.to(like.device))
+    return torch.stack(layers).sum(dim=0)
+
+
+@skip_finite_checks()
 def _lay_reference(
     name: str,
-    reference: ReferenceEmbeds,
-    weight: float,
-    text: TextSide,
-    conditioning: VLConditioning,
-    neutral: ReferenceEmbeds | None,
+    states: Tensor,
+    regions: Tensor,
+    plain: Tensor | None,
+    share: float,
+    text: _TextSide,
+    knobs: VLConditioning,
 ) -> _LaidReference:
-    """One reference through all steps to alignment."""
-    states, regions = mix_layers(name, reference, text, conditioning), reference.regions.to(text.embeds.device)
-    plain = None if neutral is None else mix_neutral(neutral, states, regions, text, conditioning)
+    """One reference, its layers mixed, through all steps to alignment; `plain` is its neutral twin."""
     sinks = find_sink_tokens(states)
     lost = sinks if plain is None else sinks | find_sink_tokens(plain)
-    dropped = lost if conditioning.vl_exclude_sinks else torch.zeros_like(lost)
-    selected = select_tokens(regions, conditioning.vl_token_selection)
-    kept = selected & ~dropped
-    _check_selection(name, selected, kept, conditioning)
-    image = kept & (regions == Region.IMAGE)
-    masked, info = _mask_outliers(states, image, text, conditioning)
+    dropped = lost & knobs.vl_exclude_sinks
+    selected = select_tokens(regions, knobs.vl_token_selection)
+    kept = selected & ~dropped  # (tokens,)
+    if not bool(kept.any()):
+        raise ValueError(
+            f"vl_token_selection {knobs.vl_token_selection!r} keeps none of the {len(kept)} tokens of {name} "
+            f"({int(selected.sum())} selected, of which sinks were dropped): select others."
+        )
+    masked, info, image = states, OutlierMaskingInfo(), kept & (regions == Region.IMAGE)
+    if knobs.vl_outlier_masking != "none" and bool(image.any()):
+        threshold, mode = knobs.vl_outlier_threshold, knobs.vl_outlier_masking
+        quiet, info = mask_outlier_dimensions(states[image], text.statistics, threshold, mode)
+        masked = states.index_put((image,), quiet)  # the other tokens keep their bits
     if plain is not None:
-        masked = compute_style_delta(masked, _repeat_mask(plain, image, info))
-    values, factor = _normalize(masked[kept], text, conditioning)
-    check_embeddings(f"{name} after masking and normalisation", values)
-    ready = masked.index_put((kept,), values)
-    aligned, covered = _align(ready, regions, kept, dropped, text, conditioning)
-    one_to_one = conditioning.vl_blend_mode != "adain_per_dim"
+        # The mask found on the reference, put on its twin: their difference must not come from the masking.
+        masked = compute_style_delta(masked, plain.index_put((image,), scale_dimensions(plain[image], info.factors)))
+    values, factor = _normalize(masked[kept], text, knobs)
+    aligned, covered = _align(masked.index_put((kept,), values), regions, kept, dropped, text, knobs)
+    one_to_one = knobs.vl_blend_mode != "adain_per_dim"
     report = ReferenceReport(
         tokens=len(regions),
         selected_tokens=int(kept.sum()),
         aligned_tokens=len(aligned) if one_to_one else None,
         covered_tokens=int(covered.sum()) if one_to_one and not text.appended else None,
-        weight=weight,
-        layer_weights=conditioning.layer_weights,
+        weight=share,
+        layer_weights=knobs.layer_weights,
         std_before=get_overall_std(states[kept]),
         std_after=get_overall_std(values),
         scale_factor=factor,
-        masked_dimensions=info.masked_dimensions,
-        masked_dim_ratios=info.masked_dim_ratios,
-        masked_dim_directions={dim: info.directions[dim] for dim in info.masked_dimensions},
-        left_dim_ratios=info.left_dim_ratios,
-        sinks=_get_positions(sinks),
-        dropped_sinks=_get_positions(selected & dropped),
+        masking=info,
+        sinks=tuple(sinks.nonzero().flatten().tolist()),
+        dropped_sinks=tuple((selected & dropped).nonzero().flatten().tolist()),
     )
     return _LaidReference(aligned, covered, report)
 
 
-def _check_selection(name: str, selected: Tensor, kept: Tensor, conditioning: VLConditioning) -> None:
-    if not bool(kept.any()):
-        raise ValueError(
-            f"vl_token_selection {conditioning.vl_token_selection!r} keeps none of the {len(kept)} tokens of {name} "
-            f"({int(selected.sum())} selected, of which sinks were dropped): select others."
-        )
-
-
-def _mask_outliers(
-    states: Tensor, image: Tensor, text: TextSide, conditioning: VLConditioning
-) -> tuple[Tensor, OutlierMaskingInfo]:
-    """Mask the outlier dimensions of the image tokens; the others keep their bits."""
-    mode = conditioning.vl_outlier_masking
-    if mode == "none" or text.statistics is None or not bool(image.any()):
-        return states, OutlierMaskingInfo([], {}, {}, {}, {})
-    threshold = conditioning.vl_outlier_threshold
-    masked, info = mask_outlier_dimensions(states[image], text.statistics, threshold, mode)
-    return states.index_put((image,), masked), info
-
-
-def _repeat_mask(states: Tensor, image: Tensor, info: OutlierMaskingInfo) -> Tensor:
-    """The mask found on a reference, put on its neutral twin: their difference must not come from the masking."""
-    return states.index_put((image,), scale_dimensions(states[image], info.factors))
-
-
-def _normalize(values: Tensor, text: TextSide, conditioning: VLConditioning) -> tuple[Tensor, float | None]:
+def _normalize(values: Tensor, text: _TextSide, knobs: VLConditioning) -> tuple[Tensor, float | None]:
     """The normalisations that come before alignment, and the factor where it is a single one."""
-    mode, target_std = conditioning.vl_normalization, conditioning.vl_target_std
-    if mode in ("global", "hybrid") and target_std is None:
-        target_std = get_overall_std(text.embeds[text.counted])
-    if mode == "global" and target_std is not None:
-        return scale_embeddings(values, target_std), get_scale_factor(values, target_std)
-    if mode == "hybrid" and target_std is not None and text.statistics is not None:
-        return normalize_hybrid(values, text.statistics, target_std), None
-    if mode == "per_dim" and text.statistics is not None:
-        return normalize_per_dimension(values, text.statistics), None
-    return values, None
+    mode, statistics = knobs.vl_normalization, text.statistics
+    if mode == "per_dim" and statistics is not None:
+        return normalize_per_dimension(values, statistics), None
+    if mode not in ("global", "hybrid"):
+        return values, None
+    target_std = get_overall_std(text.embeds[text.counted]) if knobs.vl_target_std is None else knobs.vl_target_std
+    if mode == "hybrid" and statistics is not None:
+        return normalize_hybrid(values, statistics, target_std), None
+    return scale_embeddings(values, target_std), get_scale_factor(values, target_std)
 
 
 def _align(
-    states: Tensor, regions: Tensor, kept: Tensor, dropped: Tensor, text: TextSide, conditioning: VLConditioning
+    states: Tensor, regions: Tensor, kept: Tensor, dropped: Tensor, text: _TextSide, knobs: VLConditioning
 ) -> tuple[Tensor, Tensor]:
     """The selected tokens at the text's length, and where something lies."""
-    mode = conditioning.vl_alignment
-    if conditioning.vl_blend_mode == "adain_per_dim":
-        values = states[kept]
-    elif mode == "anchored":
-        return align_anchored(states, regions, text.regions, conditioning.vl_token_selection, dropped)
-    elif mode == "concat":
-        values = align_sequence(states[kept], text.appended)
-    else:
-        values = align_sequence(states[kept], text.embeds.shape[0], mode)
+    mode, values = knobs.vl_alignment, states[kept]
+    if mode == "anchored":
+        return align_anchored(states, regions, text.regions, knobs.vl_token_selection, dropped)
+    if mode == "concat":
+        values = align_sequence(values, text.appended)
+    elif knobs.vl_blend_mode != "adain_per_dim":
+        values = align_sequence(values, len(text.embeds), mode)
     return values, torch.ones(len(values), dtype=torch.bool, device=values.device)
 
 
@@ -240,81 +296,55 @@ def _merge_references(laid: Sequence[_LaidReference]) -> tuple[Tensor, Tensor]:
     """The weighted mean of those that lie on a token, rescaled to their weighted mean RMS; and where any lies."""
     if len(laid) == 1:
         return laid[0].values, laid[0].covered
-    shares = torch.stack([one.report.weight * one.covered for one in laid])
+    shares = torch.stack([one.report.weight * one.covered for one in laid])  # (references, tokens)
     total = shares.sum(dim=0)
-    shares = shares / torch.where(total > 0, total, torch.ones_like(total))
-    mean = torch.stack([share[:, None] * one.values for share, one in zip(shares, laid, strict=True)]).sum(dim=0)
-    rms = torch.stack([share * get_token_rms(one.values) for share, one in zip(shares, laid, strict=True)]).sum(dim=0)
-    return rescale_tokens(mean, rms), total > 0
+    shares = shares / torch.where(total > 0, total, 1.0)
+    values = torch.stack([one.values for one in laid])  # (references, tokens, dims)
+    rms = torch.stack([get_token_rms(one.values) for one in laid])  # (references, tokens)
+    return rescale_tokens((shares[:, :, None] * values).sum(dim=0), (shares * rms).sum(dim=0)), total > 0
 
 
-def _match_loudness(values: Tensor, text: TextSide, conditioning: VLConditioning, one_to_one: bool) -> Tensor:
+def _match_loudness(values: Tensor, text: _TextSide, knobs: VLConditioning, one_to_one: bool) -> Tensor:
     """The step "token_rms". Without a text token of its own a token takes the median RMS of the text's."""
-    if conditioning.vl_normalization != "token_rms":
+    if knobs.vl_normalization != "token_rms":
         return values
     if one_to_one:
         return match_token_rms(values, text.embeds)
     return rescale_tokens(values, get_token_rms(text.embeds[text.counted]).median().expand(len(values)))
 
 
-def _leave_text(text: TextSide, alphas: Tensor, conditioning: VLConditioning) -> _BlendOutcome:
-    """No blend at all."""
-    untouched = torch.zeros_like(alphas)
-    linear = conditioning.vl_blend_mode == "linear" and conditioning.vl_alignment != "concat"
-    return _BlendOutcome(text.embeds, None, untouched, untouched.cpu() if linear else None)
-
-
-def _blend_unaligned(
-    text: TextSide, laid: Sequence[_LaidReference], alphas: Tensor, conditioning: VLConditioning
-) -> _BlendOutcome:
+@skip_finite_checks()
+def _blend_unaligned(text: _TextSide, laid: Sequence[_LaidReference], knobs: VLConditioning) -> _BlendOutcome:
     """Blend by statistics of each whole reference; of several, the weighted mean of the blends."""
-    met = [_match_loudness(one.values, text, conditioning, one_to_one=False) for one in laid]
-    counted = text.counted
-    blends = [
-        one.report.weight * blend_adain_per_dim(text.embeds[counted], values, alphas[counted])
-        for one, values in zip(laid, met, strict=True)
-    ]
-    embeds = text.embeds.index_put((counted,), torch.stack(blends).sum(dim=0))
-    return _BlendOutcome(embeds, torch.cat(met), alphas * counted, None)
+    met = [_match_loudness(one.values, text, knobs, one_to_one=False) for one in laid]
+    embeds, alphas = text.embeds[text.counted], text.alphas[text.counted]
+    blends = [blend_adain_per_dim(embeds, values, alphas) for values in met]
+    blended = torch.stack([one.report.weight * x for one, x in zip(laid, blends, strict=True)]).sum(dim=0)
+    return _BlendOutcome(text.embeds.index_put((text.counted,), blended), torch.cat(met), text.alphas * text.counted)
 
 
-def _blend_aligned(
-    text: TextSide, laid: Sequence[_LaidReference], alphas: Tensor, conditioning: VLConditioning
-) -> _BlendOutcome:
+@skip_finite_checks()
+def _blend_aligned(text: _TextSide, laid: Sequence[_LaidReference], knobs: VLConditioning) -> _BlendOutcome:
     """Blend token by token, or append."""
     values, covered = _merge_references(laid)
-    values = _match_loudness(values, text, conditioning, one_to_one=not text.appended)
+    values = _match_loudness(values, text, knobs, one_to_one=not text.appended)
     if text.appended:
-        return _BlendOutcome(torch.cat([text.embeds, values]), values, torch.zeros_like(alphas), None)
+        return _BlendOutcome(torch.cat([text.embeds, values]), values, torch.zeros_like(text.alphas))
     # Nothing acts where nothing lies, nor on a sink that is kept out.
-    counted, alphas = text.counted, alphas * text.counted * covered
-    mode = conditioning.vl_blend_mode
-    blend = _TOKEN_BLENDS[mode]
-    blended = blend(text.embeds[counted], values[counted], alphas[counted])
-    effective = get_effective_alpha(text.embeds, values, alphas).cpu() if mode == "linear" else None
+    counted, alphas = text.counted, text.alphas * text.counted * covered
+    mode = knobs.vl_blend_mode
+    blended = TOKEN_BLENDS[mode](text.embeds[counted], values[counted], alphas[counted])
+    effective = get_effective_alpha(text.embeds, values, alphas) if mode == "linear" else None
     return _BlendOutcome(text.embeds.index_put((counted,), blended), values[covered], alphas, effective)
 
 
-def _restore_untouched(text_embeds: Tensor, outcome: _BlendOutcome) -> Tensor:
-    """The blend in the text's dtype, with the text's own bits wherever nothing acted."""
-    out, length = outcome.embeds.to(text_embeds.dtype), len(text_embeds)
-    acted = (outcome.alphas > 0)[:, None]
-    out = torch.cat([torch.where(acted, out[:length], text_embeds), out[length:]])
-    check_embeddings("the blended embeddings", out)
-    return out
-
-
-def _get_positions(mask: Tensor) -> tuple[int, ...]:
-    return tuple(int(i) for i in torch.nonzero(mask).flatten())
-
-
+@skip_finite_checks()
 def _make_report(
-    text: TextSide, out: Tensor, laid: Sequence[_LaidReference], outcome: _BlendOutcome
+    text: _TextSide, out: Tensor, laid: Sequence[_LaidReference], outcome: _BlendOutcome
 ) -> ConditioningReport:
     """What happened; `out` is what comes back, as float32."""
-    length, met = len(text.embeds), outcome.met
+    length, met, effective, ordinary = len(text.embeds), outcome.met, outcome.effective_alpha, ~text.sinks
     counted = torch.cat([text.counted, text.counted.new_ones(len(out) - length)])
-    ordinary = ~text.sinks
     return ConditioningReport(
         text_tokens=length,
         out_tokens=len(out),
@@ -322,7 +352,7 @@ def _make_report(
         text_std=get_overall_std(text.embeds[text.counted]),
         aligned_std=None if met is None or len(met) == 0 else get_overall_std(met),
         out_std=get_overall_std(out[counted]),
-        text_sinks=_get_positions(text.sinks),
-        effective_alpha=outcome.effective_alpha,
-        influence=get_influence(text.embeds[ordinary], out[:length][ordinary]),
+        text_sinks=tuple(text.sinks.nonzero().flatten().tolist()),
+        effective_alpha=None if effective is None else effective.cpu(),
+        influence=None if text.appended else get_influence(text.embeds[ordinary], out[:length][ordinary]),
     )

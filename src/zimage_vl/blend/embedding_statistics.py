@@ -1,6 +1,6 @@
 """How large embeddings are: per token, per dimension, and with or without attention sinks.
 
-Embeddings are `(tokens, dims)`; an empty or non-finite tensor, or one of another shape, is a ValueError.
+Embeddings are `(tokens, dims)`; an empty or non-finite tensor, or one of another shape or width, is a ValueError.
 """
 
 from __future__ import annotations
@@ -15,27 +15,16 @@ from .checks import check_embeddings, check_number
 
 
 def get_token_rms(embeddings: Tensor) -> Tensor:
-    """Get the root mean square of each token, `sqrt(mean_d(x_d^2))`, as `(tokens,)` float32.
-
-    Example:
-        >>> get_token_rms(torch.tensor([[3.0, -3.0], [0.0, 0.0]])).tolist()
-        [3.0, 0.0]
-    """
+    """Get the root mean square of each token, `sqrt(mean_d(x_d^2))`, as `(tokens,)` float32."""
     return check_embeddings("embeddings", embeddings).square().mean(dim=1).sqrt()
 
 
 def find_sink_tokens(embeddings: Tensor, factor: float = 8.0) -> Tensor:
-    """Find attention sinks: the tokens whose RMS is above `factor` times the median RMS of their sequence.
+    """Find attention sinks: the tokens whose RMS is above `factor` (> 0) times the median RMS of their sequence.
 
     Qwen3 parks its attention on the first token of a turn, whose hidden state is some 27 times as large as an ordinary
-    one and makes up about 97 % of the variance of a prompt's embeddings.
-
-    Args:
-        embeddings: `(tokens, dims)`, one whole sequence.
-        factor: > 0 (else ValueError), times the median (the lower one of an even count).
-
-    Returns:
-        `(tokens,)` bool.
+    one and makes up about 97 % of the variance of a prompt's embeddings. Takes a whole sequence, gives `(tokens,)`
+    bool.
 
     Example:
         >>> find_sink_tokens(torch.tensor([[300.0, 300.0], [10.0, 10.0], [9.0, 11.0]])).tolist()
@@ -51,10 +40,6 @@ def get_dimension_std(embeddings: Tensor) -> Tensor:
 
     It is exactly 0 for a single token, and for a dimension that holds one value up to float32 rounding, so that
     nothing later divides by the rounding.
-
-    Example:
-        >>> get_dimension_std(torch.tensor([[1.0, 0.1], [3.0, 0.1]])).tolist()
-        [1.4142135381698608, 0.0]
     """
     x = check_embeddings("embeddings", embeddings)
     if x.shape[0] < 2:
@@ -64,42 +49,28 @@ def get_dimension_std(embeddings: Tensor) -> Tensor:
 
 
 def get_overall_std(embeddings: Tensor) -> float:
-    """Get the standard deviation over all values (correction 1); 0 for a single value.
-
-    Example:
-        >>> get_overall_std(torch.tensor([[-1.0, 0.0, 1.0]]))
-        1.0
-    """
+    """Get the standard deviation over all values (correction 1); 0 for a single value."""
     x = check_embeddings("embeddings", embeddings)
     return float(x.std()) if x.numel() > 1 else 0.0
 
 
 @dataclass(frozen=True, eq=False)
 class EmbeddingStatistics:
-    """Mean and standard deviation of each dimension over many tokens.
+    """Mean and standard deviation of each dimension over many tokens, of one text encoder and one layer.
 
-    They belong to one text encoder and one layer: measure them with the model in use.
-
-    Attributes:
-        mean: `(dims,)` float32.
-        std: `(dims,)` float32, >= 0, with torch's default correction of 1.
-        count: Tokens measured, at least 2.
-        exclude_sinks: Attention sinks were left out.
-
-    Raises:
-        ValueError: Shapes that do not agree, NaN or inf, a negative std, fewer than two tokens.
+    Values that cannot be (shapes that disagree, NaN or inf, a negative std, fewer than two tokens) are a ValueError.
     """
 
-    mean: Tensor
-    std: Tensor
-    count: int
-    exclude_sinks: bool = False
+    mean: Tensor  # (dims,) float32
+    std: Tensor  # (dims,) float32, torch's default correction of 1
+    count: int  # tokens measured
+    exclude_sinks: bool = False  # attention sinks were left out
 
     def __post_init__(self) -> None:
         if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
             shapes = f"{tuple(self.mean.shape)} and {tuple(self.std.shape)}"
             raise ValueError(f"`mean` and `std` must both be (dims,), got {shapes}.")
-        if not bool(torch.isfinite(self.mean).all() and torch.isfinite(self.std).all()):
+        if not bool(torch.isfinite(torch.stack([self.mean, self.std])).all()):
             raise ValueError("`mean` and `std` must be finite, got NaN or inf.")
         if bool((self.std < 0).any()):
             raise ValueError(f"`std` must not be negative, got {float(self.std.min())}.")
@@ -114,14 +85,9 @@ class EmbeddingStatistics:
     def from_embeddings(
         cls, embeddings: Tensor | Sequence[Tensor], exclude_sinks: bool = False
     ) -> EmbeddingStatistics:
-        """Measure one sequence, or all tokens of several.
+        """Measure one `(tokens, dims)` sequence, or all tokens of a list of them, equally wide.
 
-        Args:
-            embeddings: One `(tokens, dims)` tensor, or a list with one per sequence.
-            exclude_sinks: Leave attention sinks out. They are found on each whole sequence.
-
-        Raises:
-            ValueError: No sequence, fewer than two tokens, widths that differ, NaN or inf.
+        Sinks are found on each whole sequence. No sequence, or fewer than two tokens, is a ValueError.
 
         Example:
             >>> EmbeddingStatistics.from_embeddings(torch.tensor([[1.0, 2.0], [3.0, 2.0]])).mean.tolist()
@@ -141,14 +107,8 @@ class EmbeddingStatistics:
 def per_dimension_correlation(embeddings: Tensor, reference: EmbeddingStatistics) -> float:
     """Get the Pearson correlation, -1 to 1, of two std vectors: how alike they spread over the dimensions.
 
-    The guide (section 3) gives .999 for Qwen3-VL's text tokens against Qwen3-4B and .737 for its image tokens.
-
-    Args:
-        embeddings: `(tokens, dims)`, at least two tokens.
-        reference: Statistics of the text encoder, equally wide.
-
-    Raises:
-        ValueError: A single token, another width, or a std vector that is the same in all dimensions.
+    The guide (section 3) gives .999 for Qwen3-VL's text tokens against Qwen3-4B and .737 for its image tokens. A
+    single token, or a std that is the same in all dimensions, is a ValueError.
 
     Example:
         >>> x = torch.tensor([[1.0, 10.0, 2.0], [3.0, -10.0, 2.5]])
@@ -160,7 +120,7 @@ def per_dimension_correlation(embeddings: Tensor, reference: EmbeddingStatistics
         raise ValueError("`embeddings` must have at least two tokens to have a spread, got 1.")
     pair = torch.stack([get_dimension_std(x), reference.std.to(x)]).double()  # (2, dims)
     pair = pair - pair.mean(dim=1, keepdim=True)
-    norms = pair.square().sum(dim=1).sqrt()
+    norms = pair.norm(dim=1)
     if bool((norms == 0).any()):
         raise ValueError("The std is the same in all dimensions, so the correlation is not defined.")
     return float((pair[0] @ pair[1]) / (norms[0] * norms[1]))

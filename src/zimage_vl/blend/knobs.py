@@ -1,15 +1,15 @@
-"""Every knob of the method, in one registry: what a call takes, what each value means, and how they go together."""
+"""Every knob of the method in one registry, the values that it takes, and alpha by place."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
-from .checks import check_alpha, check_choice, check_count, check_number
+from .checks import check_alpha, check_choice, check_count, check_number, to_plain
 from .normalize import OutlierMasking
 from .regions import PromptToken, Region, TextPosition, TokenSelection
 
@@ -23,32 +23,23 @@ HiddenLayer = int | Sequence[int] | Mapping[int, float]
 _PLACE_REGIONS = {"prefix": Region.PREFIX, "prompt": Region.WORDS, "suffix": Region.SUFFIX}
 _PLACES = [*_PLACE_REGIONS, "default"]
 _ALPHA_FORMS = (
-    "a number from 0 to 1 such as 0.3, one such number per text token, or {place: number} such as "
-    "{'default': 0.3, 'red car': 0.6}"
+    "a number from 0 to 1, a list with one per text token, or a dict such as {'default': 0.3, 'red car': 0.6}"
 )
 _LAYER_FORMS = "an int such as -6, a list of ints such as [-6, -8], or {layer: weight} such as {-6: 3, -8: 1}"
 
 
 @dataclass(frozen=True)
 class Knob:
-    """One keyword argument of the pipeline's call.
-
-    Attributes:
-        name: Its name in the signature.
-        default: Its value where none is passed.
-        values: What it takes, in short, as in the README's table.
-        help: One line on what it does.
-        choices: All its values, where they are words.
-    """
+    """One keyword argument of the pipeline's call, as its signature, help texts and tables have it."""
 
     name: str
     default: object
-    values: str
-    help: str
-    choices: tuple[str, ...] = ()
+    values: str  # what it takes, in short
+    help: str  # what it does, in one line
+    choices: tuple[str, ...] = ()  # all its values, where they are words
 
 
-def _choose(name: str, default: str, choices: tuple[str, ...], help: str) -> Knob:
+def _choose(name: str, choices: tuple[str, ...], default: str, help: str) -> Knob:
     return Knob(name, default, ", ".join(f'"{choice}"' for choice in choices), help, choices)
 
 
@@ -59,25 +50,22 @@ _ALL_KNOBS = (
     Knob("reference_weights", None, "numbers >= 0", "how much each of several references counts; None: equally"),
     Knob("reference_mask", None, "greyscale picture(s)", "the part of the reference that is read: white counts"),
     Knob("vl_alpha", 0.3, "0..1; one per text token; {place: 0..1}", "0 is the text alone, 1 the reference alone"),
-    Knob(
-        "vl_hidden_layer", -6, "int; list of ints; {layer: weight}", "the layer of the VL model, or a mean of several"
-    ),
+    Knob("vl_hidden_layer", -6, "int; list of ints; {layer: weight}", "layer of the VL model, or a mean of several"),
     Knob("vl_text", None, "text; one per prompt", 'words read beside the picture; None: the prompt, "": no words'),
-    _choose("vl_text_position", "after", get_args(TextPosition), "place of these words, seen from the picture"),
-    _choose("vl_token_selection", "all", get_args(TokenSelection), "tokens of the reference that take part"),
-    _choose("vl_normalization", "global", get_args(Normalization), "bring the reference to the size of the text"),
-    Knob("vl_target_std", None, "> 0", 'std for "global" and "hybrid"; None: that of the prompt\'s embeddings'),
+    _choose("vl_text_position", get_args(TextPosition), "after", "place of these words, seen from the picture"),
+    _choose("vl_token_selection", get_args(TokenSelection), "all", "tokens of the reference that take part"),
+    _choose("vl_normalization", get_args(Normalization), "global", "bring the reference to the size of the text"),
+    Knob(
+        "vl_target_std", None, "> 0, or None", 'std for "global" and "hybrid"; None: that of the prompt\'s embeddings'
+    ),
     _choose(
-        "vl_outlier_masking",
-        "none",
-        get_args(OutlierMasking),
-        "quieten dimensions that spread too much; zero: too little as well",
+        "vl_outlier_masking", get_args(OutlierMasking), "none", "quieten dimensions that spread unlike the text's"
     ),
     Knob("vl_outlier_threshold", 10.0, "> 1", "ratio to the text encoder's spread above which a dimension is masked"),
     Knob("vl_exclude_sinks", False, "bool", "keep attention sinks out of statistics, alignment and blend"),
-    _choose("vl_alignment", "interpolate", get_args(Alignment), "bring the reference's tokens to the text's length"),
-    Knob("vl_concat_tokens", None, "int >= 1", 'tokens that "concat" appends; None: vl_alpha x text length'),
-    _choose("vl_blend_mode", "linear", get_args(BlendMode), "mix the reference's tokens with the text's"),
+    _choose("vl_alignment", get_args(Alignment), "interpolate", "bring the reference's tokens to the text's length"),
+    Knob("vl_concat_tokens", None, "int >= 1, or None", 'tokens that "concat" appends; None: vl_alpha x text length'),
+    _choose("vl_blend_mode", get_args(BlendMode), "linear", "mix the reference's tokens with the text's"),
     Knob("neutral_image", None, "as one reference", 'the picture that "style_delta" subtracts from the reference'),
     Knob("vl_start", 0.0, "0..1, below vl_end", "fraction of the steps at which the reference begins to count"),
     Knob("vl_end", 1.0, "0..1, above vl_start", "fraction of the steps at which the reference stops counting"),
@@ -86,22 +74,21 @@ _ALL_KNOBS = (
 KNOBS: dict[str, Knob] = {knob.name: knob for knob in _ALL_KNOBS}
 # Those that are fields of VLConditioning.
 CONDITIONING_NAMES = tuple(name for name in KNOBS if name.startswith("vl_") and name != "vl_text")
+_NUMBER_RANGES: dict[str, Callable[[float], bool]] = {
+    "vl_target_std": lambda x: 0 < x < float("inf"),
+    "vl_outlier_threshold": lambda x: 1 < x < float("inf"),
+    "vl_start": lambda x: 0 <= x <= 1,
+    "vl_end": lambda x: 0 <= x <= 1,
+}
 
 
 @dataclass(frozen=True)
 class VLConditioning:
     """How a reference conditions one prompt: the knobs of `CONDITIONING_NAMES`, under the names of the call.
 
-    All values, and how they go together, are checked on construction; lists and dicts are copied. The blend mode
-    "style_delta" scales by itself and turns the default normalization into "none".
-
-    Attributes:
-        reference_weights: Numbers >= 0, one per reference; None weighs them equally.
-        has_neutral_image: A neutral picture was given, which "style_delta" needs.
-
-    Raises:
-        TypeError: A value of the wrong type; a bool or a string is not a number.
-        ValueError: A value out of its range or choices, or values that do not go together.
+    All values, and how they go together, are checked on construction: a TypeError for a value of the wrong type (a
+    bool is no number), a ValueError for one out of its range or choices, or that does not go with another. Lists and
+    dicts are copied. "style_delta" scales by itself and turns the default normalization into "none".
 
     Example:
         >>> VLConditioning(vl_hidden_layer={-6: 1, -8: 3}).layer_weights
@@ -123,22 +110,23 @@ class VLConditioning:
     vl_start: float = 0.0
     vl_end: float = 1.0
     vl_max_pixels: int = 1024 * 1024
-    reference_weights: Sequence[float] | None = None
-    has_neutral_image: bool = False
+    reference_weights: Sequence[float] | None = None  # numbers >= 0, one per reference; None weighs them equally
+    has_neutral_image: bool = False  # which "style_delta" needs
 
     def __post_init__(self) -> None:
-        for name in CONDITIONING_NAMES:
-            if KNOBS[name].choices:
-                check_choice(name, getattr(self, name), KNOBS[name].choices)
         # Frozen towards the user; here plain values take the place of lists and dicts that the user may change.
         object.__setattr__(self, "vl_alpha", _check_vl_alpha(self.vl_alpha))
         object.__setattr__(self, "vl_hidden_layer", _check_hidden_layer(self.vl_hidden_layer))
         object.__setattr__(self, "reference_weights", _check_reference_weights(self.reference_weights))
+        for name in CONDITIONING_NAMES:
+            _check_plain_knob(KNOBS[name], getattr(self, name))
+        for name in ("vl_exclude_sinks", "has_neutral_image"):
+            value: object = getattr(self, name)
+            if not isinstance(value, bool):
+                raise TypeError(f"`{name}` must be True or False, got {value!r} of type {type(value).__name__}.")
         if self.vl_blend_mode == "style_delta" and self.vl_normalization == KNOBS["vl_normalization"].default:
             object.__setattr__(self, "vl_normalization", "none")
-        _check_plain_knobs(self)
-        conflict = _find_conflict(self)
-        if conflict is not None:
+        for conflict in _find_conflicts(self):
             raise ValueError(conflict)
 
     @property
@@ -164,18 +152,19 @@ class VLConditioning:
     def is_inert(self) -> bool:
         """Alpha is 0 at all places, so that the reference need not even be read."""
         alpha = self.vl_alpha
-        values = alpha.values() if isinstance(alpha, Mapping) else alpha if isinstance(alpha, Sequence) else [alpha]
-        return not any(values)
+        return not any(
+            alpha.values() if isinstance(alpha, Mapping) else alpha if isinstance(alpha, tuple) else [alpha]
+        )
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """One sentence per knob that is set and does nothing, beside the others."""
+        """One sentence per knob that is set and does nothing beside the others."""
         return tuple(_find_unused(self))
 
     def window(self, num_inference_steps: int) -> list[bool]:
         """Get the steps in which the reference counts: step i of N iff `i/N >= vl_start` and `(i+1)/N <= vl_end`.
 
-        ControlNet's rule in diffusers. A ValueError if no step is inside.
+        ControlNet's rule in diffusers. No step inside is a ValueError.
 
         Example:
             >>> VLConditioning(vl_start=0.5).window(4)
@@ -192,19 +181,24 @@ class VLConditioning:
 
 
 def share_weights(weights: Sequence[float]) -> list[float]:
-    """Get the shares of weights >= 0, which sum to 1; scaled by the largest first, so that 1e308 cannot overflow.
-
-    Example:
-        >>> share_weights([1e308, 1e308])
-        [0.5, 0.5]
-    """
+    """Get the shares of weights >= 0, which sum to 1; scaled by the largest first, so that 1e308 cannot overflow."""
     scaled = [weight / max(weights) for weight in weights]
     return [weight / sum(scaled) for weight in scaled]
 
 
+def _check_plain_knob(knob: Knob, value: object) -> None:
+    if knob.choices:
+        check_choice(knob.name, value, knob.choices)
+    if knob.default is None and value is None:
+        return
+    if knob.name in _NUMBER_RANGES:
+        check_number(knob.name, value, knob.values, _NUMBER_RANGES[knob.name])
+    if knob.name in ("vl_concat_tokens", "vl_max_pixels"):
+        check_count(knob.name, value)
+
+
 def _check_weights(name: str, weights: Iterable[tuple[object, object]]) -> list[float]:
-    expected = "a finite number >= 0"
-    values = [check_number(f"{name}[{key}]", x, expected, lambda n: 0 <= n < float("inf")) for key, x in weights]
+    values = [check_number(f"{name}[{key}]", x, "finite, >= 0", lambda n: 0 <= n < float("inf")) for key, x in weights]
     if not any(values):
         raise ValueError(f"`{name}` must have a weight above 0, got {values}.")
     return values
@@ -213,18 +207,17 @@ def _check_weights(name: str, weights: Iterable[tuple[object, object]]) -> list[
 def _check_hidden_layer(value: object) -> int | dict[int, float]:
     if isinstance(value, int) and not isinstance(value, bool):
         return value
-    if isinstance(value, str) or not isinstance(value, (Mapping, Sequence)):
+    layers: list[object] = list(value) if isinstance(value, (Mapping, Sequence)) else [None]
+    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in layers):
         raise TypeError(f"`vl_hidden_layer` must be {_LAYER_FORMS}, got {value!r}.")
-    if any(isinstance(layer, bool) or not isinstance(layer, int) for layer in value):
-        raise TypeError(f"`vl_hidden_layer` must name its layers by ints: {_LAYER_FORMS}, got {value!r}.")
-    weighed = dict(value) if isinstance(value, Mapping) else dict.fromkeys(value, 1.0)
-    if not weighed or len(weighed) < len(value):
+    weights: dict[int, object] = dict(value if isinstance(value, Mapping) else dict.fromkeys(layers, 1.0))
+    if not weights or len(weights) < len(layers):
         raise ValueError(f"`vl_hidden_layer` must name at least one layer, and each once, got {value!r}.")
-    return dict(zip(weighed, _check_weights("vl_hidden_layer", weighed.items()), strict=True))
+    return dict(zip(weights, _check_weights("vl_hidden_layer", weights.items()), strict=True))
 
 
 def _check_reference_weights(value: object) -> tuple[float, ...] | None:
-    values = value.tolist() if hasattr(value, "tolist") else value  # pyright: ignore[reportAttributeAccessIssue]
+    values = to_plain(value)
     if values is None:
         return None
     if isinstance(values, str) or not isinstance(values, Sequence):
@@ -232,58 +225,35 @@ def _check_reference_weights(value: object) -> tuple[float, ...] | None:
     return tuple(_check_weights("reference_weights", enumerate(values)))
 
 
-def _check_plain_knobs(knobs: VLConditioning) -> None:
-    if knobs.vl_target_std is not None:
-        expected = "a number above 0, or None for the std of the prompt's text embeddings"
-        check_number("vl_target_std", knobs.vl_target_std, expected, lambda x: 0 < x < float("inf"))
-    threshold = knobs.vl_outlier_threshold
-    check_number("vl_outlier_threshold", threshold, "a number above 1", lambda x: 1 < x < float("inf"))
-    check_count("vl_max_pixels", knobs.vl_max_pixels)
-    if knobs.vl_concat_tokens is not None:
-        check_count("vl_concat_tokens", knobs.vl_concat_tokens)
-    for name in ("vl_exclude_sinks", "has_neutral_image"):
-        value: object = getattr(knobs, name)
-        if not isinstance(value, bool):
-            raise TypeError(f"`{name}` must be True or False, got {value!r} of type {type(value).__name__}.")
-    for name in ("vl_start", "vl_end"):
-        check_number(name, getattr(knobs, name), "a fraction from 0 to 1", lambda x: 0 <= x <= 1)
-
-
-def _find_conflict(knobs: VLConditioning) -> str | None:
+def _find_conflicts(knobs: VLConditioning) -> Iterator[str]:
     mode, alignment, masking = knobs.vl_blend_mode, knobs.vl_alignment, knobs.vl_outlier_masking
     if knobs.vl_start >= knobs.vl_end:
-        return f"`vl_start` must be below `vl_end`, got {knobs.vl_start} and {knobs.vl_end}."
+        yield f"`vl_start` must be below `vl_end`, got {knobs.vl_start} and {knobs.vl_end}."
     if masking != "none" and knobs.vl_token_selection == "text":
-        return (
+        yield (
             f"`vl_outlier_masking` {masking!r} works on image tokens, which `vl_token_selection` 'text' leaves out: "
             "it would do nothing. Use 'none', or select 'all', 'image' or 'image_no_markers'."
         )
     if mode == "adain_per_dim" and alignment != KNOBS["vl_alignment"].default:
-        return f"`vl_blend_mode` {mode!r} needs no alignment: leave `vl_alignment` at its default, got {alignment!r}."
+        yield f"`vl_blend_mode` {mode!r} needs no alignment: leave `vl_alignment` at its default, got {alignment!r}."
     if alignment == "concat" and mode != "linear":
-        return f"`vl_alignment` 'concat' needs `vl_blend_mode` 'linear', got {mode!r}."
+        yield f"`vl_alignment` 'concat' needs `vl_blend_mode` 'linear', got {mode!r}."
     if alignment == "concat" and not isinstance(knobs.vl_alpha, float):
-        return f"`vl_alignment` 'concat' needs one number as `vl_alpha`, such as 0.3, got {knobs.vl_alpha!r}."
+        yield f"`vl_alignment` 'concat' needs one number as `vl_alpha`, such as 0.3, got {knobs.vl_alpha!r}."
     if alignment != "concat" and knobs.vl_concat_tokens is not None:
-        return f"`vl_concat_tokens` is for `vl_alignment` 'concat' alone, got {alignment!r}."
+        yield f"`vl_concat_tokens` is for `vl_alignment` 'concat' alone, got {alignment!r}."
     if mode == "style_delta" and not knobs.has_neutral_image:
-        return "`vl_blend_mode` 'style_delta' needs a `neutral_image`, got None."
+        yield "`vl_blend_mode` 'style_delta' needs a `neutral_image`, got None."
     if mode == "style_delta" and knobs.vl_normalization != "none":
-        return (
-            f"`vl_blend_mode` {mode!r} scales by itself: leave out `vl_normalization`, got {knobs.vl_normalization!r}."
-        )
-    if knobs.has_neutral_image and mode != "style_delta":
-        return f"`neutral_image` is for `vl_blend_mode` 'style_delta' alone and would do nothing, got {mode!r}."
-    return None
+        yield f"`vl_blend_mode` {mode!r} scales by itself: omit `vl_normalization`, got {knobs.vl_normalization!r}."
+    if mode != "style_delta" and knobs.has_neutral_image:
+        yield f"`neutral_image` is for `vl_blend_mode` 'style_delta' alone and would do nothing, got {mode!r}."
 
 
 def _find_unused(knobs: VLConditioning) -> Iterator[str]:
-    normalization, masking = knobs.vl_normalization, knobs.vl_outlier_masking
-    if knobs.vl_target_std is not None and normalization not in ("global", "hybrid"):
-        yield (
-            f"`vl_target_std` {knobs.vl_target_std} does nothing with vl_normalization {normalization!r}: only "
-            "'global' and 'hybrid' scale to it."
-        )
+    std, masking, normalization = knobs.vl_target_std, knobs.vl_outlier_masking, knobs.vl_normalization
+    if std is not None and normalization not in ("global", "hybrid"):
+        yield f"`vl_target_std` {std} does nothing with vl_normalization {normalization!r}; 'global' scales to it."
     if masking == "none" and knobs.vl_outlier_threshold != KNOBS["vl_outlier_threshold"].default:
         yield f"`vl_outlier_threshold` {knobs.vl_outlier_threshold} does nothing with vl_outlier_masking 'none'."
     if masking in ("clamp", "scale") and normalization == "per_dim":
@@ -298,65 +268,45 @@ def _find_unused(knobs: VLConditioning) -> Iterator[str]:
 def _check_vl_alpha(vl_alpha: object) -> float | tuple[float, ...] | dict[str, float]:
     if not isinstance(vl_alpha, Mapping):
         return check_alpha("vl_alpha", vl_alpha, _ALPHA_FORMS)
-    if not vl_alpha:
-        raise ValueError(f"`vl_alpha` names no place, got {{}}: it must be {_ALPHA_FORMS}.")
-    places: dict[str, float] = {}
-    for place, value in vl_alpha.items():
+    for place in vl_alpha:
         if not isinstance(place, str):
-            raise TypeError(f"`vl_alpha` must name its places by strings, got {place!r}: it must be {_ALPHA_FORMS}.")
-        if not place.strip():
-            raise ValueError(f"`vl_alpha` must name its places by words of the prompt, got {place!r}.")
-        places[place] = check_number(f"vl_alpha[{place!r}]", value, "a number from 0 to 1", lambda x: 0 <= x <= 1)
-    return places
+            raise TypeError(f"`vl_alpha` must name its places by strings, got {place!r}. It must be {_ALPHA_FORMS}.")
+    if not vl_alpha or not all(place.strip() for place in vl_alpha):
+        raise ValueError(f"`vl_alpha` must name places or words of the prompt, got {vl_alpha!r}.")
+    unit = "a number from 0 to 1"
+    return {p: check_number(f"vl_alpha[{p!r}]", x, unit, lambda x: 0 <= x <= 1) for p, x in vl_alpha.items()}
 
 
 def split_per_prompt(vl_alpha: object, batch_size: int) -> list[object]:
-    """Get each prompt's alpha, unchecked.
+    """Get each prompt's alpha, its values unchecked.
 
-    A list is one per prompt if any of its entries is itself a list, dict or tensor, or if it has as many numbers as
-    there are several prompts. Anything else serves all prompts.
-
-    Args:
-        vl_alpha: As the call takes it.
-        batch_size: Number of prompts.
-
-    Raises:
-        ValueError: A list that is one per prompt, but not as long as the batch.
+    A list is one per prompt if any of its entries is itself a list, dict or tensor (ValueError if not as long as the
+    batch), or if it has as many numbers as there are several prompts. Anything else serves all prompts.
 
     Example:
         >>> split_per_prompt([0.3, 0.7], 2), split_per_prompt([0.3, 0.7], 1), split_per_prompt(0.3, 2)
         ([0.3, 0.7], [[0.3, 0.7]], [0.3, 0.3])
     """
-    sequence = isinstance(vl_alpha, Sequence) and not isinstance(vl_alpha, str)
-    if not sequence and not getattr(vl_alpha, "ndim", 0):
+    entries = [to_plain(x) for x in vl_alpha] if isinstance(vl_alpha, (list, tuple)) else to_plain(vl_alpha)
+    if not isinstance(entries, list):
         return [vl_alpha] * batch_size
-    entries = list(vl_alpha)  # pyright: ignore[reportArgumentType]
-    nested = any(isinstance(entry, (Mapping, Sequence)) or getattr(entry, "ndim", 0) for entry in entries)
+    nested = any(isinstance(entry, (Mapping, list, tuple)) for entry in entries)
     if nested and len(entries) != batch_size:
         raise ValueError(
             f"`vl_alpha` is a list of {len(entries)}, one per prompt, but there are {batch_size} prompts. One for all "
             f"must be {_ALPHA_FORMS}."
         )
-    per_prompt = nested or (batch_size > 1 and len(entries) == batch_size)
-    return entries if per_prompt else [vl_alpha] * batch_size
+    return entries if nested or len(entries) == batch_size > 1 else [vl_alpha] * batch_size
 
 
 def resolve_alpha(vl_alpha: VLAlpha, tokens: Sequence[PromptToken], prompt: str | None) -> Tensor:
     """Get one alpha per text token, `(tokens,)` float32.
 
     A phrase takes precedence over "prompt", and that over "default" (0 if missing); "prefix" and "suffix" are the
-    template around the prompt. A phrase is sought case-sensitively, everywhere in the prompt, inside longer words
-    too, and every token that shares a character with it counts.
-
-    Args:
-        vl_alpha: A number from 0 to 1; one per text token; or `{place: number}`.
-        tokens: The prompt's tokens with their places.
-        prompt: The prompt, which phrases are sought in; None if only embeddings are known.
-
-    Raises:
-        TypeError: Not a number, a sequence of such, or `{place: number}`.
-        ValueError: A number outside 0..1; one per token, but not as many as tokens; a phrase that the prompt does not
-            contain, or that was cut off; two phrases that give one token different values.
+    template around the prompt. A phrase is sought case-sensitively, everywhere in the prompt (None where only its
+    embeddings are known), inside longer words too, and every token that shares a character with it counts. A
+    ValueError: not as many numbers as tokens; a phrase that is not in the prompt or was cut off with its end; two
+    phrases that give one token different values.
 
     Example:
         >>> words = [PromptToken(0, "red", Region.WORDS, 0, 3), PromptToken(1, " car", Region.WORDS, 3, 7)]
@@ -368,7 +318,7 @@ def resolve_alpha(vl_alpha: VLAlpha, tokens: Sequence[PromptToken], prompt: str 
         if len(values) != len(tokens):
             raise ValueError(
                 f"`vl_alpha` must hold one number for each of the prompt's {len(tokens)} tokens (template included), "
-                f"got {len(values)}. It must be {_ALPHA_FORMS}; in a batch, a list with one of these per prompt."
+                f"got {len(values)}. It must be {_ALPHA_FORMS}; for several prompts, a list with one such per prompt."
             )
         return torch.tensor(values)
     if not isinstance(values, dict):
@@ -393,22 +343,16 @@ def resolve_alpha(vl_alpha: VLAlpha, tokens: Sequence[PromptToken], prompt: str 
 
 def _find_phrase_tokens(phrase: str, tokens: Sequence[PromptToken], prompt: str | None) -> list[int]:
     if prompt is None:
-        raise ValueError(
-            f"`vl_alpha` names the phrase {phrase!r}, but the prompt's text is not known: use the places {_PLACES}, "
-            "or give one number per token."
-        )
+        known = f"use the places {_PLACES}, or give one number per token"
+        raise ValueError(f"`vl_alpha` names the phrase {phrase!r}, but the prompt's text is not known: {known}.")
     starts = [i for i in range(len(prompt)) if prompt.startswith(phrase, i)]
     if not starts:
         raise ValueError(
             f"`vl_alpha` names the phrase {phrase!r}, which the prompt {prompt!r} does not contain (case counts). "
             f"Places that need no phrase: {_PLACES}."
         )
-    words = [i for i, token in enumerate(tokens) if token.region == Region.WORDS]
-    size = len(phrase)
-    found = [i for i in words if any(tokens[i].start < start + size and start < tokens[i].end for start in starts)]
+    words = [token for token in tokens if token.region == Region.WORDS]
+    found = [t.index for t in words if any(t.start < at + len(phrase) and at < t.end for at in starts)]
     if not found:
-        raise ValueError(
-            f"`vl_alpha` names the phrase {phrase!r}, which lies in the part of the prompt that was cut off for its "
-            "length: no token of it is left."
-        )
+        raise ValueError(f"`vl_alpha` names the phrase {phrase!r}, which was cut off with the end of a long prompt.")
     return found

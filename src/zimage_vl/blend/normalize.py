@@ -1,14 +1,14 @@
 """Bring the reference's embeddings to the size of the text's, and quieten dimensions that spread unlike the text's.
 
-All functions work in float32, return the dtype that came and leave their inputs alone. Embeddings that are not finite
-`(tokens, dims)`, or not as wide as the statistics, are a ValueError. The formulas are those of the Qwen3-VL
-conditioning guide, sections 5 and 6; the matching of token RMS is ours.
+All functions take `(tokens, dims)` embeddings, work in float32 and return a new tensor in the dtype that came. What is
+not finite, or not as wide as the statistics of the text encoder (`reference`), is a ValueError. The formulas are those
+of the Qwen3-VL conditioning guide, sections 5 and 6; the matching of token RMS is ours.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
@@ -23,7 +23,7 @@ OutlierDirection = Literal["excess", "deficit"]
 
 
 def get_scale_factor(embeddings: Tensor, target_std: float) -> float:
-    """Get the factor of `scale_embeddings`, `target_std / std(x)`; a ValueError where the embeddings do not vary."""
+    """Get the factor of `scale_embeddings`, `target_std / std(x)`."""
     target_std = check_number("target_std", target_std, "a number above 0", lambda x: 0 < x < float("inf"))
     std = get_overall_std(embeddings)
     if std == 0:
@@ -35,14 +35,9 @@ def get_scale_factor(embeddings: Tensor, target_std: float) -> float:
 
 
 def scale_embeddings(embeddings: Tensor, target_std: float) -> Tensor:
-    """Normalise globally, `x * target_std / std(x)`, the std over all values (the guide, section 5).
+    """Normalise globally, `x * target_std / std(x)`, the std over all values.
 
-    Args:
-        embeddings: `(tokens, dims)`.
-        target_std: > 0, the std to reach. The guide's constant is 70.0.
-
-    Raises:
-        ValueError: `target_std` is not above 0, or the embeddings do not vary.
+    `target_std` > 0 is 70.0 in the guide. Embeddings that do not vary are a ValueError.
 
     Example:
         >>> scale_embeddings(torch.tensor([[-1.0, 0.0, 1.0]]), 70.0).tolist()
@@ -52,13 +47,9 @@ def scale_embeddings(embeddings: Tensor, target_std: float) -> Tensor:
 
 
 def normalize_per_dimension(embeddings: Tensor, reference: EmbeddingStatistics) -> Tensor:
-    """Normalise each dimension, `(x - mean_d) / std_d * ref_std_d + ref_mean_d` (the guide, section 5).
+    """Normalise each dimension, `(x - mean_d) / std_d * ref_std_d + ref_mean_d`.
 
     A dimension that does not vary (any of a single token, or one that was zeroed) passes unchanged.
-
-    Args:
-        embeddings: `(tokens, dims)`.
-        reference: Statistics of the text encoder, equally wide.
 
     Example:
         >>> reference = EmbeddingStatistics(torch.tensor([5.0, 5.0]), torch.tensor([2.0, 2.0]), count=100)
@@ -72,7 +63,7 @@ def normalize_per_dimension(embeddings: Tensor, reference: EmbeddingStatistics) 
 
 
 def normalize_hybrid(embeddings: Tensor, reference: EmbeddingStatistics, target_std: float) -> Tensor:
-    """Take half of `scale_embeddings` and half of `normalize_per_dimension` (the guide, section 5).
+    """Take half of `scale_embeddings` and half of `normalize_per_dimension`.
 
     Example:
         >>> reference = EmbeddingStatistics(torch.tensor([0.0]), torch.tensor([4.0]), count=100)
@@ -85,12 +76,7 @@ def normalize_hybrid(embeddings: Tensor, reference: EmbeddingStatistics, target_
 
 
 def rescale_tokens(embeddings: Tensor, rms: Tensor) -> Tensor:
-    """Give each token a root mean square: `x * rms / rms(x)`, `rms` being `(tokens,)`; a token of zeros stays zero.
-
-    Example:
-        >>> rescale_tokens(torch.tensor([[2.0, -2.0], [0.0, 0.0]]), torch.tensor([6.0, 6.0])).tolist()
-        [[6.0, -6.0], [0.0, 0.0]]
-    """
+    """Give each token a root mean square: `x * rms / rms(x)`, `rms` being `(tokens,)`; a token of zeros stays zero."""
     x = check_embeddings("embeddings", embeddings)
     if rms.shape != x.shape[:1]:
         raise ValueError(f"`rms` must hold one number for each of {x.shape[0]} tokens, got {tuple(rms.shape)}.")
@@ -103,11 +89,7 @@ def match_token_rms(embeddings: Tensor, like: Tensor) -> Tensor:
     """Give each token the root mean square of its partner: `x * rms(like) / rms(x)`, token by token.
 
     After it the effective alpha of a linear blend is the nominal one: of a blend only the ratio of token sizes counts,
-    since the transformer's caption embedder begins with an RMSNorm.
-
-    Args:
-        embeddings: `(tokens, dims)`. A token of zeros stays zero.
-        like: `(tokens, any)`, as many tokens (else ValueError): the text's.
+    since the transformer's caption embedder begins with an RMSNorm. `like` is `(tokens, any)`, as many tokens.
 
     Example:
         >>> match_token_rms(torch.tensor([[1.0, -1.0]]), like=torch.tensor([[10.0, 10.0]])).tolist()
@@ -116,45 +98,39 @@ def match_token_rms(embeddings: Tensor, like: Tensor) -> Tensor:
     tokens, partners = len(check_embeddings("embeddings", embeddings)), len(check_embeddings("like", like))
     if tokens != partners:
         raise ValueError(
-            f"`embeddings` and `like` must have as many tokens, got {tokens} and {partners}. Align the reference to "
-            "the text first (align_sequence)."
+            f"`embeddings` and `like` must have as many tokens, got {tokens} and {partners}: align first."
         )
     return rescale_tokens(embeddings, get_token_rms(like))
 
 
 @dataclass(frozen=True)
 class OutlierMaskingInfo:
-    """The outliers that `mask_outlier_dimensions` found, and what it did.
+    """The outliers that `mask_outlier_dimensions` found and what it did, largest ratio first."""
 
-    Attributes:
-        masked_dimensions: The dimensions acted on, largest ratio first.
-        masked_dim_ratios: Their ratios before.
-        factors: What each was multiplied by.
-        left_dim_ratios: Outliers found and left alone, with their ratios: deficits under "clamp" and "scale".
-        directions: "excess" or "deficit" for every outlier found, masked or left alone.
-    """
+    masked_dim_ratios: dict[int, float] = field(default_factory=dict[int, float])  # of those acted on, before
+    left_dim_ratios: dict[int, float] = field(default_factory=dict[int, float])  # of those left alone
+    directions: dict[int, OutlierDirection] = field(default_factory=dict[int, OutlierDirection])  # of all
+    factors: dict[int, float] = field(default_factory=dict[int, float])  # what each was multiplied by
 
-    masked_dimensions: list[int]
-    masked_dim_ratios: dict[int, float]
-    factors: dict[int, float]
-    left_dim_ratios: dict[int, float]
-    directions: dict[int, OutlierDirection]
+    @property
+    def masked_dimensions(self) -> list[int]:
+        """The dimensions acted on."""
+        return list(self.masked_dim_ratios)
 
 
 def _find_outliers(
     embeddings: Tensor, reference: EmbeddingStatistics | None, threshold: float
 ) -> list[tuple[int, float, OutlierDirection]]:
-    if reference is None or not hasattr(reference, "std"):
+    if not hasattr(reference, "std") or reference is None:
         raise TypeError(
-            f"`reference` must be the text encoder's statistics, which spreads are compared with, got {reference!r}: "
-            "take `pipe.text_statistics()`, or EmbeddingStatistics.from_embeddings of embeddings of your own."
+            "`reference` must be the text encoder's statistics, to compare spreads with: take "
+            f"`pipe.text_statistics()` or EmbeddingStatistics.from_embeddings(...), got {type(reference).__name__}."
         )
     threshold = check_number("threshold", threshold, "a number above 1", lambda x: 1 < x < float("inf"))
     x = check_embeddings("embeddings", embeddings, reference.std.shape[0])
     if x.shape[0] < 2:
         return []
-    std = get_dimension_std(x).double()
-    ref_std = reference.std.to(std)
+    std, ref_std = get_dimension_std(x).double(), reference.std.to(x.device, torch.float64)
     quotients = torch.where((std == 0) & (ref_std == 0), 1.0, std / ref_std)
     ratios = torch.maximum(quotients, 1 / quotients)  # (dims,)
     dims = [int(d) for d in torch.nonzero(ratios > threshold).flatten()]
@@ -165,18 +141,11 @@ def _find_outliers(
 def get_outlier_dimensions(
     embeddings: Tensor, reference: EmbeddingStatistics | None = None, threshold: float = 10.0
 ) -> list[tuple[int, float]]:
-    """Get the dimensions whose spread differs from the reference's more than `threshold`-fold, in either direction.
+    """Get the dimensions whose spread differs from the reference's more than `threshold`-fold, as `(dim, ratio)`.
 
-    `ratio_d = max(q, 1/q)` with `q = std_d / ref_std_d` (the guide, section 6, whose 617.9 for dimension 396 is a
-    deficit). A dimension that does not vary here but does there has the ratio inf; a single token has no outliers.
-
-    Args:
-        embeddings: `(tokens, dims)`.
-        reference: Statistics of the text encoder, equally wide: `pipe.text_statistics()`. Without it a TypeError.
-        threshold: > 1.
-
-    Returns:
-        `(dimension, ratio)`, largest ratio first.
+    `ratio_d = max(q, 1/q)` with `q = std_d / ref_std_d`, largest first: both ways, as the guide's 617.9 for dimension
+    396 is a deficit. A dimension that does not vary here but does there has the ratio inf; a single token has no
+    outliers. Without statistics (`pipe.text_statistics()`) a TypeError; a threshold not above 1 is a ValueError.
 
     Example:
         >>> reference = EmbeddingStatistics(torch.zeros(3), torch.tensor([42.0, 1.0, 1.0]), count=100)
@@ -187,12 +156,7 @@ def get_outlier_dimensions(
 
 
 def scale_dimensions(embeddings: Tensor, factors: Mapping[int, float]) -> Tensor:
-    """Multiply some dimensions of `(tokens, dims)` by a factor each, in a copy; the others keep their bits.
-
-    Example:
-        >>> scale_dimensions(torch.tensor([[1.0, 2.0]]), {1: 0.5}).tolist()
-        [[1.0, 1.0]]
-    """
+    """Multiply some dimensions by a factor each; the others keep their bits."""
     scaled = embeddings.float().clone()
     for dim, factor in factors.items():
         # Assigned rather than multiplied where the factor is 0, so that no -0.0 appears.
@@ -206,20 +170,11 @@ def mask_outlier_dimensions(
     threshold: float = 10.0,
     mode: OutlierMasking = "zero",
 ) -> tuple[Tensor, OutlierMaskingInfo]:
-    """Quieten the outlier dimensions (the guide, section 6).
+    """Quieten the dimensions that `get_outlier_dimensions` finds.
 
     "zero" sets each to 0, excess or deficit. "clamp" multiplies an excess by the factor that brings its ratio to the
     threshold, "scale" by the one that brings it to 1. Both leave deficits alone and report them: raising a dimension
     600-fold would drown the token. "none" only reports.
-
-    Args:
-        embeddings: `(tokens, dims)`: image tokens.
-        reference: Statistics of the text encoder, as for `get_outlier_dimensions`.
-        threshold: > 1, the ratio above which a dimension is an outlier.
-        mode: "none", "zero", "clamp" or "scale".
-
-    Returns:
-        `(tokens, dims)` in the dtype of `embeddings`, and what was done.
 
     Example:
         >>> reference = EmbeddingStatistics(torch.zeros(2), torch.ones(2), count=100)
@@ -238,10 +193,9 @@ def mask_outlier_dimensions(
             # Clamped to a hair under the threshold, so that masking twice is masking once.
             factors[dim] = (threshold * (1 - 1e-6) if mode == "clamp" else 1) / ratio
     info = OutlierMaskingInfo(
-        masked_dimensions=list(factors),
-        masked_dim_ratios={dim: ratio for dim, ratio, _ in outliers if dim in factors},
-        factors=factors,
-        left_dim_ratios={dim: ratio for dim, ratio, _ in outliers if dim not in factors},
-        directions={dim: direction for dim, _, direction in outliers},
+        {dim: ratio for dim, ratio, _ in outliers if dim in factors},
+        {dim: ratio for dim, ratio, _ in outliers if dim not in factors},
+        {dim: direction for dim, _, direction in outliers},
+        factors,
     )
     return scale_dimensions(embeddings, factors), info

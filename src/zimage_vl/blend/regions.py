@@ -1,18 +1,15 @@
-"""Where each token of a chat turn lies, and which tokens a selection keeps.
-
-A user turn is a chat template around a content. In the text encoder's sequence the content is the prompt's words; in
-the reference's it is the picture (vision markers around image tokens) and some words. The regions say which is which,
-so that the two sequences can be laid on each other.
-"""
+"""The parts of a chat turn, so that a prompt's sequence and a reference's can be laid on each other."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor
+
+from .checks import check_choice
 
 
 TokenSelection = Literal["all", "text", "image", "image_no_markers"]
@@ -29,7 +26,7 @@ class Region(IntEnum):
     SUFFIX = 4  # the chat template after the user's content
 
 
-_SELECTED: dict[str, tuple[Region, ...]] = {
+_SELECTED_REGIONS: dict[str, tuple[Region, ...]] = {
     "all": tuple(Region),
     "text": (Region.PREFIX, Region.WORDS, Region.SUFFIX),
     "image": (Region.MARKER, Region.IMAGE),
@@ -39,43 +36,23 @@ _SELECTED: dict[str, tuple[Region, ...]] = {
 
 @dataclass(frozen=True)
 class PromptToken:
-    """One token of a prompt's turn as the text encoder reads it.
+    """One token of a prompt's turn as the text encoder reads it; `start` and `end` are -1 outside the words."""
 
-    Attributes:
-        index: Position in the unpadded sequence, the index of its row in `prompt_embeds`.
-        text: What the token decodes to.
-        region: `Region.PREFIX`, `Region.WORDS` or `Region.SUFFIX`.
-        start: First character of the token within the prompt (words only, otherwise -1).
-        end: One past its last character within the prompt (words only, otherwise -1).
-    """
-
-    index: int
-    text: str
-    region: Region
-    start: int = -1
-    end: int = -1
+    index: int  # its row in `prompt_embeds`
+    text: str  # what it decodes to
+    region: Region  # PREFIX, WORDS or SUFFIX
+    start: int = -1  # its first character within the prompt
+    end: int = -1  # one past its last
 
 
 def select_tokens(regions: Tensor, selection: TokenSelection) -> Tensor:
-    """Which tokens a selection keeps.
-
-    Args:
-        regions: `(tokens,)` integer tensor of `Region` values.
-        selection: `"all"`; `"text"` (template and words); `"image"` (vision markers and image tokens) or
-            `"image_no_markers"` (image tokens alone).
-
-    Returns:
-        `(tokens,)` bool tensor.
-
-    Raises:
-        ValueError: `selection` is none of these.
+    """Get the tokens that a selection (else ValueError) keeps: `(tokens,)` `Region` values to `(tokens,)` bool.
 
     Example:
         >>> regions = torch.tensor([Region.PREFIX, Region.MARKER, Region.IMAGE, Region.MARKER, Region.WORDS])
         >>> select_tokens(regions, "image").tolist()
         [False, True, True, True, False]
     """
-    if selection not in _SELECTED:
-        raise ValueError(f"`selection` must be one of {list(get_args(TokenSelection))}, got {selection!r}.")
-    wanted = torch.tensor([int(region) for region in _SELECTED[selection]], device=regions.device)
+    check_choice("selection", selection, list(_SELECTED_REGIONS))
+    wanted = torch.tensor([int(region) for region in _SELECTED_REGIONS[selection]], device=regions.device)
     return torch.isin(regions, wanted)

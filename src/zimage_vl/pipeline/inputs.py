@@ -20,7 +20,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..blend.knobs import CONDITIONING_NAMES, KNOBS, VLConditioning, resolve_alpha, split_per_prompt
-from ..reference.embeds import ReferenceEmbeds, as_reference_embeds
+from ..reference.embeds import ReferenceEmbeds, as_reference_embeds, describe_width
 from ..reference.pictures import ReferenceImage, group_references, load_reference_image, load_reference_mask
 from ..reference.reading import Reading, build_reading
 from ..reference.turn import TextTurn, read_text_turn
@@ -46,7 +46,6 @@ _GUIDE_NAMES = {
     "text_tokens_only": 'vl_token_selection="text"',
     "text_with_image": "vl_text",
 }
-_VL_WIDTHS = {2048: "Qwen3-VL-2B", 2560: "Qwen3-VL-4B", 4096: "Qwen3-VL-8B"}
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # The transformer pads captions to a multiple of this, and sets the picture one position behind them.
 _CAPTION_MULTIPLE = 32
@@ -277,10 +276,9 @@ def _check_embeds_list(host: Host, name: str, embeds: Any) -> list[Tensor]:
             got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
             raise TypeError(f"`{name}` must hold floating-point (tokens, dims) tensors, got {got}.")
         if tensor.dim() != 2 or 0 in tensor.shape or (host.width or tensor.shape[1]) != tensor.shape[1]:
-            likely = f", the width of {_VL_WIDTHS[tensor.shape[-1]]}" if tensor.shape[-1] in _VL_WIDTHS else ""
             raise ValueError(
                 f"`{name}` must hold (tokens, {host.width or 'dims'}) tensors with at least one token, got one of "
-                f"shape {tuple(tensor.shape)}{likely}."
+                f"shape {tuple(tensor.shape)}; its width is {describe_width(tensor.shape[-1])}."
             )
         if host.max_text_tokens is not None and tensor.shape[0] > host.max_text_tokens:
             raise ValueError(
@@ -399,12 +397,11 @@ def _check_finite(name: str, value: Any, at_least: float = -math.inf) -> float:
 def _read_conditionings(knobs: Mapping[str, Any], count: int) -> list[VLConditioning]:
     """The knobs of each prompt. Without a reference they are checked all the same: scripts switch it on and off."""
     given = knobs["reference_image"] is not None or knobs["reference_embeds"] is not None
-    common = {name: knobs[name] for name in CONDITIONING_NAMES} | {"reference_weights": knobs["reference_weights"]}
     neutral = knobs["neutral_image"] is not None or (not given and knobs["vl_blend_mode"] == "style_delta")
-    return [
-        VLConditioning(**{**common, "vl_alpha": alpha, "has_neutral_image": neutral})
-        for alpha in split_per_prompt(knobs["vl_alpha"], count)
-    ]
+    names = (*CONDITIONING_NAMES, "reference_weights")
+    common: dict[str, Any] = {name: knobs[name] for name in names if name != "vl_alpha"}
+    alphas: list[Any] = split_per_prompt(knobs["vl_alpha"], count)
+    return [VLConditioning(vl_alpha=alpha, has_neutral_image=neutral, **common) for alpha in alphas]
 
 
 def _read_references(
@@ -464,8 +461,8 @@ def _read_embeds(host: Host, knobs: Mapping[str, Any], conditionings: Sequence[V
                 loaded[id(item)] = as_reference_embeds(item)
             if host.width is not None:
                 loaded[id(item)].check_fits(host.width, conditioning.layers)
-        ready = () if conditioning.is_inert else tuple(loaded[id(item)] for item in items)
-        found.append((ready[: len(group)], ready[-1] if len(ready) > len(group) else None))
+        ready = [] if conditioning.is_inert else [loaded[id(item)] for item in items]
+        found.append((tuple(ready[: len(group)]), ready[-1] if len(ready) > len(group) else None))
     return found
 
 

@@ -14,6 +14,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Literal, Optional
 
 import torch
@@ -25,7 +26,7 @@ from transformers import AutoTokenizer, PreTrainedModel, Qwen3VLForConditionalGe
 from ..blend.condition import condition_prompt_embeds
 from ..blend.embedding_statistics import EmbeddingStatistics
 from ..blend.knobs import KNOBS, VLAlpha
-from ..blend.regions import PromptToken
+from ..blend.regions import PromptToken, TextPosition
 from ..blend.report import ConditioningReport
 from ..recipes import RECIPES
 from ..reference.embeds import ReferenceEmbeds
@@ -39,7 +40,7 @@ from ..reference.readers import (
     read_reference,
 )
 from ..reference.reading import Reading, build_reading
-from ..reference.turn import embeds_regions, read_text_turn
+from ..reference.turn import embeds_regions, read_text_turn, tokenizer_lock
 from .inputs import (
     EmbedsInput,
     Host,
@@ -113,7 +114,7 @@ class ZImageVLPipeline(ZImagePipeline):
     Experimental: the method shows visible artifacts, and trained adapters are better where there are any.
 
     Args:
-        scheduler: As in `ZImagePipeline`; it is copied, so that pipelines over the same modules do not share its state.
+        scheduler: As in `ZImagePipeline`; copied, so that pipelines over the same modules do not share its state.
         vae: As in `ZImagePipeline`.
         text_encoder: As in `ZImagePipeline`.
         tokenizer: As in `ZImagePipeline`; it holds Qwen's vision tokens too.
@@ -136,6 +137,8 @@ class ZImageVLPipeline(ZImagePipeline):
     # The VL encoder first: a plain pipeline that runs the shared modules under these hooks then finds its own order.
     model_cpu_offload_seq = "vl_encoder->text_encoder->transformer->vae"
     _optional_components = ["vl_encoder", "vl_processor"]  # noqa: RUF012 - as every diffusers pipeline declares it
+    vl_encoder: Any
+    vl_processor: Any
 
     #: Settings for a purpose, by name: `pipe(prompt, reference_image=photo, **pipe.recipes["style-transfer"])`.
     recipes: Mapping[str, Mapping[str, Any]] = RECIPES
@@ -184,10 +187,13 @@ class ZImageVLPipeline(ZImagePipeline):
             ValueError: No `model_id` and `vl_model_id=None`; a model that is not as wide as the text encoder.
             OSError: It cannot be found or downloaded.
         """
-        source = self._find_reader(model_id, revision)
-        encoder, processor = load_vl_encoder_parts(source.model_id, revision, dtype or self.text_encoder.dtype)
+        model_id = self._name_vl_encoder(model_id)
+        config, processor = load_vl_config(model_id, revision)
+        check_vl_config(config, self.text_encoder.config.hidden_size)
+        dtype = dtype or self.text_encoder.dtype
+        encoder, _ = load_vl_encoder_parts(model_id, revision, dtype, config=config, processor=processor)
         self.register_modules(vl_encoder=encoder, vl_processor=processor)
-        self.register_to_config(vl_model_id=str(source.model_id))
+        self.register_to_config(vl_model_id=str(model_id))
         self._vl_revision = revision
         place_like_others(self, encoder)
 
@@ -211,10 +217,10 @@ class ZImageVLPipeline(ZImagePipeline):
         """
         self._readings.clear()
 
-    def _find_reader(self, model_id: str | None = None, revision: str | None = None) -> ReaderSource:
+    def _find_reader(self) -> ReaderSource:
         """The VL encoder's config and processor; of one that is not loaded yet, without its weights."""
         width = self.text_encoder.config.hidden_size
-        if model_id is None and self.vl_encoder is not None:
+        if self.vl_encoder is not None:
             if self.vl_processor is None:
                 raise ValueError(
                     "`vl_encoder` was given without `vl_processor`. Pass its image processor too: "
@@ -222,19 +228,24 @@ class ZImageVLPipeline(ZImagePipeline):
                 )
             check_vl_encoder(self.vl_encoder, width)
             return ReaderSource(self.vl_encoder.config, self.vl_processor, self._vl_name, self._vl_revision)
-        model_id = model_id or self.config.vl_model_id
+        model_id = self._name_vl_encoder()
+        config, processor = load_vl_config(model_id)
+        check_vl_config(config, width)
+        return ReaderSource(config, processor, model_id, None)
+
+    def _name_vl_encoder(self, model_id: str | None = None) -> str:
+        """The encoder to load."""
+        model_id = model_id or self.config["vl_model_id"]
         if model_id is None:
             raise ValueError(
                 "This pipeline has no VL encoder and `vl_model_id` is None, so none is loaded. Pass `vl_encoder` and "
                 "`vl_processor`, call load_vl_encoder with a `model_id`, or use `reference_embeds`."
             )
-        config, processor = load_vl_config(model_id, revision)
-        check_vl_config(config, width)
-        return ReaderSource(config, processor, model_id, revision)
+        return model_id
 
     @property
     def _vl_name(self) -> str | None:
-        return getattr(self.vl_encoder, "name_or_path", None) or self.config.vl_model_id
+        return getattr(self.vl_encoder, "name_or_path", None) or self.config["vl_model_id"]
 
     # ---- Encoding ----
 
@@ -244,7 +255,7 @@ class ZImageVLPipeline(ZImagePipeline):
         text: str = "",
         layers: Sequence[int] = (-6,),
         *,
-        text_position: str = "after",
+        text_position: TextPosition = "after",
         max_pixels: int = 1024 * 1024,
         mask: ReferenceImage | None = None,
         max_sequence_length: int = 512,
@@ -372,14 +383,14 @@ class ZImageVLPipeline(ZImagePipeline):
             offload_models(self, self.text_encoder, self.vl_encoder)
         return ready
 
-    def encode_prompt(  # pyright: ignore[reportIncompatibleMethodOverride] - the parent leaves types out
+    def encode_prompt(  # pyright: ignore[reportIncompatibleMethodOverride] - the parent names other types
         self,
         prompt: str | list[str],
         device: torch.device | None = None,
         do_classifier_free_guidance: bool = True,
         negative_prompt: str | list[str] | None = None,
-        prompt_embeds: list[torch.FloatTensor] | None = None,
-        negative_prompt_embeds: list[torch.FloatTensor] | None = None,
+        prompt_embeds: list[Tensor] | None = None,
+        negative_prompt_embeds: list[Tensor] | None = None,
         max_sequence_length: int = 512,
     ) -> tuple[list[Tensor], list[Tensor]]:
         """As the parent's, on copies: the parent writes the chat template into the caller's lists.
@@ -387,16 +398,18 @@ class ZImageVLPipeline(ZImagePipeline):
         Raises:
             ValueError: NaN or infinity from the text encoder.
         """
-        heal_model_hooks(self, self.text_encoder)
-        embeds, negatives = super().encode_prompt(
-            list(prompt) if isinstance(prompt, list) else prompt,
-            device,
-            do_classifier_free_guidance,
-            list(negative_prompt) if isinstance(negative_prompt, list) else negative_prompt,
-            prompt_embeds,
-            negative_prompt_embeds,
-            max_sequence_length,
-        )
+        encode: Callable[..., Any] = super().encode_prompt  # it names narrower types than it takes
+        with lock_of_models(self), tokenizer_lock:  # the parent sets padding and truncation on the tokenizer
+            heal_model_hooks(self, self.text_encoder)
+            embeds, negatives = encode(
+                list(prompt) if isinstance(prompt, list) else prompt,
+                device,
+                do_classifier_free_guidance,
+                list(negative_prompt) if isinstance(negative_prompt, list) else negative_prompt,
+                prompt_embeds,
+                negative_prompt_embeds,
+                max_sequence_length,
+            )
         check_finite_tensors("the embeddings of the text encoder", [*embeds, *(negatives or ())])
         return embeds, negatives
 
@@ -583,14 +596,17 @@ class ZImageVLPipeline(ZImagePipeline):
             reader=self._find_reader,
         )
 
-    def is_guided(self, guidance_scale: float) -> bool:
-        self._guidance_scale = guidance_scale  # the threshold is diffusers' own, and varies by version
-        return self.do_classifier_free_guidance
+    @staticmethod
+    def is_guided(guidance_scale: float) -> bool:
+        """As diffusers decides it, which varies by version; asked of a stand-in, for this pipeline may be painting."""
+        decide: Any = ZImagePipeline.do_classifier_free_guidance
+        return decide.fget(SimpleNamespace(_guidance_scale=guidance_scale))
 
     def _check_origin(self, embeds: ReferenceEmbeds) -> None:
         """Refuse ready embeddings of another VL encoder than the pipeline's."""
-        marked = embeds.provenance.vl_fingerprint is not None and self.vl_encoder is not None
-        fingerprint = fingerprint_vl_encoder(self.vl_encoder) if marked else None
+        encoder, fingerprint = self.vl_encoder, None
+        if encoder is not None and embeds.provenance.vl_fingerprint is not None:
+            fingerprint = fingerprint_vl_encoder(encoder)
         made, own = embeds.provenance.model_id, self._vl_name
         if not embeds.check_model(own, fingerprint) and None not in (made, own) and made != own:
             warn_once(
@@ -644,23 +660,24 @@ class ZImageVLPipeline(ZImagePipeline):
         )
 
     def read_pictures(self, pictures: Sequence[Reading | ReferenceEmbeds]) -> list[ReferenceEmbeds]:
-        """The states of each picture; the VL encoder reads those that are neither ready nor among the last readings."""
+        """The states of each picture; read are those that are neither ready nor among the last readings."""
         readings = [item for item in pictures if isinstance(item, Reading)]
         if readings and self.vl_encoder is None:
             self.load_vl_encoder()
+        encoder: Any = self.vl_encoder
         offload_models(self, self.text_encoder)
         known: dict[int, ReferenceEmbeds] = {}
         for reading in readings:
-            key = (weakref.ref(self.vl_encoder), self.vl_encoder.dtype, reading.key)
+            key = (weakref.ref(encoder), encoder.dtype, reading.key)
             if key not in self._readings:
                 if not model_hooks(self):
-                    join_offload(self, self.vl_encoder)
-                self._readings[key] = read_reference(self.vl_encoder, self.vl_processor, reading)
+                    join_offload(self, encoder)
+                self._readings[key] = read_reference(encoder, self.vl_processor, reading)
             self._readings.move_to_end(key)
             known[id(reading)] = self._readings[key]
             while len(self._readings) > _KEPT_READINGS:
                 self._readings.popitem(last=False)
-        offload_models(self, self.vl_encoder)
+        offload_models(self, encoder)
         return [item if isinstance(item, ReferenceEmbeds) else known[id(item)] for item in pictures]
 
     def paint(self, plan: Plan, text: list[Tensor], ready: PromptConditioning, call: Mapping[str, Any]) -> Any:
@@ -674,9 +691,10 @@ class ZImageVLPipeline(ZImagePipeline):
             call["callback_on_step_end_tensor_inputs"] or (),
         )
         inside_first = not plan.window or plan.window[0]
+        call_parent: Callable[..., Any] = super().__call__  # it names narrower types than it takes
         self._state = "painting"
         try:
-            images = super().__call__(
+            images = call_parent(
                 prompt_embeds=ready.prompt_embeds if inside_first else text,
                 negative_prompt_embeds=ready.negative_prompt_embeds,
                 return_dict=False,
@@ -780,7 +798,7 @@ def _declare_vl_parts_as_components() -> None:
     """
     signature = inspect.signature(ZImageVLPipeline.__init__)
     parameters = [
-        parameter.replace(default=parameter.empty) if name in ZImageVLPipeline._optional_components else parameter
+        parameter.replace(default=parameter.empty) if name in ("vl_encoder", "vl_processor") else parameter
         for name, parameter in signature.parameters.items()
     ]
     setattr(ZImageVLPipeline.__init__, "__signature__", signature.replace(parameters=parameters))  # noqa: B010

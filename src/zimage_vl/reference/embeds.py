@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast
@@ -26,36 +26,17 @@ REFERENCE_FILE = FileKind(
 _STATES_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _REGIONS_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 _VL_WIDTHS = {2048: "Qwen3-VL-2B", 2560: "Qwen3-VL-4B", 4096: "Qwen3-VL-8B", 5120: "Qwen3-VL-32B"}
-
-
-def _is_text(value: object) -> bool:
-    return isinstance(value, str)
-
-
-def _is_digest(value: object) -> bool:
-    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
-
-
-def _is_count(value: object) -> bool:
-    return type(value) is int and value >= 1
-
-
-def _is_size(value: object) -> bool:
-    return isinstance(value, tuple) and len(cast("tuple[object, ...]", value)) == 2 and all(map(_is_count, value))
-
-
-def _is_table(value: object) -> bool:
-    return isinstance(value, Mapping) and all(map(_is_text, [*value.keys(), *value.values()]))
-
-
-# The fields of the provenance: a check, and what it wants in words.
-_PROVENANCE_FIELDS: dict[str, tuple[Callable[[object], bool], str]] = {
-    **dict.fromkeys(("model_id", "revision", "text", "dtype"), (_is_text, "a string")),
-    **dict.fromkeys(("image_sha256", "mask_sha256", "vl_fingerprint"), (_is_digest, "64 hex digits")),
-    **dict.fromkeys(("num_hidden_layers", "max_pixels"), (_is_count, "an integer of at least 1")),
-    **dict.fromkeys(("image_grid", "image_size", "encoded_size"), (_is_size, "two integers of at least 1")),
-    "text_position": (("after", "before").__contains__, "'after' or 'before'"),
-    "versions": (_is_table, "names with their versions"),
+_COUNT, _PAIR, _DIGEST = r"[1-9]\d{0,17}", r"\[[1-9]\d{0,17}, [1-9]\d{0,17}\]", "[0-9a-f]{64}"
+# What the fields of the provenance that are not free text look like in a file.
+_JSON_FORMS = {
+    **dict.fromkeys(("num_hidden_layers", "max_pixels"), _COUNT),
+    **dict.fromkeys(("image_grid", "image_size", "encoded_size"), _PAIR),
+    "versions": r'\{("[^"]*": "[^"]*"(, (?=")|(?=\})))*\}',
+}
+_FORMS = {
+    **_JSON_FORMS,
+    **dict.fromkeys(("image_sha256", "mask_sha256", "vl_fingerprint"), _DIGEST),
+    "text_position": "after|before",
 }
 
 
@@ -99,10 +80,8 @@ class ReferenceProvenance:
     vl_fingerprint: str | None = None
 
     def __post_init__(self) -> None:
-        for name, (fits, wanted) in _PROVENANCE_FIELDS.items():
-            value = getattr(self, name)
-            if value is not None and not fits(value):
-                raise ValueError(f"The provenance's {name!r} must be {wanted}, got {value!r}.")
+        for name, text in self.to_metadata().items():
+            _check_form(name, text)
 
     def to_metadata(self) -> dict[str, str]:
         """Get the fields that are known, as the string to string pairs that a safetensors file can hold."""
@@ -111,24 +90,13 @@ class ReferenceProvenance:
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, str]) -> ReferenceProvenance:
-        """Get what `to_metadata` wrote; other keys are left alone.
-
-        Raises:
-            ValueError: A field cannot be read.
-        """
+        """Get what `to_metadata` wrote; other keys are left alone. A field of another kind is a ValueError."""
         values: dict[str, Any] = {spec.name: metadata[spec.name] for spec in fields(cls) if spec.name in metadata}
-        for name, text in values.items():
-            if _PROVENANCE_FIELDS[name][0] in (_is_count, _is_size, _is_table):
-                values[name] = _parse_json(name, text)
+        for name in _JSON_FORMS.keys() & values.keys():
+            _check_form(name, values[name])
+            value = json.loads(values[name])
+            values[name] = tuple(value) if isinstance(value, list) else value
         return cls(**values)
-
-
-def _parse_json(name: str, text: str) -> Any:
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"The field {name!r} cannot be read: {text[:80]!r}.") from error
-    return tuple(cast("list[object]", value)) if isinstance(value, list) else value
 
 
 @dataclass(frozen=True, eq=False)
@@ -189,9 +157,9 @@ class ReferenceEmbeds:
         Raises:
             ValueError: The layer is not in here.
         """
-        depth = self.provenance.num_hidden_layers
+        count = (self.provenance.num_hidden_layers or 0) + 1
         for held, states in self.hidden_states.items():
-            if held == layer or (depth is not None and abs(held - layer) == depth + 1):
+            if held == layer or (-count <= layer < count and abs(held - layer) == count > 1):
                 return states
         raise ValueError(
             f"This reference holds the hidden states of layers {list(self.layers)}, not of layer {layer}. Use one of "
@@ -208,17 +176,13 @@ class ReferenceEmbeds:
         Raises:
             ValueError: An unknown selection, a layer that is not in here, or None where there are several.
         """
-        if layer is None and len(self.layers) > 1:
-            raise ValueError(f"This reference holds the layers {list(self.layers)}: name one, layer={self.layers[0]}.")
-        states = self.get_layer(self.layers[0] if layer is None else layer)
-        return states[select_tokens(self.regions, selection)]
+        first, *others = self.layers
+        if layer is None and others:
+            raise ValueError(f"This reference holds the layers {list(self.layers)}: name one, layer={first}.")
+        return self.get_layer(first if layer is None else layer)[select_tokens(self.regions, selection)]
 
     def check_fits(self, width: int, layers: Sequence[int]) -> None:
-        """Refuse states that cannot be blended into embeddings `width` wide, or lack one of the layers.
-
-        Raises:
-            ValueError: Naming what was expected and what is here.
-        """
+        """Refuse, by a ValueError, states that do not fit embeddings `width` wide, or lack one of the layers."""
         if self.width != width:
             raise ValueError(
                 f"The reference's states are {describe_width(self.width)} wide, the text embeddings "
@@ -244,16 +208,15 @@ class ReferenceEmbeds:
             ValueError: It is another one. Both are named, and what to do.
         """
         made, own = self.provenance.model_id, self.provenance.vl_fingerprint
-        if own is not None and fingerprint is not None:
-            if own != fingerprint:
-                raise ValueError(
-                    f"The reference was read by another VL encoder, {made!r} (fingerprint {own[:12]}); the pipeline's "
-                    f"is {model_id!r} (fingerprint {fingerprint[:12]}). Encode the reference again with the "
-                    "pipeline's, or give the pipeline the encoder of the file."
-                )
-            return True
-        if not _is_hub_id(made) or not _is_hub_id(model_id):
-            return False
+        known = bool(own and fingerprint)
+        if own and fingerprint and own != fingerprint:
+            raise ValueError(
+                f"The reference was read by another VL encoder, {made!r} (fingerprint {own[:12]}); the pipeline's is "
+                f"{model_id!r} (fingerprint {fingerprint[:12]}). Encode the reference again with the pipeline's, or "
+                "give the pipeline the encoder of the file."
+            )
+        if known or not _is_hub_id(made) or not _is_hub_id(model_id):
+            return known
         if made != model_id:
             raise ValueError(
                 f"The reference was read by the VL encoder {made!r}, the pipeline's is {model_id!r}. Encode the "
@@ -297,15 +260,15 @@ class ReferenceEmbeds:
         """
         tensors, metadata = read_tensor_file(path, REFERENCE_FILE)
         try:
-            layers = _parse_json("layers", metadata.get("layers", ""))
-            names = {f"hidden_states.{layer}": layer for layer in layers} if isinstance(layers, tuple) else {}
-            if not all(type(layer) is int for layer in names.values()) or {*names, "regions"} != set(tensors):
+            layers = metadata.get("layers", "")
+            names = {f"hidden_states.{layer}": int(layer) for layer in re.findall(r"-?\d{1,9}", layers)}
+            if {*names, "regions"} != set(tensors):
                 raise ValueError(f"It should hold regions and the layers {layers!r}, got {sorted(tensors)}.")
             states = {layer: tensors[name] for name, layer in names.items()}
             embeds = cls(states, tensors["regions"], ReferenceProvenance.from_metadata(metadata))
-            wrong = sorted(name for name, _ in metadata.items() ^ embeds._metadata().items())
+            wrong = {name for name, _ in metadata.items() ^ embeds._metadata().items()}
             if wrong:
-                raise ValueError(f"Its metadata contradict its tensors, or are unknown here: {sorted(set(wrong))}.")
+                raise ValueError(f"Its metadata contradict its tensors, or are unknown here: {sorted(wrong)}.")
         except ValueError as error:
             raise ValueError(f"{Path(path)} is refused: {error} To mend it, {REFERENCE_FILE.remedy}.") from error
         return embeds
@@ -328,10 +291,8 @@ def as_reference_embeds(reference: object) -> ReferenceEmbeds:
             f"A reference must be ReferenceEmbeds or the path of their file, got {type(reference).__name__}."
         )
     other = cast("ReferenceEmbeds", reference)
-    known = {spec.name: getattr(other.provenance, spec.name, None) for spec in fields(ReferenceProvenance)}
-    return ReferenceEmbeds(
-        other.hidden_states, other.regions, ReferenceProvenance(**{**known, "versions": known["versions"] or {}})
-    )
+    provenance = ReferenceProvenance.from_metadata(other.provenance.to_metadata())
+    return ReferenceEmbeds(other.hidden_states, other.regions, provenance)
 
 
 def describe_width(width: int) -> str:
@@ -344,6 +305,11 @@ def _is_hub_id(name: str | None) -> bool:
     if name is None or name.count("/") != 1 or name.startswith((".", "/", "~")) or name.endswith("/"):
         return False
     return "\\" not in name and not os.path.isdir(name)
+
+
+def _check_form(name: str, text: str) -> None:
+    if not re.fullmatch(_FORMS.get(name, ".*"), text, re.DOTALL):
+        raise ValueError(f"The provenance's field {name!r} is of another kind: {text[:80]!r}.")
 
 
 def _check_states(hidden_states: Mapping[int, Tensor], depth: int | None) -> None:

@@ -27,7 +27,7 @@ _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x0
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of tensor file: its contents in words, its schema's name and version, and the remedy for a refused one."""
+    """A kind of tensor file: its contents in words, its schema, the schema's version, the remedy for a refused one."""
 
     contents: str
     schema: str

@@ -76,8 +76,8 @@ def load_reference_image(image: ReferenceImage, name: str = "reference_image") -
         return _image_from_bytes(read_image_bytes(image, name), _source_label(image, name))
     if not isinstance(image, (bytes, bytearray)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
-            f"`{name}` must be a PIL image, a path, an http(s) URL, the bytes of an image file, a numpy array (height, "
-            f"width, channels) or a torch tensor (channels, height, width), got {type(image).__name__}."
+            f"`{name}` must be a PIL image, a path, an http(s) URL, the bytes of an image file, a numpy array "
+            f"(height, width, channels) or a torch tensor (channels, height, width), got {type(image).__name__}."
         )
     return _image_from_bytes(bytes(image), f"`{name}` ({len(image)} bytes)")
 
@@ -85,13 +85,9 @@ def load_reference_image(image: ReferenceImage, name: str = "reference_image") -
 def read_image_bytes(source: str | os.PathLike[str], name: str = "reference_image") -> bytes:
     """Get the bytes behind a path or an http(s) URL, for whoever also wants their hash; perhaps no picture's.
 
-    Args:
-        source: A path, or a URL (fetched with `requests`).
-        name: What errors call it.
-
     Raises:
         FileNotFoundError: The path does not exist.
-        ValueError: A directory, a pipe, or what cannot be read or downloaded; one sentence says why.
+        ValueError: A directory, a pipe, or what cannot be read or downloaded; one sentence with `name` says why.
     """
     label = _source_label(source, name)
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
@@ -126,11 +122,10 @@ def load_reference_mask(mask: ReferenceImage, size: tuple[int, int]) -> PIL.Imag
         >>> load_reference_mask(np.eye(2, dtype=bool), (4, 4)).size
         (4, 4)
     """
-    if isinstance(mask, PIL.Image.Image) and mask.has_transparency_data:
-        if mask.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-            raise ValueError(
-                "`reference_mask` is transparent in places, and it is unclear whether they count: make it greyscale."
-            )
+    if isinstance(mask, PIL.Image.Image) and mask.convert("RGBA").getchannel("A").getextrema() != (255, 255):
+        raise ValueError(
+            "`reference_mask` is transparent in places, and it is unclear whether they count: make it greyscale."
+        )
     image = load_reference_image(mask, "reference_mask")
     channels = np.asarray(image).astype(np.int16)  # (height, width, 3)
     if int(np.ptp(channels, axis=-1).max()) > 16:  # some slack for the colour noise of JPEG
@@ -154,11 +149,6 @@ def group_references(reference: object, batch_size: int, name: str = "reference_
 
     One reference alone, or a list of one entry, serves all prompts; a list is one per prompt; a list inside it is
     several for one prompt. `ReferenceEmbeds` group as images do.
-
-    Args:
-        reference: One reference, a list of them, or a list with lists in it. It is not modified.
-        batch_size: Number of prompts.
-        name: The parameter's name, for errors.
 
     Returns:
         `batch_size` new lists of at least one reference each.
@@ -256,7 +246,7 @@ def visible_tokens(mask: PIL.Image.Image, columns: int, rows: int) -> Tensor:
         rows: Rows of image tokens.
 
     Returns:
-        `(rows * columns,)` bool tensor in the order of the tokens, row by row.
+        `(rows * columns,)` bool tensor, row by row.
 
     Raises:
         TypeError: `mask` is not a PIL image.
@@ -287,13 +277,8 @@ def fill_hidden(image: PIL.Image.Image, mask: PIL.Image.Image, visible: Tensor) 
     Resampling mixes neighbours; a hidden pixel that is gone before it cannot reach a patch that counts. Hidden are
     the pixels where the mask is nearer to black, and those that lie within removed patches as a whole.
 
-    Args:
-        image: A PIL RGB image, at its own size.
-        mask: As for `visible_tokens`.
-        visible: `(rows, columns)` bool: the tokens that `visible_tokens` leaves, as a grid.
-
-    Returns:
-        A new RGB image; `image` itself where nothing is hidden.
+    `visible` is `(rows, columns)` bool, the tokens that `visible_tokens` leaves. Where nothing is hidden, `image`
+    itself comes back.
     """
     hidden = ~_is_white(mask, image.size)  # (height, width)
     width, height = image.size
@@ -326,40 +311,37 @@ def _source_label(source: str | os.PathLike[str], name: str) -> str:
 
 
 def _download(url: str, label: str) -> bytes:
-    """The bytes behind a URL. In a thread of its own: a server may dribble for ever, and no socket's timeout ends it."""
+    """The bytes behind a URL, in a thread of its own: no timeout of a socket ends what a server dribbles for ever."""
     outcome: list[bytes | Exception] = []
-
-    def fetch() -> None:
-        try:
-            outcome.append(_fetch(url, label, time.monotonic() + _DOWNLOAD_SECONDS))
-        except Exception as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=fetch, daemon=True)
+    thread = threading.Thread(target=_fetch, args=(url, outcome), daemon=True)
     thread.start()
     thread.join(_DOWNLOAD_SECONDS)
-    result = outcome[0] if outcome else ValueError(f"it took longer than {_DOWNLOAD_SECONDS:g} seconds")
+    result = outcome[0] if outcome else TimeoutError(f"it took longer than {_DOWNLOAD_SECONDS:g} seconds")
     if isinstance(result, bytes):
         return result
-    reason = {
-        requests.exceptions.Timeout: "the server did not answer in time",
-        requests.exceptions.ConnectionError: "no connection to the server, or it was cut",
-    }
-    said = next((text for kind, text in reason.items() if isinstance(result, kind)), None)
-    said = said or (str(result) if type(result) is ValueError else type(result).__name__)
-    raise ValueError(f"{label} could not be downloaded: {said}.") from result
+    reason = str(result) if type(result) in (ValueError, TimeoutError) else type(result).__name__
+    if isinstance(result, requests.exceptions.Timeout):
+        reason = "the server did not answer in time"
+    elif isinstance(result, requests.exceptions.ConnectionError):
+        reason = "no connection to the server, or it was cut"
+    raise ValueError(f"{label} could not be downloaded: {reason}.") from result
 
 
-def _fetch(url: str, label: str, deadline: float) -> bytes:
-    with requests.get(url, stream=True, timeout=_PACKET_SECONDS) as response:
-        if not response.ok:
-            raise ValueError(f"HTTP {response.status_code}")
-        content = bytearray()
-        for chunk in response.iter_content(2**14):
-            content += chunk
-            if len(content) > _MAX_DOWNLOAD_BYTES or time.monotonic() > deadline:
-                raise ValueError(f"it is larger than {_MAX_DOWNLOAD_BYTES} bytes, or too slow")
-    return bytes(content)
+def _fetch(url: str, outcome: list[bytes | Exception]) -> None:
+    try:
+        end, content = time.monotonic() + _DOWNLOAD_SECONDS, bytearray()
+        with requests.get(url, stream=True, timeout=_PACKET_SECONDS) as response:
+            if not response.ok:
+                raise ValueError(f"HTTP {response.status_code}")
+            for chunk in response.iter_content(2**14):
+                content += chunk
+                if len(content) > _MAX_DOWNLOAD_BYTES:
+                    raise ValueError(f"it is larger than {_MAX_DOWNLOAD_BYTES} bytes")
+                if time.monotonic() > end:
+                    return  # nobody waits any more
+        outcome.append(bytes(content))
+    except Exception as error:
+        outcome.append(error)
 
 
 def _image_from_bytes(data: bytes, label: str) -> PIL.Image.Image:
@@ -412,12 +394,13 @@ def _finish_image(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
         image = _grey_from_deep(image, file_format, label)
     if image.mode == "La":
         image = image.convert("LA")  # Pillow knows no direct way from premultiplied grey to RGB
+    space = {"1": "GRAY", "L": "GRAY", "LA": "GRAY", "CMYK": "CMYK"}.get(image.mode, "RGB")
     alpha = None
     if image.has_transparency_data:
         image = image.convert("RGBA")
         alpha = image.getchannel("A")
     try:
-        colours = _to_srgb(image, profile, label) if profile else image.convert("RGB")
+        colours = _to_srgb(image, profile, space, label) if profile else image.convert("RGB")
     except ValueError as error:
         raise ValueError(
             f"{label} has the mode {image.mode!r}, which Pillow cannot convert to RGB: convert it first."
@@ -427,15 +410,14 @@ def _finish_image(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
     return finished
 
 
-def _to_srgb(image: PIL.Image.Image, profile: bytes, label: str) -> PIL.Image.Image:
+def _to_srgb(image: PIL.Image.Image, profile: bytes, space: str, label: str) -> PIL.Image.Image:
     try:
-        given = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        space = {"GRAY": "L", "CMYK": "CMYK"}.get(given.profile.xcolor_space.strip(), "RGB")
-        if (space == "CMYK") == (image.mode == "CMYK"):
-            srgb = ImageCms.createProfile("sRGB")
-            converted = ImageCms.profileToProfile(image.convert(space), given, srgb, outputMode="RGB")
-            return cast("PIL.Image.Image", converted)
-        reason = f"it is made for {space} and the picture is {image.mode}"
+        given: Any = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+        wanted = given.profile.xcolor_space.strip()
+        if wanted == space or (wanted, space) == ("RGB", "GRAY"):
+            plain, srgb = image.convert("L" if wanted == "GRAY" else wanted), ImageCms.createProfile("sRGB")
+            return cast("PIL.Image.Image", ImageCms.profileToProfile(plain, given, srgb, outputMode="RGB"))
+        reason = f"it is made for {wanted}, the picture is {space}"
     except (ImageCms.PyCMSError, OSError, ImportError) as error:
         reason = str(error)
     warnings.warn(f"{label}: its colour profile is ignored: {reason}.", UserWarning, stacklevel=5)

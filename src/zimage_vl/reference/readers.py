@@ -1,4 +1,4 @@
-"""Qwen3-VL as the reader of a picture: loading it, checking it, and one pass up to a layer that leaves nothing changed.
+"""Qwen3-VL as the reader of a picture: loading and checking it, and one pass up to a layer that changes nothing.
 
 Layers are numbered as transformers numbers `hidden_states`: 0 is what the first block reads (word and image
 embeddings), k what block k reads, and the last one, also -1, is what the final norm gives. DeepStack adds visual
@@ -21,6 +21,7 @@ from typing import Any, cast
 import torch
 from diffusers.utils import logging
 from PIL import Image
+from safetensors import SafetensorError
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -66,19 +67,12 @@ def encode_reference(
         tokenizer: The tokenizer of Z-Image's text encoder, which holds Qwen's vision tokens.
         image: A PIL RGB image, as `load_reference_image` gives it.
         text: The text beside it, `""` for none.
-        layers: Indices as of transformers' `hidden_states`: 0 the embeddings, -1 after the final norm.
-        text_position: The text `"after"` or `"before"` the picture.
-        max_pixels: Bound on the pixels that the encoder sees, beside the image processor's own.
+        layers: As for `build_reading`, and so are text_position, max_pixels, model_id and revision.
         mask: Greyscale PIL image of any size, white counts. Image tokens whose patch is not white by half are
             removed: from the result, from the vision tower's attention and from the language model's. Hidden pixels
             leave no trace at all.
         max_sequence_length: Cuts the text and the template as a prompt of that bound is cut. None: no bound.
-        model_id: For the provenance: Hub id or folder of the encoder.
-        revision: For the provenance: its revision.
         device: Where the encoder runs; None to ask its offload hooks, or else its weights.
-
-    Returns:
-        States, regions and provenance, in the encoder's dtype, on its device.
 
     Raises:
         TypeError: Another kind of encoder, processor, image, mask, text or layers.
@@ -111,8 +105,8 @@ def read_reference(
     """Get the states of a reading's layers, from one pass that stops after the deepest: -6 of 36 runs 31 blocks.
 
     Args:
-        vl_encoder: A `Qwen3VLForConditionalGeneration`. Its mode, weights, hooks and `rope_deltas` stay as they are.
-            While one thread is in here with a model, others wait for it.
+        vl_encoder: Its mode, weights, hooks and `rope_deltas` stay as they are. While one thread is in here with a
+            model, others wait for it.
         processor: Its image processor, or a full `Qwen3VLProcessor`.
         reading: By `build_reading`, from the encoder's config.
         device: Where the inputs belong; None to ask the encoder's offload hooks, or else its weights.
@@ -194,7 +188,7 @@ def _run_to_layers(
     captured: dict[int, Tensor] = {}
     with ExitStack() as undo:
         if visible is not None:
-            merge = vl_encoder.config.vision_config.spatial_merge_size
+            merge = inner.visual.spatial_merge_size
             undo.enter_context(isolate_patches(inner.visual, visible.repeat_interleave(merge * merge)))
         undo.enter_context(_capture_inputs(inner.language_model, [k for k in layers if k != deepest], captured))
         undo.enter_context(early_exit(inner.language_model, deepest))
@@ -248,9 +242,7 @@ def isolate_patches(visual: Any, visible: Tensor) -> Generator[None]:
     Every attention sees the patches reordered, the kept ones first, as if they were two pictures, and its output
     is put back in place. All else in the tower works on patches, or on the patches of one token, alone.
 
-    Args:
-        visual: Qwen3-VL's vision model.
-        visible: `(patches,)` bool, in the tower's order, with at least one of each kind.
+    `visible` is `(patches,)` bool, in the tower's order, with at least one of each kind.
     """
     order = torch.argsort((~visible).int(), stable=True)
     back = torch.argsort(order)
@@ -327,46 +319,34 @@ def group_offload_settings(module: nn.Module | None) -> Any:
 
 
 def check_vl_encoder(vl_encoder: object, width: int | None = None) -> None:
-    """Check that a VL encoder can serve, from its config and its parts: no model is run.
-
-    Args:
-        vl_encoder: Should be a `Qwen3VLForConditionalGeneration`, quantised or not.
-        width: Dimensions of the text embeddings its states are blended into; None to leave the width unchecked.
+    """Check that a VL encoder, quantised or not, can serve, from its config and its parts: no model is run.
 
     Raises:
         TypeError: It is not of Qwen3-VL's family, or not the whole model.
-        ValueError: Its language model is not `width` wide.
+        ValueError: Its language model is not `width` wide. None leaves the width unchecked.
 
     Example:
         >>> check_vl_encoder(torch.nn.Linear(2, 2), 2560)
         Traceback (most recent call last):
-        TypeError: `vl_encoder` must be a Qwen3VLForConditionalGeneration, got Linear.
+        TypeError: `vl_encoder` must be a Qwen3VLForConditionalGeneration, the whole model, got Linear.
     """
-    config = getattr(vl_encoder, "config", None)
-    if config is None:
-        raise TypeError(f"`vl_encoder` must be a Qwen3VLForConditionalGeneration, got {type(vl_encoder).__name__}.")
-    check_vl_config(config, width)
-    inner = getattr(vl_encoder, "model", None)
-    if not hasattr(inner, "language_model") or not hasattr(inner, "visual"):
+    config, inner = getattr(vl_encoder, "config", None), getattr(vl_encoder, "model", None)
+    if config is None or not hasattr(inner, "language_model") or not hasattr(inner, "visual"):
         raise TypeError(
-            f"`vl_encoder` must be a Qwen3VLForConditionalGeneration, got {type(vl_encoder).__name__}, which is only "
-            "a part of it. Pass the whole model."
+            "`vl_encoder` must be a Qwen3VLForConditionalGeneration, the whole model, got "
+            f"{type(vl_encoder).__name__}."
         )
+    check_vl_config(config, width)
 
 
 def check_vl_config(config: object, width: int | None = None) -> None:
-    """Check that a model can serve as VL encoder, from its config alone.
-
-    Raises:
-        TypeError: The config is not of Qwen3-VL's family.
-        ValueError: Its language model is not `width` wide.
-    """
+    """Check that a model can serve as VL encoder, from its config alone; errors as `check_vl_encoder`."""
     family = getattr(config, "model_type", None)
     if family != "qwen3_vl":
         raise TypeError(
             f"The VL encoder must be a Qwen3-VL, got a model of type {family!r}. Load Qwen/Qwen3-VL-4B-Instruct."
         )
-    own_width = cast("Qwen3VLConfig", config).text_config.hidden_size
+    own_width = cast("Any", config).text_config.hidden_size
     if width is not None and own_width != width:
         raise ValueError(
             f"The VL encoder must be as wide as the text encoder: expected hidden size {describe_width(width)}, got "
@@ -381,26 +361,18 @@ def load_vl_config(
     subfolder: str = "",
     processor_subfolder: str = "",
 ) -> tuple[Qwen3VLConfig, VLImageProcessor]:
-    """Load a VL encoder's config and image processor, a few small files: what `build_reading` needs.
-
-    Args:
-        model_id: Hub id or local folder.
-        revision: Branch, tag or commit of a Hub id.
-        subfolder: Where in the repository or folder the encoder lies.
-        processor_subfolder: Where its processor lies.
-
-    Raises:
-        OSError: They can neither be found locally nor be downloaded.
-        TypeError: It is another kind of model.
-    """
-    at = {} if revision is None else {"revision": revision}
+    """Load a VL encoder's config and image processor, a few small files, as `load_vl_encoder_parts` does."""
     with _explaining_failure(model_id):
-        config = AutoConfig.from_pretrained(model_id, **at, **({"subfolder": subfolder} if subfolder else {}))
+        config = AutoConfig.from_pretrained(model_id, **_place(revision, subfolder))
         check_vl_config(config)
         # AutoImageProcessor needs no torchvision, AutoProcessor does.
-        inside = {"subfolder": processor_subfolder} if processor_subfolder else {}
-        processor = AutoImageProcessor.from_pretrained(model_id, **at, **inside)
-    return config, cast("VLImageProcessor", get_image_processor(processor, config))
+        processor = AutoImageProcessor.from_pretrained(model_id, **_place(revision, processor_subfolder))
+    config = cast("Qwen3VLConfig", config)
+    return config, get_image_processor(processor, config)
+
+
+def _place(revision: str | None, subfolder: str) -> dict[str, Any]:
+    return {name: value for name, value in (("revision", revision), ("subfolder", subfolder)) if value}
 
 
 def load_vl_encoder_parts(
@@ -425,19 +397,18 @@ def load_vl_encoder_parts(
         processor_subfolder: Where its processor lies.
 
     Raises:
-        OSError: It can neither be found locally nor be downloaded.
+        OSError: It can neither be found locally nor be downloaded, or is not whole.
         TypeError: It is another kind of model.
     """
     if config is None or processor is None:
         config, processor = load_vl_config(
             model_id, revision, subfolder=subfolder, processor_subfolder=processor_subfolder
         )
-    given: dict[str, Any] = {"dtype": "auto" if dtype is None else dtype, "config": config}
-    given |= {"revision": revision} if revision is not None else {}
-    given |= {"subfolder": subfolder} if subfolder else {}
     with _explaining_failure(model_id):
         # Whole: the bare Qwen3VLModel would start from random weights on transformers 4.57, with only a warning.
-        encoder = Qwen3VLForConditionalGeneration.from_pretrained(model_id, **given)
+        encoder = Qwen3VLForConditionalGeneration.from_pretrained(
+            model_id, config=config, dtype=dtype or "auto", **_place(revision, subfolder)
+        )
     size = sum(p.numel() * p.element_size() for p in encoder.parameters())
     _readers_logger.warning(
         f"Loaded the VL encoder {model_id} (revision {revision or 'default'}, {encoder.dtype}, {size / 1e9:.2f} GB)."
@@ -449,11 +420,12 @@ def load_vl_encoder_parts(
 def _explaining_failure(model_id: str | os.PathLike[str]) -> Generator[None]:
     try:
         yield
-    except OSError as error:
+    except (OSError, ValueError, SafetensorError) as error:
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise OSError(
-            f"The VL encoder {str(model_id)!r} could not be loaded: it is neither a folder with a Qwen3-VL model nor "
-            "in the Hub's cache, and could not be downloaded. Download it while online, or pass the path of a local "
-            "folder as `vl_model_id` (or load it yourself and pass `vl_encoder` and `vl_processor`)."
+            f"The VL encoder {str(model_id)!r} could not be loaded: {reason} Pass the Hub id of a Qwen3-VL (online, "
+            "the first time) or the path of a local folder as `vl_model_id`, or load it yourself and pass "
+            "`vl_encoder` and `vl_processor`."
         ) from error
 
 
@@ -488,7 +460,7 @@ def fingerprint_text_encoder(text_encoder: PreTrainedModel) -> str:
 
 
 def fingerprint_vl_encoder(vl_encoder: Qwen3VLForConditionalGeneration) -> str | None:
-    """Get which Qwen3-VL it is, as `fingerprint_text_encoder` does: from the norms of its vision tower and first block.
+    """Get which Qwen3-VL it is, as `fingerprint_text_encoder`, by the norms of its vision tower and first block.
 
     Returns:
         64 hex digits, also under offload; None where its weights cannot be read, as on torch's meta device.

@@ -7,7 +7,7 @@ import json
 import os
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
 
 import PIL
 import torch
@@ -112,7 +112,8 @@ def build_reading(
         >>> build_reading(config, pipe.vl_processor, pipe.tokenizer, image, turn, (-2,)).grid
         (3, 4)
     """
-    numbers = resolve_layers(layers, config.text_config.num_hidden_layers)
+    depth = cast("Any", config.text_config).num_hidden_layers
+    numbers = resolve_layers(layers, depth)
     image_processor = get_image_processor(processor, config)
     if not isinstance(image, Image.Image):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"`image` must be a PIL image, got {type(image).__name__}.")
@@ -138,7 +139,7 @@ def build_reading(
         # A folder by its full path: what looks like a Hub id is one.
         model_id=os.path.abspath(model_id) if model_id is not None and os.path.isdir(model_id) else model_id,
         revision=revision,
-        num_hidden_layers=config.text_config.num_hidden_layers,
+        num_hidden_layers=depth,
         image_grid=(rows, columns),
         image_sha256=sha256_of_pixels(image),
         image_size=image.size,
@@ -184,14 +185,9 @@ def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> dict[int, i
 
 
 def get_image_processor(vl_processor: object, config: Qwen3VLConfig) -> VLImageProcessor:
-    """Get the image processor, alone or within a full processor, once it is known to fit the vision tower.
-
-    Raises:
-        TypeError: It is no image processor of Qwen's family.
-        ValueError: It is made for other patches.
-    """
+    """Get the image processor, alone or within a full processor, if it fits; else TypeError or ValueError."""
     processor = getattr(vl_processor, "image_processor", vl_processor)
-    vision = config.vision_config
+    vision = cast("Any", config.vision_config)  # transformers types it as a dict
     expected = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
     for name, value in zip(("patch_size", "merge_size", "temporal_patch_size"), expected, strict=True):
         if not hasattr(processor, name):

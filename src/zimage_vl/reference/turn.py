@@ -12,7 +12,7 @@ import threading
 import weakref
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 from torch import Tensor
@@ -207,13 +207,13 @@ def _region_of(first: int, last: int, begin: int, end: int) -> Region:
 
 def _vision_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     names = [VISION_START, IMAGE_PAD, VISION_END]
-    vocabulary = tokenizer.get_added_vocab()
-    if not all(name in vocabulary for name in names):
+    ids: Any = tokenizer.convert_tokens_to_ids(names)
+    if None in ids or tokenizer.convert_ids_to_tokens(ids) != names:
         raise ValueError(
             f"The tokenizer ({type(tokenizer).__name__}) does not hold Qwen's vision tokens {names} as single tokens. "
             "Pass the tokenizer of Z-Image (Qwen3) or of Qwen3-VL."
         )
-    return [vocabulary[name] for name in names]
+    return ids
 
 
 def _apply_template(tokenizer: PreTrainedTokenizerBase, content: str) -> str:
@@ -257,7 +257,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int],
         raise ValueError(f"The text is no valid Unicode (a lone surrogate): {error.object[:80]!r}.") from error
     with tokenizer_lock:
         fast = _fast_tokenizer(tokenizer)
-        encoded = fast(text, return_offsets_mapping=True)
+        encoded = fast(text, return_offsets_mapping=True, verbose=False)
         ids = [int(index) for index in encoded["input_ids"]]
         if fast is not tokenizer and ids != list(tokenizer(text)["input_ids"]):
             raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -116,21 +117,21 @@ class _Source:
     ) -> None:
         self.model, self.dtype, self.device, self.vl_model_id = model, dtype, device, vl_model_id
         self.at: dict[str, Any] = {} if revision is None else {"revision": revision}
-        self.index: dict[str, Any] = dict(ZImageVLPipeline.load_config(model, **self.at))
+        index: Any = ZImageVLPipeline.load_config(model, **self.at)
+        self.index: dict[str, Any] = dict(index)
 
     def get_host(self) -> Host:
         """What a call is checked against, from the configs alone."""
         transformer: Any = ZImageTransformer2DModel.load_config(self.model, subfolder="transformer", **self.at)
         vae: Any = AutoencoderKL.load_config(self.model, subfolder="vae", **self.at)
         shell = ZImageVLPipeline(*[None] * 5, vl_model_id=None)  # pyright: ignore[reportArgumentType]
-        return Host(
+        return replace(
+            shell.get_host(),
             tokenizer=AutoTokenizer.from_pretrained(self.model, subfolder="tokenizer", **self.at),
             width=self._text_width(),
             max_text_tokens=max_text_tokens(transformer["axes_lens"]),
             latent_channels=transformer["in_channels"],
             vae_scale_factor=2 ** (len(vae["block_out_channels"]) - 1),
-            callback_inputs=ZImageVLPipeline._callback_tensor_inputs,
-            is_guided=shell.is_guided,
             reader=self.find_reader,
         )
 
@@ -163,8 +164,9 @@ class _Source:
         if not any(isinstance(item, Reading) for item in pictures):
             return [item for item in pictures if isinstance(item, ReferenceEmbeds)]
         model_id, folders = self._locate_vl_encoder()
-        revision = self.at.get("revision") if folders else None
-        encoder, processor = load_vl_encoder_parts(model_id, revision, self.dtype, **folders)
+        given: dict[str, Any] = {**folders, **(self.at if folders else {})}
+        loaded, processor = load_vl_encoder_parts(model_id, dtype=self.dtype, **given)
+        encoder: Any = loaded  # of which pyright does not know that `to` takes a device
         parts: dict[str, Any] = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer", "transformer"))
         reader = ZImageVLPipeline(
             **parts, vl_encoder=encoder.to(self.device), vl_processor=processor, vl_model_id=None

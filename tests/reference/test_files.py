@@ -1,0 +1,230 @@
+"""Tensor files: exact round trips, nothing half-written, and a named refusal for whatever is not whole."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from command_line import environment
+from zimage_vl.reference.files import FileKind, read_tensor_file, write_tensor_file
+
+
+KIND = FileKind("numbers", "test.numbers", "2", "count them again")
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3), "b": torch.tensor([1, 2], dtype=torch.int8)}
+METADATA = {"model_id": "a/b", "text": 'two\nlines "töpfe" 漢', "empty": ""}
+
+
+def write(path: Path, kind: FileKind = KIND) -> Path:
+    write_tensor_file(path, kind, TENSORS, METADATA)
+    return path
+
+
+def test_what_went_in_comes_out(tmp_path: Path) -> None:
+    tensors, metadata = read_tensor_file(write(tmp_path / "a.safetensors"), KIND)
+    assert tensors.keys() == TENSORS.keys()
+    for name, tensor in tensors.items():
+        assert tensor.dtype == TENSORS[name].dtype
+        assert torch.equal(tensor, TENSORS[name])
+    assert metadata == METADATA
+
+
+def test_other_tools_can_read_it(tmp_path: Path) -> None:
+    with safe_open(str(write(tmp_path / "a.safetensors")), "pt") as opened:
+        assert set(opened.keys()) == {"a", "b"}
+        assert torch.equal(opened.get_tensor("a"), TENSORS["a"])
+        metadata = opened.metadata()
+    assert metadata["text"] == METADATA["text"]
+    assert (metadata["schema"], metadata["schema_version"], len(metadata["sha256"])) == ("test.numbers", "2", 64)
+
+
+def test_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    # Within one process a hash map may well keep its order; two processes with different hash seeds do not.
+    code = "import sys; from test_files import write; from pathlib import Path; write(Path(sys.argv[1]))"
+    variables = environment(PYTHONHASHSEED="5")
+    folders = [Path(__file__).parent, Path(__file__).parent.parent / "helpers", variables["PYTHONPATH"]]
+    variables["PYTHONPATH"] = os.pathsep.join(map(str, folders))
+    subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], env=variables, check=True)
+    assert write(tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+
+
+def test_tensors_may_share_memory_and_have_gradients(tmp_path: Path) -> None:
+    x = torch.ones(3, 4, requires_grad=True)
+    write_tensor_file(tmp_path / "a", KIND, {"x": x, "y": x, "row": x.t()[0]}, {})
+    tensors, _ = read_tensor_file(tmp_path / "a", KIND)
+    assert torch.equal(tensors["row"], torch.ones(3))
+
+
+def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = write(tmp_path / "a").read_bytes()
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        write_tensor_file(tmp_path / "a", KIND, {}, {})
+    assert (tmp_path / "a").read_bytes() == before
+    assert os.listdir(tmp_path) == ["a"]
+
+
+def test_what_no_reader_would_take_is_not_written(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="no_such_folder does not exist"):
+        write(tmp_path / "no_such_folder" / "a")
+    for text in ("x" * 2**22, "\ud800"):
+        with pytest.raises(ValueError, match=r"longer than|surrogates"):
+            write_tensor_file(tmp_path / "a", KIND, TENSORS, {"text": text})
+    assert not os.listdir(tmp_path)
+
+
+def test_missing_files_folders_and_pipes(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"There is no file .*nowhere"):
+        read_tensor_file(tmp_path / "nowhere", KIND)
+    os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
+    for path in (tmp_path, tmp_path / "pipe", Path(os.devnull)):
+        with pytest.raises(ValueError, match=f"{path} is no regular file"):
+            read_tensor_file(path, KIND)
+
+
+def assert_refused(path: Path, reason: str = ".") -> None:
+    with pytest.raises(ValueError, match=reason) as caught:
+        read_tensor_file(path, KIND)
+    assert str(caught.value).startswith(str(path))
+    assert str(caught.value).endswith("count them again.")
+
+
+def test_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
+    content = write(tmp_path / "whole").read_bytes()
+    for length in range(len(content)):
+        (tmp_path / "cut").write_bytes(content[:length])
+        assert_refused(tmp_path / "cut")
+
+
+def test_a_flipped_bit_anywhere_is_refused_or_is_in_the_padding(tmp_path: Path) -> None:
+    content = write(tmp_path / "whole").read_bytes()
+    expected, numbers = read_tensor_file(tmp_path / "whole", KIND), random.Random(0)
+    refusals: list[str] = []
+    for place in range(len(content)):
+        broken = bytearray(content)
+        broken[place] ^= 1 << numbers.randrange(8)
+        (tmp_path / "broken").write_bytes(broken)
+        try:
+            tensors, metadata = read_tensor_file(tmp_path / "broken", KIND)
+        except ValueError as error:
+            refusals.append(str(error))
+            continue
+        assert metadata == expected[1]
+        assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
+    assert all(refusal.startswith(str(tmp_path / "broken")) for refusal in refusals)
+    assert len(refusals) > 0.95 * len(content)
+
+
+def file_of(header: Any, data: bytes = b"") -> bytes:
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + data
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        b"[" * 100_000,
+        b'{"__metadata__": ' + b"[" * 100_000,
+        b"\xff\xfe",
+        b"[]",
+        b"7",
+        {},
+        {"__metadata__": None},
+        {"__metadata__": [1]},
+        {"__metadata__": {"schema": ["test.numbers"]}},
+        {"__metadata__": {"schema": "test.numbers", "schema_version": 2}},
+        {"__metadata__": {"schema": "test.numbers", "schema_version": "2"}},
+        {"__metadata__": {"schema": "test.numbers", "schema_version": "2", "sha256": 5, "text": "\ud800"}},
+        {"__metadata__": {"schema": "test.numbers", "schema_version": "2", "x": {"y": float("nan")}}},
+    ],
+    ids=range(13),
+)
+def test_headers_of_another_kind_are_refused(tmp_path: Path, header: Any) -> None:
+    (tmp_path / "a").write_bytes(file_of(header))
+    assert_refused(tmp_path / "a")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"dtype": "F8_NONE", "shape": [1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
+        {"dtype": "F32", "shape": [1], "data_offsets": [0, 400]},
+        {"dtype": "F32", "shape": "x", "data_offsets": None},
+        None,
+    ],
+)
+def test_tensors_that_cannot_be_are_refused_also_with_a_right_digest(tmp_path: Path, entry: Any) -> None:
+    from zimage_vl.reference.files import _digest
+
+    metadata = {"schema": KIND.schema, "schema_version": KIND.version}
+    header = {"__metadata__": metadata, "a": entry}
+    metadata["sha256"] = _digest(header, b"\0\0\0\0")
+    (tmp_path / "a").write_bytes(file_of(header, b"\0\0\0\0"))
+    assert_refused(tmp_path / "a", "cannot be read")
+
+
+def swapped(content: bytes) -> bytes:
+    return content.replace(b'"a":{', b'"x":{').replace(b'"b":{', b'"a":{').replace(b'"x":{', b'"b":{')
+
+
+@pytest.mark.parametrize("change", [swapped, lambda content: content.replace(b'"a/b"', b'"a/c"')])
+def test_names_and_metadata_are_in_the_digest(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+    content = write(tmp_path / "a").read_bytes()
+    changed = change(content)
+    assert changed != content
+    assert len(changed) == len(content)
+    (tmp_path / "a").write_bytes(changed)
+    assert_refused(tmp_path / "a", "do not give the digest")
+
+
+def test_other_schemas_and_versions_are_refused(tmp_path: Path) -> None:
+    write(tmp_path / "a", FileKind("letters", "test.letters", "2", ""))
+    assert_refused(tmp_path / "a", "holds no numbers: expected the schema 'test.numbers', got 'test.letters'")
+    save_file({"weight": torch.randn(2)}, tmp_path / "model.safetensors")
+    assert_refused(tmp_path / "model.safetensors", "holds no numbers")
+    save_file(
+        TENSORS, tmp_path / "old", {"schema": "test.numbers", "schema_version": "1"}
+    )  # as release 0.1.0 wrote it
+    assert_refused(tmp_path / "old", "schema version '1', this release reads version '2'")
+
+
+def test_a_huge_file_of_another_kind_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensor = {"dtype": "U8", "shape": [2**40], "data_offsets": [0, 2**40]}
+    for name, start in {"model": file_of({"weight": tensor}), "other": struct.pack("<Q", 2**30)}.items():
+        (tmp_path / name).write_bytes(start)
+        os.truncate(tmp_path / name, 2**40)  # sparse: a read of it would run out of memory
+        assert_refused(tmp_path / name)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickle_under_another_name_is_refused(tmp_path: Path, zipped: bool) -> None:
+    torch.save({"a": torch.randn(7, 4)}, tmp_path / "a.safetensors", _use_new_zipfile_serialization=zipped)
+    assert_refused(tmp_path / "a.safetensors", "is a pickle")
+
+
+def test_a_header_that_looks_like_a_pickle_is_read(tmp_path: Path) -> None:
+    # A header of 640, 896, 1152 or 1408 bytes begins like a pickle: one of these paddings gives such a length.
+    lengths: set[int] = set()
+    for padding in range(0, 800, 8):
+        write_tensor_file(tmp_path / "a", KIND, TENSORS, {"text": "x" * padding})
+        lengths.add(int.from_bytes((tmp_path / "a").read_bytes()[:8], "little"))
+        assert read_tensor_file(tmp_path / "a", KIND)[1] == {"text": "x" * padding}
+    assert lengths & {640, 896, 1152, 1408}

@@ -1,0 +1,61 @@
+#!/usr/bin/env python
+"""Resolve what setup.cfg asks for into requirements/current.txt and requirements/oldest.txt.
+
+    python tools/lock.py              # keeps the versions of the locks where setup.cfg still allows them
+    python tools/lock.py --upgrade    # takes newer ones; every other argument goes to `uv pip compile` as well
+
+Each lock is for every platform and for Python 3.10 and later. It is used as a constraint, never installed as a whole.
+"""
+
+from __future__ import annotations
+
+import configparser
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+
+ROOT = Path(__file__).resolve().parent.parent
+LOCKS = ("current", "oldest")
+#: The extras whose lower bounds the oldest lock pins, as it does for what the package itself needs.
+_PINNED_EXTRAS = ("evidence", "quantised")
+_HEADER = "# Written by `make lock` from setup.cfg and requirements/{name}.in: do not edit.\n"
+
+
+def read_requirements(name: str) -> list[str]:
+    """Get what a lock is resolved from, one requirement per entry."""
+    settings = configparser.ConfigParser()
+    settings.read(ROOT / "setup.cfg", encoding="utf-8")
+    extras = settings["options.extras_require"]
+    bounds = _split(settings["options"]["install_requires"])
+    bounds += [line for extra in _PINNED_EXTRAS for line in _split(extras[extra])]
+    if name == "oldest":
+        bounds = [line.replace(">=", "==") for line in bounds]
+    added = _split((ROOT / "requirements" / f"{name}.in").read_text(encoding="utf-8"))
+    return bounds + _split(extras["dev"]) + added
+
+
+def _split(text: str) -> list[str]:
+    lines = [line.split("#")[0].strip() for line in text.splitlines()]
+    return [line for line in lines if line and not line.startswith("zimage-vl[")]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Write the locks; return the exit status."""
+    uv = Path(sys.executable).with_name("uv")
+    options = ["--universal", "--python-version=3.10", "--no-annotate", "--no-header", "--strip-extras", "--quiet"]
+    for name in LOCKS:
+        lock = ROOT / "requirements" / f"{name}.txt"
+        command = [str(uv), "pip", "compile", *options, "-", "--output-file", str(lock), *arguments]
+        done = subprocess.run(command, input="\n".join(read_requirements(name)), text=True, check=False)
+        if done.returncode:
+            return done.returncode
+        pins = [line for line in lock.read_text(encoding="utf-8").splitlines() if not line.startswith(("#", "--"))]
+        lock.write_text(_HEADER.format(name=name) + "\n".join(pins) + "\n", encoding="utf-8", newline="\n")
+        print(f"Wrote requirements/{name}.txt ({len(pins)} pins).")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
