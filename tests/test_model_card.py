@@ -15,7 +15,7 @@ from pages import ROOT, desk, python_blocks, run_page  # noqa: F401 - desk is a 
 
 sys.path.insert(0, str(ROOT / "tools"))
 
-import model_card  # noqa: E402
+import model_card
 
 
 REPO = "someone/zimage-vl"

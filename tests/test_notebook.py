@@ -49,10 +49,17 @@ def executed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     pytest.importorskip("nbmake")
     folder = tmp_path_factory.mktemp("notebook")
     shutil.copy(NOTEBOOK, folder)
-    command = [sys.executable, "-m", "pytest", "--nbmake", "--overwrite", "-q", "-p", "no:cacheprovider", NOTEBOOK.name]
+    options = ["--nbmake", "--overwrite", "-q", "-p", "no:cacheprovider"]
     code = NOTEBOOK.parent.parent / "pipelines" / "zimage_vl"
     variables = environment(ZIMAGE_VL_MODEL="toy", ZIMAGE_VL_CODE=str(code), JUPYTER_PLATFORM_DIRS="1")
-    done = subprocess.run(command, cwd=folder, env=variables, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", *options, NOTEBOOK.name],
+        cwd=folder,
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stdout
     cells = json.loads((folder / "colab.ipynb").read_text(encoding="utf-8"))["cells"]
     outputs = [output for cell in cells for output in cell.get("outputs", ())]

@@ -51,8 +51,9 @@ def substitute(code: str, extra: dict[str, str] | None = None) -> str:
     """Make a page's code small enough for the toy."""
     for there, here in {**SUBSTITUTES, **(extra or {})}.items():
         code = code.replace(there, here)
-    # diffusers 0.36 knows `dtype` by its old name alone.
-    return code if hasattr(deprecation_utils, "_resolve_dtype") else re.sub(r"\bdtype=torch", "torch_dtype=torch", code)
+    if hasattr(deprecation_utils, "_resolve_dtype"):
+        return code
+    return re.sub(r"\bdtype=torch", "torch_dtype=torch", code)  # diffusers 0.36 knows the old name alone
 
 
 def run_page(page: Path, extra: dict[str, str] | None = None) -> None:
@@ -70,7 +71,7 @@ def run_page(page: Path, extra: dict[str, str] | None = None) -> None:
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Generator[Path]:
-    """A folder to work in, as the pages suppose it: pictures, and the toy's models under the names of the real ones."""
+    """A folder to work in, as the pages suppose it: pictures, and the toy under the names of the real models."""
     folder = tmp_path_factory.mktemp("desk")
     (folder / "photos").mkdir()
     for name, scene in PICTURES.items():
