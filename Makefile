@@ -100,7 +100,7 @@ bundle: $(STAMP)
 	@$(BIN)/python tools/build_pipeline.py
 
 evidence: $(STAMP)
-	@$(BIN)/zimage-vl evidence $(ARGS)
+	@$(BIN)/python -m benchmarks.evidence $(ARGS)
 
 # benchmarks/ holds more: gpu.py wants a GPU, the others print the tables that the README shows.
 bench: $(STAMP)

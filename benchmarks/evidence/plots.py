@@ -1,148 +1,139 @@
-"""The plots of the page. The only place that imports matplotlib, and only when something is drawn."""
+"""The plots. One palette, one meaning per colour in all of them: blue is what is kept of the prompt, orange what
+follows the reference, grey is chance; filled marks and full lines are open prompts, hollow marks and broken lines
+prompts that name everything."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
+import textwrap
 from pathlib import Path
 from typing import Any
 
-from zimage_vl.toy.measuring import ATTRIBUTES, CHANCE
-
-from .outcomes import PROMPT, REFERENCE, SECOND, Outcome
-
-
-PROMPT_COLOUR, REFERENCE_COLOUR, SECOND_COLOUR, CHANCE_COLOUR = "#1f5fa8", "#d1611a", "#3b8a4a", "#777777"
-_LINE_COLOURS = ("#d1611a", "#1f5fa8", "#3b8a4a", "#8a4a9e")
-_DPI = 100
+from .measurements import Measurements
+from .settings import TITLES, Row, make_rows
 
 
-@dataclass(frozen=True)
-class Line:
-    """One line of a plot: a side's share along x."""
-
-    label: str
-    points: Sequence[tuple[float, Outcome]]
-    side: str
-    colour: str
-    dashed: bool = False
-    joined: bool = True
-    marker: str = "o"
+KEPT, FOLLOWED, CHANCE, INK, FAINT = "#2b6a99", "#d4682a", "#9a9a9a", "#26262a", "#dcdcd8"
+SIDES = (("kept", KEPT, "kept of the prompt"), ("followed", FOLLOWED, "followed of the reference"))
+KINDS = (("open", "-", True, "open prompt"), ("naming", (0, (4, 2)), False, "prompt that names everything"))
+FONT = {"font.size": 14, "axes.edgecolor": INK, "text.color": INK, "xtick.color": INK, "ytick.color": INK}
+FONT |= {"axes.labelcolor": INK, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 14}
 
 
-def require_matplotlib() -> None:
-    """Refuse early, before anything is measured.
-
-    Raises:
-        ValueError: matplotlib is not installed; with the command that installs it.
-    """
-    if find_spec("matplotlib") is None:
-        raise ValueError("The plots need matplotlib, which is not installed: pip install 'zimage-vl[evidence]'")
-
-
-def _new_figure(panels: int, size: tuple[float, float]) -> tuple[Any, Sequence[Any]]:
-    require_matplotlib()
+def make_figure(panels: int, columns: int, size: tuple[float, float], *, share: bool = True) -> tuple[Any, list[Any]]:
+    """A figure and its panels of a size in inches, in rows of `columns`, with one scale of shares or each its own."""
+    import matplotlib as mpl
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    axes: Any = figure.subplots(1, panels, sharey=True)
-    return figure, list(axes) if panels > 1 else [axes]
-
-
-def _save(figure: Any, path: Path, title: str) -> None:
-    figure.suptitle(title, fontsize=12, fontweight="bold")
-    unfinished = path.with_name(f".{path.name}.unfinished")
-    try:
-        figure.savefig(unfinished, format="png", dpi=_DPI, metadata={"Software": None})
-        unfinished.replace(path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-
-
-def plot_lines(path: Path, title: str, x_label: str, lines: Sequence[Line], ticks: Sequence[float] = ()) -> None:
-    """Shares along a number, a panel an attribute, with one standard error up and down and the line of chance.
-
-    Args:
-        path: The PNG to write.
-        title: Over the figure.
-        x_label: Under each panel.
-        lines: What to draw.
-        ticks: Of the x axis; none for matplotlib's choice.
-    """
-    figure, axes = _new_figure(len(ATTRIBUTES), (10.5, 3.9))
-    for axis, name in zip(axes, ATTRIBUTES, strict=True):
-        for line in lines:
-            xs = [x for x, _ in line.points]
-            axis.errorbar(
-                xs,
-                [outcome.share(name, line.side) for _, outcome in line.points],
-                [outcome.error(name, line.side) for _, outcome in line.points],
-                label=line.label,
-                color=line.colour,
-                linestyle=("--" if line.dashed else "-") if line.joined else "none",
-                marker=line.marker,
-                markersize=4.5,
-                linewidth=1.7,
-                capsize=2.5,
-            )
-        axis.axhline(
-            CHANCE[name], color=CHANCE_COLOUR, linestyle=":", linewidth=1.3, label="chance (reference's value)"
+    rows = -(-panels // columns)
+    with mpl.rc_context(FONT):
+        figure = Figure(
+            figsize=(max(7.4, size[0] * columns + 0.6), size[1] * rows + 1.5), dpi=100, layout="constrained"
         )
-        axis.set_title(name, fontsize=11)
-        axis.set_xlabel(x_label)
-        axis.set_ylim(-0.04, 1.06)
-        if ticks:
-            axis.set_xticks(list(ticks))
-        axis.grid(alpha=0.25)
-    axes[0].set_ylabel("share of the pictures")
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 3), frameon=False, fontsize=9)
-    _save(figure, path, title)
+        FigureCanvasAgg(figure)
+        axes = figure.subplots(rows, columns, squeeze=False, sharey=share).ravel().tolist()
+    for axis in axes[panels:]:
+        axis.set_visible(False)
+    return figure, axes[:panels]
 
 
-def plot_rows(path: Path, title: str, rows: Sequence[tuple[str, Outcome]]) -> None:
-    """A row a setting, a panel an attribute: the prompt's share and the reference's, with error and chance.
+def finish(figure: Any, title: str, path: Path, handles: list[Any]) -> Path:
+    """Title, legend below, and the file."""
+    title = textwrap.fill(title, int(figure.get_figwidth() * 6.5))
+    figure.suptitle(title, x=0.01, ha="left", fontsize=19, fontweight="bold", color=INK)
+    figure.legend(
+        handles=handles,
+        loc="outside lower left",
+        ncols=int(figure.get_figwidth() / 3.6),
+        frameon=False,
+        fontsize=13,
+        labelcolor=INK,
+    )
+    figure.savefig(path, metadata={"Software": None})
+    return path
 
-    Args:
-        path: The PNG to write.
-        title: Over the figure.
-        rows: Label and outcome, from the top.
+
+def _make_handles() -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    handles = [Line2D([], [], color=colour, lw=3, label=label) for _, colour, label in SIDES]
+    handles.append(Line2D([], [], color=CHANCE, lw=2, ls=":", label="chance, no reference"))
+    for _, dashes, filled, label in KINDS:
+        face = INK if filled else "white"
+        handles.append(Line2D([], [], color=INK, lw=2, ls=dashes, marker="o", mfc=face, ms=7, label=label))
+    return handles
+
+
+def draw_group(group: str, measurements: Measurements, folder: Path) -> Path | None:
+    """Draw a group: lines where its rows have a panel and an x, else dots attribute by attribute.
+
+    Returns:
+        The file; None where nothing of the group is measured.
     """
-    figure, axes = _new_figure(len(ATTRIBUTES), (10.5, 1.7 + 0.31 * len(rows)))
-    sides = [(PROMPT, PROMPT_COLOUR, "prompt's value", "o"), (REFERENCE, REFERENCE_COLOUR, "reference's value", "s")]
-    if any(SECOND in outcome.shape for _, outcome in rows):
-        sides.append((SECOND, SECOND_COLOUR, "second reference's value", "^"))
-    places = range(len(rows), 0, -1)
-    for axis, name in zip(axes, ATTRIBUTES, strict=True):
-        for side, colour, label, marker in sides:
-            axis.errorbar(
-                [outcome.share(name, side) for _, outcome in rows],
-                list(places),
-                xerr=[outcome.error(name, side) for _, outcome in rows],
-                linestyle="none",
-                color=colour,
-                marker=marker,
-                markersize=6,
-                capsize=2.5,
-                label=label,
-            )
-        axis.axvline(
-            CHANCE[name], color=CHANCE_COLOUR, linestyle=":", linewidth=1.3, label="chance (reference's value)"
-        )
-        axis.set_title(name, fontsize=11)
-        axis.set_xlim(-0.05, 1.05)
-        axis.set_ylim(0.4, len(rows) + 0.6)
-        axis.set_xlabel("share of the pictures")
-        axis.grid(alpha=0.25)
-    axes[0].set_yticks(list(places), [label for label, _ in rows], fontsize=9)
-    handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), frameon=False, fontsize=9)
-    _save(figure, path, title)
+    rows = [r for r in make_rows() if r["group"] == group]
+    rows = [r for r in rows if "seen" in measurements.rows.get(f"{group}/{r['name']}/open", {})]
+    if not rows:
+        return None
+    path = folder / f"{group}.png"
+    lined = [row for row in rows if "panel" in row]
+    return _draw_lines(lined, measurements, path) if lined else _draw_dots(rows, measurements, path)
 
 
-def pick_colour(number: int) -> str:
-    """The colour of the n-th line."""
-    return _LINE_COLOURS[number % len(_LINE_COLOURS)]
+def get_chance(measurements: Measurements, attribute: str | None = None) -> float | None:
+    """Get the share that open prompts "follow" of a reference that was not there."""
+    key = "controls/no reference/open"
+    share = measurements.get_share(key, "followed", attribute) if key in measurements.rows else None
+    return None if share is None else share[0]
+
+
+def _draw_lines(rows: list[Row], measurements: Measurements, path: Path) -> Path:
+    panels = list(dict.fromkeys(row["panel"] for row in rows))
+    figure, axes = make_figure(len(panels), min(4, len(panels)), (3.3, 2.9))
+    for axis, panel in zip(axes, panels, strict=True):
+        chosen = [row for row in rows if row["panel"] == panel]
+        xs = [row["x"] for row in chosen]
+        for kind, dashes, filled, _ in KINDS:
+            for side, colour, _ in SIDES:
+                keys = [f"{row['group']}/{row['name']}/{kind}" for row in chosen]
+                shares = [share for key in keys if (share := measurements.get_share(key, side))]
+                style: dict[str, Any] = {"color": colour, "ls": dashes, "marker": "o", "ms": 7, "lw": 2.2}
+                style |= {"mfc": colour if filled else "white", "mew": 1.8, "elinewidth": 1.2}
+                axis.errorbar(xs, [s[0] for s in shares], yerr=[s[1] for s in shares], **style)
+        _set_axis(axis, panel, get_chance(measurements), vertical=True)
+        axis.set_xlabel("alpha" if max(xs) <= 1 else "tokens appended")
+        if max(xs) > 1:
+            axis.set_xscale("log", base=2)
+        ticks = xs if max(xs) > 1 else [0, 0.3, 0.5, 0.7, 1]
+        axis.set_xticks(ticks, [f"{x:g}".replace("0.", ".") for x in ticks])
+    axes[0].set_ylabel("share")
+    return finish(figure, TITLES[rows[0]["group"]], path, _make_handles())
+
+
+def _draw_dots(rows: list[Row], measurements: Measurements, path: Path) -> Path:
+    panels = [None, *measurements.provenance["attributes"]]
+    figure, axes = make_figure(len(panels), len(panels), (2.4, 0.5 * len(rows)))
+    for axis, attribute in zip(axes, panels, strict=True):
+        for kind, _, filled, _ in KINDS:
+            for side, colour, _ in SIDES:
+                for place, row in enumerate(reversed(rows)):
+                    share = measurements.get_share(f"{row['group']}/{row['name']}/{kind}", side, attribute)
+                    if share is not None:
+                        shift = 0.16 if filled else -0.16
+                        style: dict[str, Any] = {"color": colour, "marker": "o", "ms": 9, "mew": 1.8}
+                        style |= {"mfc": colour if filled else "white", "elinewidth": 1.4}
+                        axis.errorbar([share[0]], [place + shift], xerr=[share[1]], **style)
+        _set_axis(axis, attribute or "all together", get_chance(measurements, attribute), vertical=False)
+        axis.set_ylim(-0.6, len(rows) - 0.4)
+    axes[0].set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)])
+    return finish(figure, TITLES[rows[0]["group"]], path, _make_handles())
+
+
+def _set_axis(axis: Any, title: str, chance: float | None, *, vertical: bool) -> None:
+    """Shares from 0 to 1, a faint grid, and chance."""
+    axis.set_title(title, loc="left")
+    (axis.set_ylim if vertical else axis.set_xlim)(-0.05, 1.05)
+    (axis.set_yticks if vertical else axis.set_xticks)([0, 0.5, 1], ["0", ".5", "1"])
+    axis.grid(color=FAINT, lw=0.8)
+    axis.set_axisbelow(True)
+    if chance is not None:
+        (axis.axhline if vertical else axis.axvline)(chance, color=CHANCE, ls=":", lw=2, zorder=0)

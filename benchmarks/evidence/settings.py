@@ -1,132 +1,178 @@
-"""What an experiment is: settings to paint with, each beside what the guide claims of it. Data, no measuring."""
+"""The settings that are compared: a dict per row. Nothing is measured here.
+
+A row is a group, a name, and whatever differs from the call's defaults, which stand in `BASE`, so that a default that
+changes later changes no row. A knob that is None is left to the call. What is no knob:
+
+    reference   "scene" (default), "none", "noise", "grey"; "two" scenes; "beside": two in one picture
+    size        side at which references are read, in pixels (64)
+    text        the text beside the picture names these attributes of the reference
+    about       "reference": the prompt speaks of the reference's scene, else of one that shares nothing with it
+    names       what the open prompts name; left out: the forms in `OPEN_FORMS` take turns
+    way         "call" (default); "image", from a start picture (`start`, `strength`); "rounds", so many `rounds`
+    own_layer   a layer of the toy; `vl_hidden_layer` counts in the guide's 36 layers and means the same depth
+    mask        the left half of the picture is seen
+    neutral     a grey picture is what the style delta starts from; left out: the reference itself, muted
+    panel, x    where the row stands in the group's plot
+"""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
-from zimage_vl.blend.knobs import VLConditioning
 from zimage_vl.recipes import RECIPES
 
 
-REFERENCES = ("scene", "grey", "noise")
-MASKS = ("", "middle", "border")
-NEUTRALS = (
-    "",
-    "grey",
-    "desaturated",
-    "other colours",
-    "prompt's colours",
-    "prompt's colour",
-    "prompt's background",
-    "prompt's shape",
-)
-# Fields for captions and places: the prompt's shape, colour, background, and the reference's.
-FIELDS = ("ps", "pc", "pb", "rs", "rc", "rb")
-NO_CLAIM = "-"
+Row = dict[str, Any]
 
-
-@dataclass(frozen=True)
-class Setting:
-    """One row of a table: every pair of the bench is painted with it.
-
-    Attributes:
-        label: Its name in the table, unique in its experiment.
-        claim: What the guide says of it.
-        knobs: The pipeline's keyword arguments; places of `vl_alpha` may hold the `FIELDS`, as `{ps}`.
-        reference: What the reference shows: the pair's "scene", or one of the controls "grey" and "noise".
-        text: What stands beside the reference, with `FIELDS`; None is the prompt.
-        text_position: "after" or "before" the picture.
-        mask: Which part of the reference counts: "" all, "middle" or "border".
-        second: A second reference, another scene: the weights of the two. Empty: none.
-        neutral: The picture without what is to be transferred, for style_delta: flat "grey"; the reference
-            "desaturated"; its shape in "other colours"; or the reference with the "prompt's colours" (colour and
-            background), "prompt's colour", "prompt's background" or "prompt's shape" in place of its own.
-        rounds: How often the picture that comes out becomes the reference.
-    """
-
-    label: str
-    claim: str = NO_CLAIM
-    knobs: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    reference: str = "scene"
-    text: str | None = None
-    text_position: Literal["after", "before"] = "after"
-    mask: str = ""
-    second: tuple[float, ...] = ()
-    neutral: str = ""
-    rounds: int = 1
-
-    def __post_init__(self) -> None:
-        for value, known in ((self.reference, REFERENCES), (self.mask, MASKS), (self.neutral, NEUTRALS)):
-            if value not in known:
-                raise ValueError(f"A setting knows {known}, got {value!r}.")
-
-    @property
-    def key(self) -> str:
-        """What is painted, without how it is called: settings of the same key are measured once.
-
-        Example:
-            >>> Setting("a", knobs={"vl_alpha": 0.0}).key == Setting("b", reference="grey").key
-            False
-            >>> Setting("a", knobs={"vl_alpha": 0.0}).key == Setting("b", knobs={"vl_alpha": 0}, mask="middle").key
-            True
-        """
-        if self.knobs.get("vl_alpha") == 0:
-            return "the prompt alone"
-        parts = {name: getattr(self, name) for name in self.__dataclass_fields__ if name not in ("label", "claim")}
-        parts = {name: value for name, value in parts.items() if value != _DEFAULTS[name]}
-        knobs = {name: value for name, value in self.knobs.items() if value != getattr(VLConditioning, name)}
-        return json.dumps({**parts, "knobs": knobs}, sort_keys=True)
-
-
-_DEFAULTS: dict[str, Any] = {
-    "knobs": None,
-    "reference": "scene",
-    "text": None,
-    "text_position": "after",
-    "mask": "",
-    "second": (),
-    "neutral": "",
-    "rounds": 1,
+BASE: Row = {
+    "vl_alpha": 0.3,
+    "vl_hidden_layer": -6,
+    "vl_token_selection": "all",
+    "vl_normalization": "global",
+    "vl_alignment": "interpolate",
 }
+KINDS = ("open", "naming")
+# What people name; a form with an attribute that the world does not have is left out.
+OPEN_FORMS: tuple[tuple[str, ...], ...] = (
+    ("shape",),
+    ("colour", "shape"),
+    ("fill", "shape"),
+    ("fill", "colour", "shape"),
+    ("shape", "place"),
+    ("colour", "shape", "place"),
+    ("shape", "background"),
+)
+ALPHAS = (0.15, 0.3, 0.5, 0.7, 1.0)
+SAME_DOSE: Row = {"vl_alpha": 0.5, "vl_normalization": "token_rms"}
+
+# Heading of each group's table, and the title of its plot where it has one: its finding, once there is one.
+TITLES = {
+    "controls": "Controls: a reference that shows nothing, and none",
+    "dose": "Dose: alpha and normalization",
+    "tokens": "What the tokens carry",
+    "recipes": "The recipes, each with the prompts it is meant for",
+    "sinks": "The sink, kept and left out, at two sizes of reference",
+    "modes": "Blend modes",
+    "masking": "Outlier masking, image tokens",
+    "layers": "Layers, every token at the size of its text token",
+    "places": "Where in the prompt the blend happens",
+    "several": "Several references",
+    "masks": "Masks: two scenes in one picture, the left one is the reference",
+    "rounds": "Iterations: the picture that comes out is the next reference",
+    "steps": "A part of the steps",
+    "reading": "Treating, reading and describing the picture differently",
+    "image-to-image": "Blend and image-to-image from the same picture, strength 0.9",
+    "alignment": "How the sequences meet, references of 64 and 256 px",
+}
+PLOTTED = ("dose", "tokens", "recipes", "image-to-image", "alignment")
 
 
-@dataclass(frozen=True)
-class Experiment:
-    """One section of the page.
+def make_rows() -> list[Row]:
+    """All rows, in the order of the tables."""
+    rows: list[Row] = []
 
-    Attributes:
-        name: On the command line.
-        title: The heading.
-        claim: What the guide says about the knob as a whole.
-        settings: The rows.
-        common: What all rows have in common, in words.
-    """
+    def add(group: str, name: str, **settings: Any) -> None:
+        rows.append({"group": group, "name": name, **settings})
 
-    name: str
-    title: str
-    claim: str
-    settings: tuple[Setting, ...]
-    common: str = ""
+    add("controls", "no reference", reference="none")
+    for alpha in (0.3, 0.5, 1.0):
+        for shown in ("noise", "grey"):
+            add("controls", f"{shown}, alpha {alpha}", reference=shown, vl_alpha=alpha)
 
+    for mode, alphas in {
+        "global": (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
+        "token_rms": ALPHAS,
+        "none": (0.15, 0.3, 0.5),
+        "per_dim": (0.15, 0.3, 0.5, 1.0),
+        "hybrid": (0.15, 0.3, 0.5),
+    }.items():
+        for alpha in alphas:
+            panel = {"panel": mode, "x": alpha} if len(alphas) > 3 else {}
+            add("dose", f"{mode} {alpha}", vl_normalization=mode, vl_alpha=alpha, **panel)
 
-def row(label: str, claim: str = NO_CLAIM, /, **arguments: Any) -> Setting:
-    """A setting; `vl_...` arguments are knobs, the others fields of `Setting`.
+    for tokens in ("all", "text", "image"):
+        for alpha in (0.15, 0.3, 0.5, 1.0):
+            add("tokens", f"{tokens} {alpha}", vl_token_selection=tokens, vl_alpha=alpha, panel=tokens, x=alpha)
+    add("tokens", "image 0.3, per_dim", vl_token_selection="image", vl_normalization="per_dim")
 
-    Example:
-        >>> row("half", vl_alpha=0.5, reference="grey").reference
-        'grey'
-    """
-    knobs = {name: value for name, value in arguments.items() if name.startswith("vl_")}
-    others = {name: value for name, value in arguments.items() if not name.startswith("vl_")}
-    return Setting(label, claim, knobs, **others)
+    style, composition = ("shape", "place"), ("fill", "colour", "shape")
+    everything = ("fill", "colour", "shape", "place", "background")
+    wishes: dict[str, Row] = {
+        "style-transfer": {"names": style, "text": ("fill",)},
+        "image-variation": {"names": ("shape",), "about": "reference", "text": everything},
+        "composition": {"names": composition},
+        "colour-palette": {"names": ("fill", "shape", "place"), "text": ("colour", "background")},
+    }
+    for name, recipe in RECIPES.items():
+        wish = wishes.get(name, {"names": style})
+        add("recipes", name, **wish, **dict(recipe))
+        if "text" in wish:
+            add("recipes", f"{name}, no words", **{**wish, "text": None}, **dict(recipe))
 
+    for size in (64, 256):
+        for mode in ("global", "per_dim"):
+            for out in (False, True):
+                name = f"{mode}, {'left out' if out else 'kept'}, {size} px"
+                add("sinks", name, vl_normalization=mode, vl_exclude_sinks=out, size=size)
 
-def recipe_row(label: str, name: str, claim: str, /, **arguments: Any) -> Setting:
-    """A recipe, with changes; its vl_text becomes the setting's text."""
-    knobs = {**json.loads(json.dumps(RECIPES[name])), **arguments}
-    if "vl_text" in knobs:
-        knobs.setdefault("text", knobs.pop("vl_text"))
-    return row(label, claim, **knobs)
+    for mode in ("linear", "slerp", "adain", "adain_per_dim", "style_delta", "style_delta from grey"):
+        changes: Row = {"vl_blend_mode": mode.partition(" ")[0]}
+        changes |= {"vl_alignment": None} if mode == "adain_per_dim" else {}
+        changes |= {"vl_normalization": "none"} if mode.startswith("style_delta") else {}
+        changes |= {"neutral": True} if mode == "style_delta from grey" else {}
+        for alpha in (0.3, 0.5, 1.0) if mode.startswith("adain") else (0.3, 0.5):
+            add("modes", f"{mode} {alpha}", vl_alpha=alpha, **changes)
+
+    for masking in ("none", "zero", "clamp", "scale"):
+        for mode in ("global", "per_dim"):
+            changes = {"vl_outlier_masking": masking, "vl_normalization": mode, "vl_token_selection": "image"}
+            add("masking", f"{masking}, {mode}", vl_alpha=0.5, vl_hidden_layer=-2, **changes)
+
+    for layer in range(-1, -13, -1):
+        add("layers", f"layer {layer}", own_layer=layer, **SAME_DOSE)
+
+    for place in ("prefix", "prompt", "suffix"):
+        add("places", f"{place} alone at 1", vl_alpha={place: 1.0})
+    add("places", "everywhere at 0.5", vl_alpha=0.5)
+    add("places", "the shape's word at 0, else 0.5", vl_alpha={"<shape>": 0.0, "default": 0.5})
+
+    add("several", "one", vl_alpha=0.5)
+    add("several", "two, equal", vl_alpha=0.5, reference="two")
+    add("several", "two, 3 to 1", vl_alpha=0.5, reference="two", reference_weights=[3.0, 1.0])
+
+    add("masks", "all of it", vl_alpha=0.5, reference="beside")
+    add("masks", "the left half alone", vl_alpha=0.5, reference="beside", mask=True)
+
+    add("rounds", "one round", vl_alpha=0.3)
+    for count in (2, 3):
+        add("rounds", f"{count} rounds", vl_alpha=0.3, way="rounds", rounds=count)
+
+    for first, last in ((0.0, 0.5), (0.5, 1.0)):
+        add("steps", f"from {first} to {last}", vl_alpha=0.5, vl_start=first, vl_end=last)
+
+    for treatment in ("palette", "blur", "greyscale"):
+        add("reading", treatment, vl_alpha=0.5, vl_treatment=treatment)
+    for alpha in (0.3, 0.5, 1.0):
+        reader: Row = {"vl_reader": "text_encoder", "vl_hidden_layer": None}
+        add("reading", f"read by the text encoder, {alpha}", vl_alpha=alpha, **reader)
+    add("reading", "described first", vl_alpha=0.5, vl_describe=True)
+
+    for alpha in (0.3, 0.5):
+        add("image-to-image", f"blend {alpha} alone", vl_alpha=alpha)
+    add("image-to-image", "image-to-image alone", reference="none", way="image", start="reference", strength=0.9)
+    for alpha in (0.3, 0.5):
+        for start in ("reference", "another"):
+            name = f"blend {alpha} from the {'same' if start == 'reference' else 'another'} picture"
+            name = name.replace("the another", "another")
+            add("image-to-image", name, vl_alpha=alpha, way="image", start=start, strength=0.9)
+
+    for size in (64, 256):
+        for mode in ("interpolate", "pool", "anchored"):
+            for alpha in ALPHAS:
+                plot = {"panel": f"{mode}, {size} px", "x": alpha}
+                add("alignment", f"{mode} {alpha}, {size} px", vl_alignment=mode, vl_alpha=alpha, size=size, **plot)
+        for count in (4, 8, 16, 32, 64):
+            plot = {"panel": f"concat, {size} px", "x": count}
+            changes = {"vl_alignment": "concat", "vl_concat_tokens": count, "size": size}
+            add("alignment", f"concat {count} tokens, {size} px", **changes, **plot)
+    return rows

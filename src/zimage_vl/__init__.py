@@ -22,8 +22,22 @@ if TYPE_CHECKING:
     from .blend.condition import condition_prompt_embeds
     from .blend.embedding_statistics import EmbeddingStatistics, find_sink_tokens, per_dimension_correlation
     from .blend.knobs import KNOBS, VLConditioning
-    from .blend.mix import blend_adain, blend_adain_per_dim, blend_embeddings, blend_slerp, blend_with_style_delta, compute_style_delta
-    from .blend.normalize import get_outlier_dimensions, mask_outlier_dimensions, match_token_rms, normalize_hybrid, normalize_per_dimension, scale_embeddings
+    from .blend.mix import (
+        blend_adain,
+        blend_adain_per_dim,
+        blend_embeddings,
+        blend_slerp,
+        blend_with_style_delta,
+        compute_style_delta,
+    )
+    from .blend.normalize import (
+        get_outlier_dimensions,
+        mask_outlier_dimensions,
+        match_token_rms,
+        normalize_hybrid,
+        normalize_per_dimension,
+        scale_embeddings,
+    )
     from .blend.regions import Region
     from .blend.report import ConditioningReport
     from .pipeline.pipeline_z_image_vl import PromptConditioning, ZImageVLPipeline, ZImageVLPipelineOutput
@@ -37,9 +51,9 @@ if TYPE_CHECKING:
     from .workflows.rounds import refine_iteratively
 
 __all__ = [
+    "KNOBS",
     "ConditioningReport",
     "EmbeddingStatistics",
-    "KNOBS",
     "PromptConditioning",
     "ReferenceEmbeds",
     "Region",
@@ -79,19 +93,51 @@ __all__ = [
 _NAMES: dict[str, tuple[str, ...]] = {
     "blend.align": ("align_sequence",),
     "blend.condition": ("condition_prompt_embeds",),
-    "blend.embedding_statistics": ("EmbeddingStatistics", "find_sink_tokens", "per_dimension_correlation",),
-    "blend.knobs": ("KNOBS", "VLConditioning",),
-    "blend.mix": ("blend_adain", "blend_adain_per_dim", "blend_embeddings", "blend_slerp", "blend_with_style_delta", "compute_style_delta",),
-    "blend.normalize": ("get_outlier_dimensions", "mask_outlier_dimensions", "match_token_rms", "normalize_hybrid", "normalize_per_dimension", "scale_embeddings",),
+    "blend.embedding_statistics": (
+        "EmbeddingStatistics",
+        "find_sink_tokens",
+        "per_dimension_correlation",
+    ),
+    "blend.knobs": (
+        "KNOBS",
+        "VLConditioning",
+    ),
+    "blend.mix": (
+        "blend_adain",
+        "blend_adain_per_dim",
+        "blend_embeddings",
+        "blend_slerp",
+        "blend_with_style_delta",
+        "compute_style_delta",
+    ),
+    "blend.normalize": (
+        "get_outlier_dimensions",
+        "mask_outlier_dimensions",
+        "match_token_rms",
+        "normalize_hybrid",
+        "normalize_per_dimension",
+        "scale_embeddings",
+    ),
     "blend.regions": ("Region",),
     "blend.report": ("ConditioningReport",),
-    "pipeline.pipeline_z_image_vl": ("PromptConditioning", "ZImageVLPipeline", "ZImageVLPipelineOutput",),
+    "pipeline.pipeline_z_image_vl": (
+        "PromptConditioning",
+        "ZImageVLPipeline",
+        "ZImageVLPipelineOutput",
+    ),
     "pipeline.text_statistics": ("TextStatistics",),
     "reference.embeds": ("ReferenceEmbeds",),
     "reference.pictures": ("load_reference_image",),
-    "reference.readers": ("encode_reference", "fingerprint_text_encoder", "fingerprint_vl_encoder",),
+    "reference.readers": (
+        "encode_reference",
+        "fingerprint_text_encoder",
+        "fingerprint_vl_encoder",
+    ),
     "toy": ("load_toy_pipeline",),
-    "workflows.image_to_image": ("load_init_image", "paint_from_image",),
+    "workflows.image_to_image": (
+        "load_init_image",
+        "paint_from_image",
+    ),
     "workflows.low_memory": ("generate_low_memory",),
     "workflows.rounds": ("refine_iteratively",),
 }

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
+import os
 import signal
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 
 import zimage_vl
+from cli_calls import call
 from command_line import environment, run
 
 
@@ -17,7 +22,7 @@ def test_the_version() -> None:
     assert (done.returncode, done.stdout) == (0, f"zimage-vl {zimage_vl.__version__}\n")
 
 
-@pytest.mark.parametrize("arguments", [("--help",), ("demo", "--help"), ("generate", "--help"), ("env", "-h")])
+@pytest.mark.parametrize("arguments", [("--help",), ("generate", "--help"), ("extract", "-h")])
 def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     program = (
         "import sys\n"
@@ -33,23 +38,22 @@ def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
     assert done.stdout.startswith("Usage: zimage-vl")
 
 
-def test_every_command_is_listed() -> None:
-    listed = run("--help").stdout
-    for command in ("demo", "generate", "env"):
+def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = call(capsys, "--help").out
+    for command in ("demo", "generate", "env", "extract", "inspect", "statistics", "evidence"):
         assert f"\n  {command} " in listed
 
 
-def test_no_command_shows_the_help_and_fails() -> None:
-    done = run()
-    assert done.returncode == 2
-    assert "Commands:" in done.stdout + done.stderr
+def test_no_command_shows_the_help_and_fails(capsys: pytest.CaptureFixture[str]) -> None:
+    done = call(capsys)
+    assert done.code == 2
+    assert "Commands:" in done.out + done.err
 
 
-def test_an_unknown_command_is_refused() -> None:
-    done = run("paint")
-    assert done.returncode == 2
-    assert "paint" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_an_unknown_command_is_shown_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    done = call(capsys, "\x1b[31mpaint\udcff")
+    done.refused(r"\x1b[31mpaint\udcff")
+    assert "\x1b" not in done.err
 
 
 def frame_with(body: str, *arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
@@ -66,28 +70,42 @@ def frame_with(body: str, *arguments: str, **variables: str) -> subprocess.Compl
     return subprocess.run(command, env=environment(**variables), capture_output=True, text=True, check=False)
 
 
+def raise_in_inspect(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def broken(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("zimage_vl.reference.embeds.ReferenceEmbeds.load", broken)
+
+
 @pytest.mark.parametrize(
-    ("body", "line"),
+    ("error", "line"),
     [
-        ("raise ValueError('`x` must be\\n  above 0, got 0.')", "Error: `x` must be above 0, got 0."),
-        ("open('/nowhere/at/all')", "Error: /nowhere/at/all: No such file or directory."),
-        ("raise OSError('the hub cannot be reached')", "Error: the hub cannot be reached"),
-        ("raise NotImplementedError('`vl_start` is not built yet')", "Error: `vl_start` is not built yet"),
-        ("raise MemoryError", "Error: MemoryError"),
-        ("raise type('OutOfMemoryError', (RuntimeError,), {})('CUDA out of memory')", "Error: CUDA out of memory"),
+        (ValueError("`x` must be\n  above 0, got 0."), "Error: `x` must be above 0, got 0."),
+        (FileNotFoundError(2, "No such file or directory", "/nowhere"), "Error: /nowhere: No such file or directory."),
+        (OSError("the hub cannot be reached"), "Error: the hub cannot be reached"),
+        (NotImplementedError("`vl_start` is not built yet"), "Error: --start is not built yet"),
+        (MemoryError(), "Error: MemoryError"),
+        (type("OutOfMemoryError", (RuntimeError,), {})("CUDA out of memory"), "Error: CUDA out of memory"),
+        (ValueError("no \x1b[2J screen \udcff"), r"Error: no \x1b[2J screen \udcff"),
     ],
 )
-def test_what_the_user_can_mend_is_one_line(body: str, line: str) -> None:
-    done = frame_with(body, "fail")
-    assert (done.returncode, done.stdout, done.stderr) == (2, "", line + "\n")
+def test_what_the_user_can_mend_is_one_line(
+    error: Exception, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    raise_in_inspect(monkeypatch, error)
+    done = call(capsys, "inspect", "a.safetensors")
+    assert (done.code, done.out, done.err) == (2, "", line + "\n")
 
 
-def test_debug_shows_the_traceback() -> None:
-    for arguments, variables in ((("--debug", "fail"), {}), (("fail",), {"ZIMAGE_VL_DEBUG": "1"})):
-        done = frame_with("raise ValueError('deep down')", *arguments, **variables)
-        assert done.returncode == 1
-        assert "Traceback" in done.stderr
-        assert "ValueError: deep down" in done.stderr
+def test_debug_shows_the_traceback(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    raise_in_inspect(monkeypatch, ValueError("deep down"))
+    for arguments in (("--debug", "inspect", "a"), ("inspect", "a", "--debug")):
+        with pytest.raises(ValueError, match="deep down"):
+            zimage_vl.cli.app.app(list(arguments), standalone_mode=True)
+    monkeypatch.undo()
+    done = run("inspect", "nowhere", ZIMAGE_VL_DEBUG="1")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
 
 
 def test_a_mistake_of_ours_keeps_its_traceback() -> None:
@@ -103,3 +121,25 @@ def test_ctrl_c_is_quiet() -> None:
     heed = "signal.signal(signal.SIGINT, signal.default_int_handler)"
     done = frame_with(f"{heed}; os.kill(os.getpid(), signal.SIGINT)", "fail")
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_the_package_s_warnings_are_notes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    package = Path(zimage_vl.__file__).parent
+
+    def warn(_: object) -> None:
+        logging.getLogger("zimage_vl.pipeline.inputs").warning("`vl_target_std` does nothing\x1b")
+        warnings.showwarning("`reference` is animated", UserWarning, str(package / "reference" / "pictures.py"), 1)
+        raise ValueError("done")
+
+    monkeypatch.setattr("zimage_vl.reference.embeds.ReferenceEmbeds.load", warn)
+    shown = warnings.showwarning
+    done = call(capsys, "inspect", "a")
+    assert done.err.splitlines() == [r"--target-std does nothing\x1b", "`reference` is animated", "Error: done"]
+    assert warnings.showwarning is shown
+    assert not logging.getLogger("zimage_vl").handlers
+
+
+def test_a_terminal_of_little_encoding_is_written_to(tmp_path: Path) -> None:
+    done = run("generate", "-p", "x", "-o", tmp_path / "ä.jpg", PYTHONIOENCODING="ascii", LC_ALL="C")
+    assert done.returncode == 2
+    assert os.fsencode(r"\xe4.jpg").decode() in done.stderr

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import inspect
-import json
 from pathlib import Path
 from typing import Any
 
-import PIL.Image
+import numpy as np
 import pytest
 
-from command_line import run
+from cli_calls import call, read_png
 from tiny_models import tiny_pipeline
 from zimage_vl.blend.knobs import VLConditioning
+from zimage_vl.blend.registry import KNOBS
 from zimage_vl.cli.demo import ALPHAS, LAYERS, SETTINGS, count_pictures, paint_rows
-from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 from zimage_vl.toy.loading import CHECKPOINT
 
 
@@ -58,8 +56,7 @@ def test_the_settings_are_what_their_headings_say() -> None:
         assert f"layer {knobs.vl_hidden_layer}" in heading
         assert knobs.vl_normalization in heading
         assert knobs.vl_hidden_layer in LAYERS
-    defaults = inspect.signature(ZImageVLPipeline.__call__).parameters
-    assert defaults["vl_alignment"].default == "anchored"
+    assert str(KNOBS["vl_alignment"].default) in default
     assert default_knobs == {}
     assert ALPHAS[0] == 0.0
     assert ALPHAS[-1] == 1.0
@@ -76,25 +73,43 @@ def test_the_settings_are_what_their_headings_say() -> None:
     ],
 )
 def test_what_cannot_be_is_refused_at_once(
-    options: tuple[str, str], reason: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    options: tuple[str, str],
+    reason: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    done = run("demo", *options)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert reason in done.stderr
+    call(capsys, "demo", *options).refused(reason)
     assert list(tmp_path.iterdir()) == []
 
 
 @needs_checkpoint
-def test_the_path_is_the_last_thing_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_path_is_the_last_thing_printed_and_no_sheet_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
-    done = run("demo", "--pairs", 1, "--threads", 1)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == str(Path("outputs") / "demo.png") + "\n"
-    assert f"Painting {count_pictures()} pictures" in done.stderr
-    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["demo.png"]
-    with PIL.Image.open(tmp_path / "outputs" / "demo.png") as sheet:
-        made = json.loads(sheet.info["parameters"])
+    done = call(capsys, "demo", "--pairs", 1)
+    assert done.code == 0, done.err
+    assert done.out == str(Path("outputs") / "demo.png") + "\n"
+    first, made = read_png(tmp_path / "outputs" / "demo.png")
     assert made["command"] == "zimage-vl demo --pairs 1 --seed 0"
     assert made["alphas"] == list(ALPHAS)
     assert set(made["settings"]) == set(SETTINGS)
+    assert call(capsys, "demo", "--pairs", 1, "--seed", 1).out == str(Path("outputs") / "demo-2.png") + "\n"
+    assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["demo-2.png", "demo.png"]
+    call(capsys, "demo", "--pairs", 1, "-o", "outputs/demo.png").refused("exists already")
+    assert np.array_equal(read_png(tmp_path / "outputs" / "demo.png")[0], first)
+
+
+@needs_checkpoint
+def test_a_failed_demo_leaves_no_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device", "outputs/demo.png")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zimage_vl.cli.demo.paint_rows", full)
+    call(capsys, "demo").refused("outputs/demo.png: No space left on device.")
+    assert list(tmp_path.iterdir()) == []

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from test_patch_grid import noise
 
 from cli_calls import Call, call
 from command_line import run
-from zimage_vl.cli.extract import ExtractSettings, _append_line, is_extracted, parse_layers
+from zimage_vl.cli.extract import ExtractSettings, _append_line, is_extracted
 from zimage_vl.reference.embeds import ReferenceEmbeds
-from zimage_vl.toy import load_toy_pipeline
+from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
 
 
 TEXT = "a red circle"
@@ -27,13 +27,13 @@ def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("refs").mkdir()
     for seed, name in enumerate(("a", "b")):
-        noise((64, 48), seed).save(f"refs/{name}.png")
+        draw_scene(Scene("circle", "red", "white"), seed=seed).save(f"refs/{name}.png")
     Path("refs/broken.png").write_text("<html></html>")
     return tmp_path
 
 
 def extract(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[Call, Any]:
-    done = call(capsys, "extract", *arguments, "-o", "out", "--text", TEXT, "--format", "json")
+    done = call(capsys, "extract", "-o", "out", "--text", TEXT, "--format", "json", *arguments)
     return done, json.loads(done.out) if done.out else None
 
 
@@ -130,8 +130,8 @@ def test_a_dry_run_says_what_would_be_done(
 
 def test_layers_that_there_are_not_end_the_run_at_once(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done, _ = extract(capsys, "refs/a.png", "--layers", "-2,-99")
-    assert (done.code, done.out) == (2, "")
-    assert "Layer -99 is out of range" in done.err
+    done.refused("Layer -99 is out of range")
+    assert not Path("out").exists()
 
 
 def test_a_disk_that_is_full_ends_the_run(
@@ -142,9 +142,8 @@ def test_a_disk_that_is_full_ends_the_run(
 
     monkeypatch.setattr(ReferenceEmbeds, "save", full)
     done, _ = extract(capsys, "refs/a.png", "refs/b.png")
-    assert done.code == 2
-    assert "No space left on device" in done.err
-    assert not list(Path("out").glob("*.safetensors"))
+    done.refused("out/", ".safetensors: No space left on device.")
+    assert not Path("out").exists()
 
 
 @pytest.mark.parametrize("broken", [MemoryError("too large"), ValueError("not\nfinite")])
@@ -171,9 +170,11 @@ def test_what_a_picture_alone_breaks_is_its_own(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--layers", "-2;-6"], "--layers takes whole numbers"),
-        (["--layers", "-2,-2"], "--layers names a layer twice"),
-        (["--layers", ""], "--layers takes whole numbers"),
+        (["--layers", "-2;-6"], "is no whole number"),
+        (["--layers", "-2,-2"], "names a layer twice"),
+        (["--layers", ""], "is no whole number"),
+        (["--text-position", "befor"], "Did you mean before?"),
+        (["--text", "a\udcff"], "--text is no valid UTF-8 text"),
         (["--model", "./nowhere"], "--model './nowhere' is neither a folder"),
         (["--vl-model", "./qwen"], "--vl-model does nothing with --model toy"),
         (["--device", "gpu"], "--device 'gpu' cannot be used here"),
@@ -183,15 +184,13 @@ def test_settings_that_cannot_be(
     options: list[str], reason: str, pictures: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     done, _ = extract(capsys, "refs/a.png", *options)
-    assert (done.code, done.out) == (2, "")
-    assert reason in done.err
+    done.refused(reason)
+    assert not Path("out").exists()
 
 
 def test_folders_that_cannot_be_written_to(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for folder, reason in (("gone/out", "does not exist. Create it first"), ("refs/a.png", "is a file")):
-        done = call(capsys, "extract", "refs/a.png", "-o", folder)
-        assert done.code == 2
-        assert reason in done.err
+        call(capsys, "extract", "refs/a.png", "-o", folder).refused(reason)
 
 
 def test_the_name_tells_apart_whatever_changes_the_content(tmp_path: Path) -> None:
@@ -227,9 +226,20 @@ def test_a_line_that_was_cut_off_stays_alone(tmp_path: Path) -> None:
     ]
 
 
-def test_layers_are_read() -> None:
-    assert parse_layers("-6") == (-6,)
-    assert parse_layers(" -2, 4") == (-2, 4)
+def test_names_that_are_no_text_end_nothing(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    odd = ["refs/\udcff.png", "refs/\x1b[2J.png"]
+    for name in odd:
+        draw_scene(Scene("cross", "red", "white"), seed=len(name)).save(name)
+    os.mkfifo("refs/pipe.png")
+    done, printed = extract(capsys, *odd, "gone\x1b\udcfe.png", "refs/pipe.png", "refs/a.png")
+    assert done.code == 3
+    assert [record["status"] for record in printed["references"]] == [*["written"] * 2, *["failed"] * 2, "written"]
+    assert r"Failed: gone\x1b\udcfe.png: 'gone\x1b\udcfe.png' does not exist." in done.err
+    assert "'refs/pipe.png' is no regular file" in done.err
+    assert "\x1b" not in done.out + done.err
+    assert [line["source"] for line in manifest()[:2]] == odd
+    shown = call(capsys, "extract", "refs", "-o", "out\udcff")
+    assert shown.out.splitlines()[0].startswith(r"out\udcff/")
 
 
 def test_in_a_process_of_its_own(pictures: Path) -> None:

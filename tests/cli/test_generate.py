@@ -1,150 +1,374 @@
-"""`zimage-vl generate`: what it refuses before any model is loaded."""
+"""`zimage-vl generate`, on the toy: what it paints, what it records, and what it refuses before a model is loaded."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import hashlib
+import json
 from pathlib import Path
+from typing import Any
 
-import PIL.Image
+import numpy as np
 import pytest
+import torch
 
-from zimage_vl.cli._options import RecipeChoice, TokenChoice
-from zimage_vl.cli.app import app
-from zimage_vl.cli.generate import _read_knobs
+from cli_calls import Call, call, read_png
+from command_line import run
+from tiny_models import tiny_pipeline
+from zimage_vl.cli.generate import _read_references, choose_size
+from zimage_vl.pipeline.text_statistics import TextStatistics
 from zimage_vl.recipes import RECIPES
+from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
+from zimage_vl.workflows.image_to_image import paint_from_image
 
 
-Refusal = Callable[..., str]
+PROMPT = "a red circle on a white background"
+REFERENCE, START = draw_scene(Scene("square", "blue", "black")), draw_scene(Scene("circle", "green", "gray"))
+SETTINGS: dict[str, Any] = {"num_inference_steps": 3, "guidance_scale": 0.0, "height": 64, "width": 64}
+same = np.testing.assert_array_equal
 
 
-@pytest.fixture
-def refusal(capsys: pytest.CaptureFixture[str]) -> Refusal:
-    """Runs `zimage-vl ARGUMENTS` in this process and gives what it says on stderr when it refuses them."""
-
-    def run(*arguments: object) -> str:
-        with pytest.raises(SystemExit) as stop:
-            app([str(argument) for argument in arguments], prog_name="zimage-vl")
-        printed = capsys.readouterr()
-        assert stop.value.code == 2, printed.err
-        assert printed.out == ""
-        return printed.err
-
-    return run
+@pytest.fixture(scope="module")
+def pipe() -> Any:
+    pipe = load_toy_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
 
 
 @pytest.fixture
-def reference(tmp_path: Path) -> Path:
-    path = tmp_path / "reference.png"
-    PIL.Image.new("RGB", (32, 32), "red").save(path)
-    return path
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    REFERENCE.save("reference.png")
+    START.save("start.png")
+    return tmp_path
 
 
-@pytest.mark.parametrize(
-    ("output", "reason"),
-    [("picture.jpg", "must end in .png"), ("missing/picture.png", "does not exist. Create it first")],
-)
-def test_an_output_that_cannot_be_written(output: str, reason: str, refusal: Refusal, tmp_path: Path) -> None:
-    assert reason in refusal("generate", "-p", "a red circle", "-o", tmp_path / output)
+def seeded(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
 
 
-@pytest.mark.parametrize(
-    ("options", "reason"),
-    [
-        (["--alpha", "1.5"], "`vl_alpha`"),
-        (["--alpha", "nan"], "`vl_alpha`"),
-        (["--layer", "last"], "--layer takes a whole number"),
-        (["--target-std", "0"], "`vl_target_std`"),
-        (["--outlier-threshold", "1"], "`vl_outlier_threshold`"),
-        (["--start", "0.5", "--end", "0.5"], "`vl_start` must be below `vl_end`"),
-        (["--tokens", "text", "--outlier-masking", "zero"], "would do nothing"),
-        (["--blend-mode", "style_delta"], "`neutral_image`"),
-        (["--recipe", "guide", "--outlier-masking", "zero"], "would do nothing"),
-        (["--reference-weights", "1,2"], "2 numbers for 1 references"),
-        (["--embeds", "states.safetensors"], "exclude each other"),
-        (["--size", "100x64"], "multiples of 16"),
-        (["--device", "gpu"], "--device 'gpu' cannot be used here"),
-        (["--negative-prompt", "blue"], "--negative-prompt does nothing without guidance"),
-        (["--vl-model", "./qwen"], "--vl-model does nothing with --model toy"),
-        (["--offload", "model", "--device", "cpu"], "--offload model needs an accelerator"),
-        (["--model", "./nowhere"], "--model './nowhere' is neither a folder"),
-        (["--strength", "0.5"], "--strength does nothing without --init-image"),
-        (["--init-image", "REFERENCE", "--strength", "0"], "--strength must be above 0"),
-        (["--init-image", "REFERENCE", "--start", "0.2"], "--start cannot be had with --init-image"),
-        (["--init-image", "REFERENCE", "--end", "0.8"], "--end cannot be had with --init-image"),
-        (["--init-image", "REFERENCE", "--width", "50"], "multiples of 16"),
-        (["--init-image", "nowhere.png"], "nowhere.png' does not exist"),
-        (["--low-memory", "--offload", "model"], "--low-memory and --offload exclude each other"),
-        (["--low-memory", "--init-image", "REFERENCE"], "--init-image cannot be had with --low-memory"),
-        (["--iterations", "2", "--alpha", "0"], "the same picture each time"),
-        (["--statistics", "nowhere.safetensors", "--normalization", "per_dim"], "no file nowhere.safetensors"),
-    ],
-)
-def test_settings_that_cannot_be(
-    options: list[str], reason: str, refusal: Refusal, reference: Path, tmp_path: Path
+def generate(capsys: Any, *options: object, reference: str | None = "reference.png") -> Call:
+    given = [] if reference is None else ["-r", reference]
+    output = [] if "-o" in options else ["-o", "out.png"]
+    return call(capsys, "generate", "-p", PROMPT, *output, "--seed", 5, "--steps", 3, *given, *options)
+
+
+def sha256(path: str | Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+
+
+# ---- What is painted and recorded ----
+
+
+def test_all_knobs_reach_the_call(capsys: Any, folder: Path, pipe: Any) -> None:
+    given = (
+        "--alpha default=0.6 --alpha circle=0.2 --layer -6:1,-2:3 --text square --text-position before "
+        "--tokens image --normalization hybrid --target-std 50 --outlier-masking clamp --outlier-threshold 5 "
+        "--exclude-sinks --alignment pool --end 0.7 --max-pixels 1024 --mask mask.png --reference-weights 1,2"
+    )
+    knobs = {
+        "vl_alpha": {"default": 0.6, "circle": 0.2},
+        "vl_hidden_layer": {-6: 1, -2: 3},
+        "vl_text": "square",
+        "vl_text_position": "before",
+        "vl_token_selection": "image",
+        "vl_normalization": "hybrid",
+        "vl_target_std": 50.0,
+        "vl_outlier_masking": "clamp",
+        "vl_outlier_threshold": 5.0,
+        "vl_exclude_sinks": True,
+        "vl_alignment": "pool",
+        "vl_end": 0.7,
+        "vl_max_pixels": 1024,
+        "reference_weights": [1.0, 2.0],
+    }
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[:32] = 255
+    from PIL import Image
+
+    Image.fromarray(mask).save("mask.png")
+    done = generate(capsys, *given.split(), "-r", "start.png", "--format", "json")
+    assert done.code == 0, done.err
+    expected = pipe(
+        PROMPT, reference_image=[[REFERENCE, START]], reference_mask=mask, generator=seeded(5), **SETTINGS, **knobs
+    )
+    pixels, said = read_png(Path("out.png"))
+    same(pixels, np.asarray(expected.images[0]))
+    assert json.loads(done.out) == {"outputs": ["out.png"], **said}
+    assert said["report"][0]["influence"] == expected.conditioning[0].influence
+    for name, value in knobs.items():
+        kept = {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
+        assert said["knobs"][name] == kept
+    assert said["references"] == [
+        {"option": option, "name": name, "sha256": sha256(name)}
+        for option, name in (
+            ("--reference", "reference.png"),
+            ("--reference", "start.png"),
+            ("--reference-mask", "mask.png"),
+        )
+    ]
+    assert (said["prompt"], said["model"], said["seed"], said["steps"]) == (PROMPT, "toy", 5, 3)
+    assert said["versions"]["torch"] == torch.__version__
+
+
+def test_style_delta_and_concat(capsys: Any, folder: Path, pipe: Any) -> None:
+    for options, knobs in (
+        (
+            ["--blend-mode", "style_delta", "--neutral-image", "start.png"],
+            {"vl_blend_mode": "style_delta", "neutral_image": START},
+        ),
+        (["--alignment", "concat", "--concat-tokens", 3], {"vl_alignment": "concat", "vl_concat_tokens": 3}),
+    ):
+        assert generate(capsys, *options, "--overwrite").code == 0
+        expected = pipe(PROMPT, reference_image=REFERENCE, generator=seeded(5), **SETTINGS, **knobs)
+        same(read_png(Path("out.png"))[0], np.asarray(expected.images[0]))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_sets_its_knobs_and_options_take_precedence(recipe: str) -> None:
+    before = dict(RECIPES[recipe])
+    assert _read_references({}, recipe).arguments == before
+    knobs = _read_references({"vl_alpha": ["0.7"], "vl_end": 0.5}, recipe).arguments
+    assert knobs == {**before, "vl_alpha": 0.7, "vl_end": 0.5}
+    assert RECIPES[recipe] == before
+
+
+def test_each_round_is_kept_and_feeds_the_next(capsys: Any, folder: Path, pipe: Any) -> None:
+    done = generate(capsys, "--iterations", 2, "--alpha", 0.5, "-n", 2, "--reference-weights", 1, "--format", "json")
+    assert done.code == 0, done.err
+    paths = [f"out-{image}-round{number}.png" for image in (0, 1) for number in (1, 2)]
+    told = json.loads(done.out)
+    assert told["outputs"] == [entry["output"] for entry in told["rounds"]] == paths
+    assert not Path("out.png").exists()
+    for seed, pair in {5: paths[:2], 6: paths[2:]}.items():
+        expected: Any = REFERENCE
+        for number, path in enumerate(pair, start=1):
+            expected = pipe(PROMPT, reference_image=expected, vl_alpha=0.5, generator=seeded(seed), **SETTINGS)
+            pixels, said = read_png(Path(path))
+            same(pixels, np.asarray(expected.images[0]))
+            assert (said["seed"], said["round"], said["iterations"]) == (seed, number, 2)
+            assert said["report"][0]["influence"] == expected.conditioning[0].influence
+            expected = expected.images[0]
+        first, second = (read_png(Path(path))[1] for path in pair)
+        assert first["references"][0]["name"] == "reference.png"
+        assert (first["knobs"]["reference_weights"], second["knobs"]["reference_weights"]) == ([1.0], None)
+        assert second["references"] == [{"option": "--iterations", "name": pair[0], "sha256": sha256(pair[0])}]
+    generate(capsys, "--iterations", 2, "-n", 2, "--format", "json").refused("out-0-round1.png' exists already")
+
+
+def test_a_start_picture_is_painted_over(capsys: Any, folder: Path, pipe: Any) -> None:
+    options = ["--init-image", "start.png", "--strength", 0.5, "--recipe", "calibrated", "--alpha", 0.5]
+    done = generate(capsys, *options)
+    assert done.code == 0, done.err
+    knobs = {**RECIPES["calibrated"], "vl_alpha": 0.5}
+    expected = paint_from_image(
+        pipe, PROMPT, START, 0.5, reference_image=REFERENCE, generator=seeded(5), **SETTINGS, **knobs
+    )
+    pixels, said = read_png(Path("out.png"))
+    same(pixels, np.asarray(expected.images[0]))
+    start = {"option": "--init-image", "name": "start.png", "sha256": sha256("start.png")}
+    assert said["init_image"] == {**start, "strength": 0.5, "steps_run": 2}
+    assert said["report"][0]["influence"] > 0
+    everything = generate(capsys, "--init-image", "start.png", "--strength", 0.95, "--overwrite", reference=None)
+    assert "nothing of the start picture is left" in everything.err
+    assert read_png(Path("out.png"))[1]["report"] is None
+
+
+def test_embeds_and_several_pictures_are_what_the_reference_gives(capsys: Any, folder: Path, pipe: Any) -> None:
+    pipe.encode_reference(REFERENCE, PROMPT).save("embeds.safetensors")
+    assert generate(capsys, "--init-image", "start.png", "-n", 2).code == 0
+    pictures = [read_png(Path(f"out-{index}.png"))[0] for index in (0, 1)]
+    for seed in (5, 6):
+        options = ["--init-image", "start.png", "--embeds", "embeds.safetensors", "--overwrite", "--seed", seed]
+        assert generate(capsys, *options, reference=None).code == 0
+        pixels, said = read_png(Path("out.png"))
+        same(pixels, pictures[seed - 5])
+        assert said["references"][0]["sha256"] == sha256("embeds.safetensors")
+    assert (pictures[0] != pictures[1]).any()
+
+
+def test_statistics_from_a_file(capsys: Any, folder: Path) -> None:
+    assert call(capsys, "statistics", "-o", "toy.safetensors").code == 0
+    options = ["--normalization", "per_dim", "--alpha", 0.5]
+    assert generate(capsys, *options, "-o", "measured.png").code == 0
+    assert generate(capsys, *options, "--statistics", "toy.safetensors").code == 0
+    measured, given = read_png(Path("measured.png")), read_png(Path("out.png"))
+    same(given[0], measured[0])
+    assert measured[1]["statistics"] is None
+    assert given[1]["statistics"] == {"name": "toy.safetensors", "sha256": sha256("toy.safetensors")}
+    more = ["--overwrite", "--statistics"]
+    generate(capsys, *more, "toy.safetensors").refused("--statistics would do nothing")
+    generate(capsys, *options, *more, "toy.safetensors", "--exclude-sinks").refused("measured with --include-sinks")
+    TextStatistics.measure(tiny_pipeline(with_vl=False), "tiny").save("tiny.safetensors")
+    generate(capsys, *options, *more, "tiny.safetensors").refused("The statistics are of 'tiny'")
+
+
+def test_low_memory_paints_the_same(capsys: Any, folder: Path) -> None:
+    options = "--device cpu --guidance 2 --negative-prompt blue --size 64x32 --alpha 0.5".split()
+    for name, extra in (("a.png", []), ("b.png", ["--low-memory"])):
+        done = generate(capsys, *options, *extra, "-o", name)
+        assert done.code == 0, done.err
+    a, b = read_png(Path("a.png")), read_png(Path("b.png"))
+    same(a[0], b[0])
+    assert a[0].shape == (32, 64, 3)
+    assert a[1] == b[1]
+    assert (a[1]["guidance"], a[1]["negative_prompt"]) == (2.0, "blue")
+
+
+def test_another_precision_without_a_reference(capsys: Any, folder: Path) -> None:
+    assert generate(capsys, "--dtype", "bfloat16", reference=None).code == 0
+    said = read_png(Path("out.png"))[1]
+    assert (said["dtype"], said["knobs"], said["report"], said["reference_acts"]) == ("bfloat16", None, None, False)
+
+
+def test_alpha_0_and_a_seed_that_was_not_given_are_told(folder: Path) -> None:
+    done = run("generate", "-p", PROMPT, "-r", "reference.png", "-a", 0, "-o", "out.png", "--steps", 1)
+    assert (done.returncode, done.stdout) == (0, "out.png\n")
+    assert "the reference is not read" in done.stderr
+    assert f"seed {read_png(Path('out.png'))[1]['seed']}" in done.stderr
+
+
+def test_knobs_that_do_nothing_are_told_in_the_words_of_the_command_line(
+    capsys: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    output = tmp_path / "picture.png"
-    given = [str(reference) if option == "REFERENCE" else option for option in options]
-    said = refusal("generate", "-p", "a red circle", "-r", reference, "-o", output, *given)
-    assert reason in said
-    assert len(said.splitlines()) == 1
-    assert not output.exists()
+    monkeypatch.setattr("zimage_vl.pipeline.inputs._warned", set())
+    done = generate(capsys, "--normalization", "none", "--target-std", 70)
+    assert done.code == 0
+    assert "--target-std 70.0 does nothing with --normalization 'none'" in done.err
+
+
+def test_the_size_follows_the_start_picture() -> None:
+    wide = START.resize((400, 200))
+    assert choose_size(None, None, None, 1024) == (1024, 1024)
+    assert choose_size(None, None, None, 1024, wide) == (1456, 720)
+    assert choose_size(None, 512, None, 1024, wide) == (512, 256)
+    assert choose_size(None, None, 512, 1024, wide) == (1024, 512)
+    assert choose_size("64x64", None, None, 1024, wide) == (64, 64)
+    assert choose_size(None, 32, 64, 1024, wide) == (32, 64)
+    with pytest.raises(ValueError, match="multiples of 16"):
+        choose_size(None, 50, None, 1024, wide)
+
+
+# ---- What is refused ----
+
+
+@pytest.fixture
+def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr("zimage_vl.cli.generate.load_pipeline", never)
+    monkeypatch.setattr("zimage_vl.cli.generate.paint_in_stages", never)
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["--alpha", "0.5"], "`vl_alpha` without --reference or --embeds would do nothing"),
-        (["--tokens", "text", "--vl-text", ""], "`vl_text` and `vl_token_selection` without"),
-        (["--recipe", "guide"], "--recipe without --reference or --embeds would do nothing"),
-        (["--reference-mask", "mask.png"], "--reference-mask without --reference would do nothing"),
-        (["--reference", "nowhere.png"], "nowhere.png' does not exist"),
-        (["--embeds", "nowhere.safetensors"], "nowhere.safetensors"),
-        (["--iterations", "2"], "--iterations above 1 needs a --reference"),
+        ("--alpha 1.5", "Error: --alpha must be"),
+        ("-a nan", "Error: -a must be"),
+        ("--alpha much", "--alpha needs a number, got 'much'"),
+        ("--layer last", "'--layer' / '--hidden-layer': 'last' is no whole number"),
+        ("--target-std 0", "--target-std must be"),
+        ("--outlier-threshold 1", "--outlier-threshold must be"),
+        ("--start 0.5 --end 0.5", "--start must be below --end"),
+        ("--tokens text --outlier-masking zero", "would do nothing"),
+        ("--recipe guide --outlier-masking zero", "would do nothing"),
+        ("--blend-mode style_delta", "--neutral-image"),
+        ("--concat-tokens 2", "--concat-tokens is for --alignment 'concat' alone"),
+        ("--reference-weights 1,2", "--reference-weights has 2 numbers for 1 references"),
+        ("--reference-weights much", "'much' is not one or more numbers"),
+        ("--embeds states.safetensors", "-r and --embeds exclude each other"),
+        ("--size 100x64", "multiples of 16"),
+        ("--device gpu", "--device 'gpu' cannot be used here"),
+        ("--negative-prompt blue", "--negative-prompt does nothing without guidance"),
+        ("--vl-model ./qwen", "--vl-model does nothing with --model toy"),
+        ("--offload model --device cpu", "--offload model needs an accelerator"),
+        ("--model ./nowhere", "--model './nowhere' is neither a folder"),
+        ("--strength 0.5", "--strength does nothing without --init-image"),
+        ("--init-image start.png --strength 0", "--strength must be above 0"),
+        ("--init-image start.png --start 0.2", "--start cannot be had with --init-image"),
+        ("--init-image start.png --end 0.8", "--end cannot be had with --init-image"),
+        ("--init-image start.png --width 50", "multiples of 16"),
+        ("--init-image nowhere.png", "--init-image 'nowhere.png' does not exist"),
+        ("--low-memory --offload model", "--low-memory and --offload exclude each other"),
+        ("--low-memory --init-image start.png", "--init-image cannot be had with --low-memory"),
+        ("--low-memory --statistics s.safetensors", "--statistics cannot be had with --low-memory"),
+        ("--iterations 2 --alpha 0", "the same picture each time"),
+        ("--statistics nowhere.safetensors --normalization per_dim", "no file nowhere.safetensors"),
+        ("--mask nowhere.png", "--reference-mask 'nowhere.png' does not exist"),
+        ("--vl-text a\udcff", "--vl-text is no valid UTF-8 text"),
+        ("--alpha a\udcff=1", "--alpha is no valid UTF-8 text"),
+        # Values that the parser of the options refuses, by its name.
+        ("--steps 0", "'--steps'"),
+        ("-n 0", "'--num-images'"),
+        ("--iterations 0", "'--iterations'"),
+        ("--strength 1.5", "'--strength'"),
+        ("--guidance -1", "'--guidance'"),
+        ("--guidance inf", "'--guidance': 'inf' is no finite number"),
+        ("--seed -1", "'--seed'"),
+        ("--tokens images", "Did you mean image?"),
+        ("--recipe color-palette", "Did you mean colour-palette?"),
+        ("--offload modle", "Did you mean model?"),
+        ("-o out.jpg", "must end in .png"),
+        ("-o missing/out.png", "does not exist. Create it first"),
     ],
 )
-def test_references_that_are_not_there(options: list[str], reason: str, refusal: Refusal, tmp_path: Path) -> None:
-    assert reason in refusal("generate", "-p", "a red circle", "-o", tmp_path / "picture.png", *options)
+def test_settings_that_cannot_be(options: str, reason: str, capsys: Any, folder: Path, no_model: None) -> None:
+    generate(capsys, *options.split()).refused(reason)
+    assert sorted(path.name for path in folder.iterdir()) == ["reference.png", "start.png"]
 
 
-def test_a_broken_reference_is_named(refusal: Refusal, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.png"
-    broken.write_text("<!DOCTYPE html><html></html>")
-    line = refusal("generate", "-p", "a red circle", "-r", broken, "-o", tmp_path / "picture.png")
-    assert "broken.png" in line
-    assert "HTML page" in line
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ("--alpha 0.5", "--alpha does nothing without --reference or --embeds"),
+        ("--tokens text --vl-text x", "--vl-text and --tokens does nothing without"),
+        ("--recipe guide", "--recipe does nothing without --reference or --embeds"),
+        ("--mask mask.png", "--mask does nothing without --reference"),
+        ("--reference nowhere.png", "--reference 'nowhere.png' does not exist"),
+        ("-r broken\x1b.png", r"broken\x1b.png (15 bytes) is an HTML page"),
+        ("--embeds nowhere.safetensors", "no file nowhere.safetensors"),
+        ("--iterations 2", "--iterations above 1 needs a --reference"),
+        ("--iterations 2 --embeds e.safetensors", "--iterations above 1 needs a --reference"),
+    ],
+)
+def test_references_that_are_not_there(options: str, reason: str, capsys: Any, folder: Path, no_model: None) -> None:
+    Path("broken\x1b.png").write_text("<!DOCTYPE html>")
+    generate(capsys, *options.split(), reference=None).refused(reason)
 
 
+@pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 @pytest.mark.parametrize(
     "options",
     [
-        ["--steps", "0"],
-        ["--num-images", "0"],
-        ["--iterations", "0"],
-        ["--strength", "1.5"],
-        ["--guidance", "-1"],
-        ["--tokens", "picture"],
-        ["--start", "2"],
-        ["--recipe", "x"],
+        "-r mine.png",
+        "-r reference.png -r ./mine.png",
+        "-r reference.png --mask mine.png",
+        "-r reference.png --neutral-image mine.png",
+        "--init-image mine.png",
     ],
 )
-def test_values_out_of_range_name_their_option(options: list[str], refusal: Refusal, tmp_path: Path) -> None:
-    said = refusal("generate", "-p", "a red circle", "-o", tmp_path / "picture.png", *options)
-    assert f"'{options[0]}'" in said
+def test_a_picture_of_the_user_is_never_written_over(
+    options: str, overwrite: list[str], capsys: Any, folder: Path, no_model: None
+) -> None:
+    START.save("mine.png")
+    before = sha256("mine.png")
+    done = generate(capsys, *options.split(), "-o", "mine.png", *overwrite, reference=None)
+    done.refused("--output 'mine.png' is an input of this command")
+    assert sha256("mine.png") == before
 
 
-def read_knobs(**options: object) -> dict[str, object]:
-    """What `generate` makes of these options; all others are left out."""
-    empty = {"recipe": None, "reference": ["a.png"], "embeds": None, "reference_weights": None}
-    return _read_knobs({**empty, **options})
+def test_an_existing_file_needs_overwrite(capsys: Any, folder: Path) -> None:
+    Path("out.png").write_bytes(b"theirs")
+    generate(capsys).refused("--output 'out.png' exists already: name another file, or add --overwrite.")
+    assert Path("out.png").read_bytes() == b"theirs"
+    assert generate(capsys, "--overwrite").code == 0
+    assert read_png(Path("out.png"))[1]["seed"] == 5
+    Path("out-1.png").write_bytes(b"theirs")
+    generate(capsys, "-n", 2).refused("out-1.png' exists already")
 
 
-@pytest.mark.parametrize("choice", list(RecipeChoice))
-def test_a_recipe_sets_its_knobs(choice: RecipeChoice) -> None:
-    assert read_knobs(recipe=choice) == RECIPES[choice.value]
-
-
-def test_options_go_before_the_recipe() -> None:
-    before = dict(RECIPES["guide"])
-    knobs = read_knobs(recipe=RecipeChoice.GUIDE, vl_alpha=["0.7"], vl_token_selection=TokenChoice.ALL, vl_start=None)
-    assert knobs == {**RECIPES["guide"], "vl_alpha": 0.7, "vl_token_selection": "all"}
-    assert RECIPES["guide"] == before
+def test_a_prompt_that_is_no_text_and_a_name_that_is_none(capsys: Any, folder: Path) -> None:
+    call(capsys, "generate", "-p", "a\udcff", "-o", "out.png").refused(r"--prompt is no valid UTF-8 text: 'a\udcff'")
+    done = generate(capsys, "-o", "\udcff\x1b.png", "--steps", 1)
+    assert (done.code, done.out) == (0, r"\udcff\x1b.png" + "\n")
+    assert Path("\udcff\x1b.png").is_file()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -131,19 +132,18 @@ def test_what_does_not_fit_is_refused_by_name(
     statistics(dims=8).save(tmp_path / "other.safetensors")
     torch.save({"a": torch.ones(2)}, tmp_path / "pickle.safetensors")
     (tmp_path / "text.safetensors").write_text("no tensors")
+    os.mkfifo(tmp_path / "fifo")
     for arguments, reason in (
         ((path, "--statistics", tmp_path / "other.safetensors"), "of 'a/text-model', which is 8 wide"),
         ((path, "--statistics", path), "holds no text-encoder statistics"),
         ((tmp_path / "other.safetensors", "--statistics", path), "holds statistics itself"),
         ((tmp_path / "gone.safetensors",), "There is no file"),
-        ((tmp_path,), "is a folder"),
+        ((tmp_path,), "is no regular file"),
+        ((tmp_path / "fifo",), "is no regular file"),
         ((tmp_path / "pickle.safetensors",), "is a pickle"),
         ((tmp_path / "text.safetensors",), "not a complete safetensors file"),
     ):
-        done = call(capsys, "inspect", *arguments)
-        assert (done.code, done.out) == (2, "")
-        assert reason in done.err
+        call(capsys, "inspect", *arguments).refused(reason)
     statistics().save(tmp_path / "s.safetensors")
     done = call(capsys, "inspect", path, "--statistics", tmp_path / "s.safetensors", "--threshold", "1")
-    assert done.code == 2
-    assert "`threshold` must be a number above 1" in done.err
+    done.refused("Error: --threshold must be a number above 1")

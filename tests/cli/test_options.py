@@ -1,68 +1,115 @@
-"""The options of `generate` say their ranges, choices and defaults, and say the same as the pipeline's knobs."""
+"""The knobs' options come from the registry: one each, with its choices, its help and its default."""
 
 from __future__ import annotations
 
+import inspect
 import re
-from dataclasses import fields
-from enum import Enum
-from typing import get_args, get_type_hints
+from typing import Any
 
 import pytest
+import typer
 
-from zimage_vl.blend.knobs import Alignment, BlendMode, Normalization, TextPosition, VLConditioning
-from zimage_vl.blend.normalize import OutlierMasking
-from zimage_vl.blend.regions import TokenSelection
+from cli_calls import call
+from zimage_vl.blend.registry import KNOBS, Knob
+from zimage_vl.cli import _options
+from zimage_vl.cli._options import choose, name_options, number, option_names, with_knobs
 from zimage_vl.cli.generate import generate
 
 
-HINTS = get_type_hints(generate, include_extras=True)
-OPTIONS = {name: get_args(hint)[1] for name, hint in HINTS.items() if get_args(hint) and name != "return"}
-KNOBS = {field.name: field.default for field in fields(VLConditioning) if field.name.startswith("vl_")}
+def declared(option: Any) -> list[str]:
+    """The names of an option: typer takes the first for a default until it meets the parameter."""
+    return [option.default, *option.param_decls]
 
 
-def choices(name: str) -> list[str]:
-    """The values of an option that is a choice, otherwise none."""
-    kind = get_args(HINTS[name])[0]
-    enums = [k for k in (kind, *get_args(kind)) if isinstance(k, type) and issubclass(k, Enum)]
-    return [member.value for enum in enums for member in enum]
+def annotation(command: Any, name: str) -> Any:
+    return inspect.signature(command).parameters[name].annotation
 
 
-def test_every_knob_has_an_option() -> None:
-    assert set(KNOBS) <= set(OPTIONS)
+def test_each_knob_is_an_option_with_its_choices_and_default(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = re.sub(r"\s+", " ", call(capsys, "generate", "--help").out)
+    for knob in KNOBS.values():
+        option = annotation(generate, knob.name).__metadata__[0]
+        assert [name.partition("/")[0] for name in declared(option)] == list(option_names(knob.name))
+        assert option.help.lower().startswith(name_options(knob.help)[:20].lower())
+        for choice in knob.choices:
+            assert choice in option.help
+        if knob.default is not None and knob.default is not False:
+            assert f"Default: {knob.default}." in option.help
+        assert re.sub(r"\s+", " ", option.help) in shown
+        assert inspect.signature(generate).parameters[knob.name].default is None
 
 
-@pytest.mark.parametrize("name", sorted(KNOBS))
-def test_the_help_quotes_the_default_of_the_knob(name: str) -> None:
-    quoted = re.search(r"Default: (.+)\.$", OPTIONS[name].help)
-    in_words = {"vl_target_std": "the std of the prompt's text embeddings", "vl_exclude_sinks": "include"}
-    assert KNOBS["vl_target_std"] is None
-    assert KNOBS["vl_exclude_sinks"] is False
-    assert quoted is not None
-    assert quoted[1] == in_words.get(name, str(KNOBS[name]))
+def test_todays_names_stay() -> None:
+    today = (
+        "--reference --embeds --reference-weights --reference-mask --neutral-image --alpha --layer --tokens --start "
+        "--normalization --target-std --outlier-masking --outlier-threshold --exclude-sinks --alignment --blend-mode "
+        "--vl-text --vl-text-position --max-pixels --end"
+    )
+    names = [name for knob in KNOBS for name in option_names(knob)]
+    assert set(today.split()) <= set(names)
+    assert {"-r", "-a", "--mask", "--text", "--hidden-layer"} <= set(names)
+    assert len(names) == len(set(names))
 
 
-@pytest.mark.parametrize(
-    ("name", "values"),
-    [
-        ("vl_text_position", TextPosition),
-        ("vl_token_selection", TokenSelection),
-        ("vl_normalization", Normalization),
-        ("vl_outlier_masking", OutlierMasking),
-        ("vl_alignment", Alignment),
-        ("vl_blend_mode", BlendMode),
-    ],
-)
-def test_the_choices_are_those_of_the_knob(name: str, values: object) -> None:
-    assert choices(name) == list(get_args(values))
+def test_a_new_knob_is_a_new_option(monkeypatch: pytest.MonkeyPatch) -> None:
+    new = {
+        "vl_reader": Knob("vl_reader", "qwen3-vl", "", "who reads", ("qwen3-vl", "text_encoder")),
+        "vl_depth": Knob("vl_depth", None, "int >= 1, or None", "how deep; None: vl_alpha"),
+        "vl_share": Knob("vl_share", 0.5, "0..1", "how much"),
+        "vl_even": Knob("vl_even", False, "bool", "evenly"),
+    }
+    for name, knob in new.items():
+        monkeypatch.setitem(KNOBS, name, knob)
+
+    @with_knobs(after="prompt")
+    def command(prompt: str, size: int = 1, **knobs: Any) -> None: ...
+
+    made = inspect.signature(command).parameters
+    assert list(made) == ["prompt", *KNOBS, "size"]
+    options = {name: annotation(command, name).__metadata__[0] for name in new}
+    kinds = {name: annotation(command, name).__origin__ for name in new}
+    assert kinds == {"vl_reader": str | None, "vl_depth": int | None, "vl_share": float | None, "vl_even": bool | None}
+    assert options["vl_reader"].help == "Who reads (qwen3-vl, text_encoder). Default: qwen3-vl."
+    assert options["vl_depth"].help == "How deep; left out: --alpha (>= 1)."
+    assert options["vl_share"].help == "How much (0..1). Default: 0.5."
+    assert declared(options["vl_even"]) == ["--even/--no-even"]
+    with pytest.raises(typer.BadParameter, match="Did you mean text_encoder"):
+        options["vl_reader"].parser("text-encoder")
 
 
-@pytest.mark.parametrize("name", sorted(OPTIONS))
-def test_every_option_is_documented(name: str) -> None:
-    text = OPTIONS[name].help
-    assert text
-    assert len(text) > 10
-    for choice in choices(name):
-        assert re.search(rf"\b{choice}\b", text), choice
-    required = name in ("prompt", "output")
-    shown_by_typer = name in ("num_images", "model", "offload", "output_format")  # their defaults are values
-    assert required or shown_by_typer or name == "embeds" or "Default: " in text
+def test_messages_name_options() -> None:
+    said = (
+        "`vl_outlier_masking` 'zero' works on what vl_token_selection 'text' leaves out; pass `reference_image` [1]."
+    )
+    assert (
+        name_options(said)
+        == "--outlier-masking 'zero' works on what --tokens 'text' leaves out; pass --reference [1]."
+    )
+    assert name_options("`vl_alpha[1]` or vl_text=''", ["-a=1"]) == "-a or --vl-text=''"
+    assert name_options("`guidance_scale` and `height`, `--reference a.png` (3 bytes)") == (
+        "--guidance and --height, --reference a.png (3 bytes)"
+    )
+    for text in ("a prompt about vl_alphabet", "files/vl_alpha.png", "`unknown` height"):
+        assert name_options(text) == text
+
+
+def test_each_argument_of_the_messages_is_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = call(capsys, "generate", "-h").out + call(capsys, "extract", "-h").out + call(capsys, "inspect", "-h").out
+    for option in _options._ARGUMENTS.values():
+        assert option in shown
+
+
+def test_choices_and_numbers() -> None:
+    pick = choose(("style-transfer", "colour-palette"))
+    assert pick("style-transfer") == "style-transfer"
+    for text, reason in (
+        ("color-palette", "Did you mean colour-palette?"),
+        ("style_transfer", "Did you mean style-transfer?"),
+        ("x", "'x' is not one of style-transfer, colour-palette.$"),
+    ):
+        with pytest.raises(typer.BadParameter, match=re.escape(reason).replace(r"\$", "$")):
+            pick(text)
+    assert number(0)("1e3") == 1000.0
+    for text in ("inf", "nan", "-1", "x"):
+        with pytest.raises(typer.BadParameter, match=f"'{text}' is no finite number of at least 0"):
+            number(0)(text)

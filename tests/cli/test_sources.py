@@ -16,6 +16,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in ("b.png", "a.JPG", "notes.txt", "[1].png", "deep/c.webp", "deep/deeper/d.png", "empty/readme.md"):
         Path(name).parent.mkdir(parents=True, exist_ok=True)
         Path(name).write_bytes(b"")
+    os.mkfifo("pipe.png")
     return tmp_path
 
 
@@ -53,7 +54,12 @@ def test_each_picture_once_in_the_order_given(folder: Path) -> None:
 
 @pytest.mark.parametrize(
     ("argument", "reason"),
-    [("gone.png", "does not exist"), ("gone/*.png", "matches no picture"), ("empty", "a folder without pictures")],
+    [
+        ("pipe.png", "is no regular file"),
+        ("gone\x1b.png", r"gone\x1b.png' does not exist"),
+        ("gone/*.png", "matches no picture"),
+        ("empty", "a folder without pictures"),
+    ],
 )
 def test_an_argument_that_means_nothing_says_so(argument: str, reason: str, folder: Path) -> None:
     (source,) = find_sources([argument])

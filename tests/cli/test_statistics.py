@@ -11,8 +11,7 @@ import torch
 from cli_calls import call
 from zimage_vl.blend.embedding_statistics import EmbeddingStatistics
 from zimage_vl.cli.statistics import describe_statistics
-from zimage_vl.pipeline.calibration import calibration_prompts_sha256
-from zimage_vl.pipeline.text_statistics import TextStatistics
+from zimage_vl.pipeline.text_statistics import TextStatistics, calibration_prompts_sha256
 from zimage_vl.toy import load_toy_pipeline
 
 
@@ -32,9 +31,21 @@ def test_the_file_fits_the_encoder_it_is_of(tmp_path: Path, capsys: pytest.Captu
     assert facts["output"] == str(tmp_path / "toy.safetensors")
     widest = facts["widest_dimensions"][0]
     assert widest["dimension"] == int(loaded.statistics.std.argmax())
+    again = call(capsys, "statistics", "-o", tmp_path / "toy.safetensors")
+    again.refused("exists already: name another file, or add --overwrite")
     shown = call(capsys, "inspect", tmp_path / "toy.safetensors")
     assert f"dimension {widest['dimension']}" in shown.out
     assert loaded.fingerprint[:12] in shown.out
+
+
+def test_a_model_s_own_file_is_never_replaced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = tmp_path / "text_encoder" / "model.safetensors"
+    weights.parent.mkdir()
+    weights.write_bytes(b"weights")
+    call(capsys, "statistics", "--model", tmp_path, "-o", weights, "--overwrite").refused(
+        "is an input of this command"
+    )
+    assert weights.read_bytes() == b"weights"
 
 
 def test_the_overall_std_is_that_of_all_values() -> None:
@@ -50,7 +61,7 @@ def test_the_overall_std_is_that_of_all_values() -> None:
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        (["-o", "a.json"], "--output must end in .safetensors"),
+        (["-o", "a.json"], "must end in .safetensors"),
         (["-o", "gone/a.safetensors"], "does not exist. Create it first"),
         (["--model", "./nowhere"], "--model './nowhere' is neither a folder"),
         (["--device", "gpu"], "--device 'gpu' cannot be used here"),
@@ -59,7 +70,4 @@ def test_the_overall_std_is_that_of_all_values() -> None:
 def test_what_cannot_be_is_refused_before_a_model_is_loaded(
     options: list[str], reason: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    done = call(capsys, "statistics", *options)
-    assert (done.code, done.out) == (2, "")
-    assert reason in done.err
-    assert len(done.err.splitlines()) == 1
+    call(capsys, "statistics", *options).refused(reason)

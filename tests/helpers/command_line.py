@@ -9,7 +9,7 @@ from pathlib import Path
 
 
 SOURCE = Path(__file__).parent.parent.parent / "src"
-START = (sys.executable, "-c", "from zimage_vl.cli import main; main()")
+START = (sys.executable, "-m", "zimage_vl")
 
 
 def environment(**variables: str) -> dict[str, str]:

@@ -1,183 +1,589 @@
-"""Every argument about references, checked and brought to one request a prompt."""
+"""From arguments to a plan: what it holds, what is refused before any model loads or runs, what is only warned of."""
 
 from __future__ import annotations
 
 import inspect
+import logging
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
-import PIL.Image
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from embedding_samples import make_reference
-from zimage_vl.blend.knobs import VLConditioning
-from zimage_vl.pipeline.inputs import KNOB_NAMES, ReferenceRequest, build_requests
+from pipeline_samples import (
+    KNOBS,
+    OTHER_PROMPT,
+    PROMPT,
+    SMALL,
+    call,
+    make_picture,
+    paint,
+    paint_with,
+    record_runs,
+    same,
+    save_vl_parts,
+    seeded,
+)
+from tiny_models import tiny_image_processor, tiny_pipeline, tiny_transformer, tiny_vl_encoder
+from zimage_vl.blend.knobs import KNOBS as REGISTRY
+from zimage_vl.pipeline import inputs
+from zimage_vl.pipeline.inputs import Plan, max_text_tokens, read_inputs, warn_about_models
 from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
+from zimage_vl.reference import readers
 from zimage_vl.reference.embeds import ReferenceEmbeds
 
 
-DEFAULTS: dict[str, Any] = {name: getattr(VLConditioning(), name) for name in KNOB_NAMES}
-PROMPTS = ["a red circle", "a blue square"]
-READY = make_reference()
-STYLE_DELTA = {"vl_blend_mode": "style_delta", "vl_normalization": "none"}
+PICTURE, OTHER = make_picture(0), make_picture(1)
+PROMPTS = [PROMPT, OTHER_PROMPT]
+WIDTH = 32
+READY = make_reference(dims=WIDTH, layers=(-2,))
+WHITE = Image.new("L", (48, 32), 255)
+STYLE = {"vl_blend_mode": "style_delta"}
 
 
-def picture(colour: str = "red", size: tuple[int, int] = (32, 16)) -> PIL.Image.Image:
-    return PIL.Image.new("RGB", size, colour)
+@pytest.fixture(scope="module")
+def pipe() -> ZImageVLPipeline:
+    return tiny_pipeline()
 
 
-def build(prompts: list[str] | None = PROMPTS, *, size: int = 2, **arguments: Any) -> list[ReferenceRequest]:
-    requests = build_or_none(prompts, size=size, **arguments)
-    assert requests is not None
-    return requests
+@pytest.fixture
+def warned(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """What is logged, as if nothing had been said before."""
+    monkeypatch.setattr(inputs, "_warned", set())
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("zimage_vl.pipeline.inputs")
+    logger.addHandler(handler)
+    yield said
+    logger.removeHandler(handler)
 
 
-def build_or_none(
-    prompts: list[str] | None = PROMPTS, *, size: int = 2, **arguments: Any
-) -> list[ReferenceRequest] | None:
-    knobs = {**DEFAULTS, **{name: arguments.pop(name) for name in list(arguments) if name in KNOB_NAMES}}
-    return build_requests(prompts, size, knobs, **arguments)
+# ---- The plan ----
 
 
-def pixels(item: Any) -> Any:
-    return item.getpixel((0, 0))
+def plan(pipe: Any, prompts: Any = PROMPTS, **arguments: Any) -> Plan:
+    knobs = {**KNOBS, **arguments} if set(arguments) & {"reference_image", "reference_embeds"} else arguments
+    return read_inputs(pipe.get_host(), {"prompt": prompts, "guidance_scale": 0.0}, knobs)
 
 
-def test_the_knobs_are_those_of_the_call() -> None:
-    parameters = inspect.signature(ZImageVLPipeline.__call__).parameters
-    assert {name for name in parameters if name.startswith("vl_")} - {"vl_text"} == set(KNOB_NAMES)
-    assert {name: parameters[name].default for name in KNOB_NAMES} == DEFAULTS
+def corner(picture: Any) -> Any:
+    return picture.picture.getpixel((0, 0))
 
 
-def test_without_a_reference_there_is_no_request() -> None:
-    assert build_or_none() is None
+def plain(colour: str, size: tuple[int, int] = (32, 16)) -> Image.Image:
+    return Image.new("RGB", size, colour)
 
 
-def test_the_knobs_are_checked_without_a_reference_too() -> None:
-    with pytest.raises(ValueError, match="`vl_alpha`"):
-        build_or_none(vl_alpha=2.0)
+def test_without_a_reference_there_is_nothing_to_read(pipe: ZImageVLPipeline) -> None:
+    made = plan(pipe)
+    assert (made.prompts, made.guided, made.references, made.window) == (PROMPTS, False, (), ())
+    assert made.acting_pictures == []
 
 
-def test_one_picture_serves_all_prompts_and_is_read_once() -> None:
-    first, second = build(reference_image=picture())
-    assert (first.prompt, second.prompt) == tuple(PROMPTS)
-    assert (first.text, second.text) == tuple(PROMPTS)
-    assert first.references[0] is second.references[0]
-    assert first.masks == second.masks == (None,)
+def test_pictures_for_all_prompts_for_each_and_several_for_one(pipe: ZImageVLPipeline) -> None:
+    first, second = plan(pipe, reference_image=plain("red")).references
+    assert [one.turn.text for one in (first, second)] == PROMPTS
+    assert [reading.provenance.text for reading in (*first.references, *second.references)] == PROMPTS
     assert first.neutral is None
+    first, second = plan(pipe, reference_image=[plain("red"), plain("blue")]).references
+    assert [corner(one.references[0]) for one in (first, second)] == [(255, 0, 0), (0, 0, 255)]
+    only = plan(pipe, PROMPT, reference_image=[[plain("red"), plain("blue")]], reference_weights=[2, 1]).references[0]
+    assert [corner(reading) for reading in only.references] == [(255, 0, 0), (0, 0, 255)]
+    assert only.conditioning.reference_weights == (2.0, 1.0)
+    none, one = plan(pipe, reference_image=[None, plain("red")]).references
+    assert (len(none.references), len(one.references)) == (0, 1)
+    assert none.conditioning.is_inert
+    assert not one.conditioning.is_inert
 
 
-def test_a_list_is_one_a_prompt_and_a_list_in_it_several() -> None:
-    first, second = build(reference_image=[picture("red"), picture("blue")])
-    assert (pixels(first.references[0]), pixels(second.references[0])) == ((255, 0, 0), (0, 0, 255))
-    only = build(["a"], size=1, reference_image=[[picture("red"), picture("blue")]], reference_weights=[2, 1])[0]
-    assert [pixels(item) for item in only.references] == [(255, 0, 0), (0, 0, 255)]
-    assert only.knobs.reference_weights == (2.0, 1.0)
+def test_alphas_per_prompt_and_per_token(pipe: ZImageVLPipeline) -> None:
+    tokens = [len(pipe.tokenize_prompt(prompt)) for prompt in PROMPTS]
+    for alpha in ([0.3, 0.7], [{"default": 0.3}, {"default": 0.7}], [[0.3] * tokens[0], torch.full((tokens[1],), 0.7)]):
+        made = plan(pipe, reference_image=PICTURE, vl_alpha=alpha).references
+        for one, value, length in zip(made, (0.3, 0.7), tokens, strict=True):
+            torch.testing.assert_close(one.alpha, torch.full((length,), value))
+    ramp = torch.linspace(0, 1, tokens[0])
+    torch.testing.assert_close(plan(pipe, PROMPT, reference_image=PICTURE, vl_alpha=ramp).references[0].alpha, ramp)
 
 
-def test_the_callers_lists_are_as_before() -> None:
-    images, texts, alphas = [picture(), picture()], ["x", "y"], [{"default": 0.1}, {"default": 0.2}]
-    copies = list(images), list(texts), [dict(alpha) for alpha in alphas]
-    build(reference_image=images, vl_text=texts, vl_alpha=alphas)
-    assert (images, texts, alphas) == copies
+def test_texts_masks_and_neutral_pictures(pipe: ZImageVLPipeline) -> None:
+    def texts(**arguments: Any) -> list[str]:
+        made = plan(pipe, reference_image=PICTURE, **arguments).references
+        return [one.references[0].provenance.text for one in made]
+
+    assert texts(vl_text="a photo") == ["a photo"] * 2
+    assert texts(vl_text=["x", ""]) == ["x", ""]
+    both = [[plain("red", (32, 16)), plain("red", (64, 32))]]
+    half = Image.new("L", (8, 4), 0)
+    half.paste(255, (0, 0, 4, 4))
+    for masks in (half, [[half, half]]):
+        made = plan(pipe, PROMPT, reference_image=both, reference_mask=masks).references[0]
+        assert [reading.visible.sum().item() for reading in made.references] == [1, 4]
+    one = plan(pipe, reference_image=PICTURE, neutral_image=plain("white"), **STYLE).references
+    assert [corner(each.neutral) for each in one] == [(255, 255, 255)] * 2
+    each = plan(pipe, reference_image=PICTURE, neutral_image=[plain("white"), plain("blue")], **STYLE).references
+    assert [corner(item.neutral) for item in each] == [(255, 255, 255), (0, 0, 255)]
+    assert each[0].neutral.grid == each[0].references[0].grid
 
 
-def test_alphas_a_prompt_and_alphas_a_token() -> None:
-    by_place = build(reference_image=picture(), vl_alpha=[{"suffix": 1.0}, [0.1, 0.2]])
-    assert [request.knobs.vl_alpha for request in by_place] == [{"suffix": 1.0}, (0.1, 0.2)]
-    for alpha in ([0.1, 0.2], torch.tensor([0.5, 0.25]), (0.1, 0.2)):
-        requests = build(reference_image=picture(), vl_alpha=alpha)
-        assert requests[0].knobs.vl_alpha == requests[1].knobs.vl_alpha == pytest.approx(tuple(map(float, alpha)))
-    tensors = build(reference_image=picture(), vl_alpha=[torch.tensor([0.5]), torch.tensor([0.25, 1.0])])
-    assert [request.knobs.vl_alpha for request in tensors] == [(0.5,), (0.25, 1.0)]
+def test_ready_embeddings_come_as_they_are_or_by_their_file(pipe: ZImageVLPipeline, tmp_path: Path) -> None:
+    READY.save(tmp_path / "a.safetensors")
+    made = plan(pipe, reference_embeds=[READY, tmp_path / "a.safetensors"]).references
+    assert made[0].references[0] is READY
+    assert torch.equal(made[1].references[0].hidden_states[-2], READY.hidden_states[-2])
+    styled = plan(pipe, PROMPT, reference_embeds=READY, neutral_image=str(tmp_path / "a.safetensors"), **STYLE)
+    assert isinstance(styled.references[0].neutral, ReferenceEmbeds)
 
 
-def test_one_text_for_all_or_one_a_prompt() -> None:
-    assert [r.text for r in build(reference_image=picture(), vl_text="a photo")] == ["a photo"] * 2
-    assert [r.text for r in build(reference_image=picture(), vl_text=["x", ""])] == ["x", ""]
-    assert build(None, size=1, reference_image=picture(), vl_text="")[0].prompt is None
+def test_embeds_of_another_copy_of_the_code_are_taken(pipe: ZImageVLPipeline) -> None:
+    # As the single file's class beside the package's: the same attributes, another class.
+    states = {-2: READY.hidden_states[-2]}
+    provenance = SimpleNamespace(model_id="someone/else", text="a", versions={})
+    other = SimpleNamespace(hidden_states=states, regions=READY.regions, provenance=provenance)
+    taken = plan(pipe, PROMPT, reference_embeds=other).references[0].references[0]
+    assert isinstance(taken, ReferenceEmbeds)
+    assert taken.provenance.model_id == "someone/else"
+    same(paint(pipe, reference_embeds=[[other]], **KNOBS), paint(pipe, reference_embeds=READY, **KNOBS))
 
 
-def test_masks_fit_their_pictures() -> None:
-    mask = PIL.Image.new("L", (8, 4), 255)
-    images = [[picture(size=(32, 16)), picture(size=(64, 32))]]
-    both = build(["a"], size=1, reference_image=images, reference_mask=mask)[0]
-    assert [m.size for m in both.masks if m is not None] == [(32, 16), (64, 32)]
-    each = build(["a"], size=1, reference_image=images, reference_mask=[[mask, PIL.Image.new("L", (8, 4), 200)]])[0]
-    assert [pixels(m) for m in each.masks] == [255, 200]
+# ---- Counting ----
 
 
-def test_the_vl_encoder_is_needed_for_pictures_that_count() -> None:
-    assert build(reference_image=picture())[0].needs_vl_encoder
-    assert not build(reference_image=picture(), vl_alpha=0.0)[0].needs_vl_encoder
-    assert not build(reference_embeds=READY)[0].needs_vl_encoder
-    per_prompt = build(reference_image=picture(), vl_alpha=[{"default": 0.0}, {"default": 0.5}])
-    assert [request.needs_vl_encoder for request in per_prompt] == [False, True]
+def test_nothing_is_derived_twice(pipe: ZImageVLPipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    PICTURE.save(tmp_path / "reference.png")
+    paint_with(pipe, tmp_path / "reference.png")
+    counts = dict.fromkeys(("render", "tokenise", "load", "scan"), 0)
+
+    def count(owner: Any, attribute: str, name: str) -> None:
+        original = getattr(owner, attribute)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(owner, attribute, counted)
+
+    count(type(pipe.tokenizer), "apply_chat_template", "render")
+    count(type(pipe.tokenizer), "__call__", "tokenise")
+    count(Image, "open", "load")
+    count(torch, "isfinite", "scan")
+    pipe.clear_reference_cache()
+    paint_with(pipe, tmp_path / "reference.png")
+    assert counts["load"] == 1
+    assert 0 < counts["render"] <= 4
+    assert 0 < counts["tokenise"] <= 4
+    assert 0 < counts["scan"] <= 6
 
 
-def test_ready_embeddings_have_their_text_already() -> None:
-    other = make_reference(seed=5)
-    requests = build(reference_embeds=[READY, other])
-    assert [request.references for request in requests] == [(READY,), (other,)]
-    assert [request.text for request in requests] == [None, None]
-    assert [request.masks for request in requests] == [(None,), (None,)]
+# ---- Refused: the call ----
 
 
-def test_a_neutral_picture_serves_all_or_one_a_prompt() -> None:
-    one = build(reference_image=picture(), neutral_image=picture("white"), **STYLE_DELTA)
-    assert [pixels(request.neutral) for request in one] == [(255, 255, 255)] * 2
-    each = build(reference_image=picture(), neutral_image=[picture("white"), picture("blue")], **STYLE_DELTA)
-    assert [pixels(request.neutral) for request in each] == [(255, 255, 255), (0, 0, 255)]
-    ready = build(reference_embeds=READY, neutral_image=READY, **STYLE_DELTA)
-    assert isinstance(ready[0].neutral, ReferenceEmbeds)
+def refused(pipe: Any, match: str, prompt: Any = PROMPT, error: Any = ValueError, **kwargs: Any) -> None:
+    with record_runs(pipe) as runs, pytest.raises(error, match=f"(?s){match}"):
+        call(pipe, prompt, **kwargs)
+    assert runs == []
 
 
-def test_a_file_that_is_missing_is_named(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"nowhere.png"):
-        build(reference_image=tmp_path / "nowhere.png")
+def refused_beside_a_picture(pipe: Any, match: str, prompt: Any = PROMPT, error: Any = ValueError, **kw: Any) -> None:
+    refused(pipe, match, prompt, error, **{"reference_image": PICTURE, **KNOBS, **kw})
+
+
+def embeds(tokens: int = 5, width: int = WIDTH, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.randn(tokens, width, generator=seeded()).to(dtype)
+
+
+def test_prompts(pipe: ZImageVLPipeline) -> None:
+    refused(pipe, "`prompt`.*or `prompt_embeds`.*neither", None)
+    refused(pipe, "`prompt`.*or `prompt_embeds`.*both", PROMPT, prompt_embeds=[embeds()])
+    refused(pipe, "empty list", [])
+    for wrong in (3, [PROMPT, None], b"a"):
+        refused(pipe, "`prompt` must be a string or a list of strings", wrong, TypeError)
+    refused(pipe, "`negative_prompt` must be a string", error=TypeError, negative_prompt=7, guidance_scale=3.0)
+    refused(pipe, "2 entries for 1 prompts", negative_prompt=["", ""], guidance_scale=3.0)
+    refused(pipe, "at most 1504 text tokens, the prompt has", "a " * 2000, max_sequence_length=4000)
+    for arguments in ({"prompt": "a \ud800"}, {"negative_prompt": "\udc80", "guidance_scale": 3.0}):
+        refused(pipe, "prompt` is no valid Unicode", **arguments)
+    refused_beside_a_picture(pipe, "`vl_text` is no valid Unicode", vl_text="a \ud800 b")
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
+    ("given", "error", "match"),
     [
-        ({"reference_image": picture(), "reference_embeds": READY}, "not both"),
-        ({"reference_weights": [1, 2]}, "`reference_weights` needs a reference"),
-        ({"reference_mask": picture()}, "`reference_mask` needs a reference"),
-        ({"neutral_image": picture(), **STYLE_DELTA}, "`neutral_image` needs a reference"),
-        ({"vl_text": ""}, "`vl_text` needs a reference"),
-        ({"reference_embeds": READY, "vl_text": "x"}, "`vl_text` was settled"),
-        ({"reference_embeds": READY, "reference_mask": picture()}, "`reference_mask` was settled"),
-        ({"reference_embeds": READY, "vl_text_position": "before"}, "`vl_text_position` was settled"),
-        ({"reference_embeds": READY, "vl_max_pixels": 4096}, "`vl_max_pixels` was settled"),
-        ({"reference_image": [picture()] * 3}, "3 entries for 2 prompts"),
-        ({"reference_image": []}, "empty list"),
-        ({"reference_image": picture(), "vl_text": ["x"]}, "1 texts for 2 prompts"),
-        ({"reference_image": picture(), "vl_alpha": [{"default": 0.1}]}, "list of 1, one a prompt"),
-        ({"reference_image": picture(), "vl_alpha": [[0.1], [0.2], [0.3]]}, "list of 3, one a prompt"),
-        ({"reference_image": picture(), "reference_weights": [1, 2]}, "2 numbers for 1 references"),
-        ({"reference_image": picture(), "reference_mask": [[picture(), picture()]]}, "has 2 masks"),
-        ({"reference_image": picture(), "neutral_image": READY, **STYLE_DELTA}, "of the references' kind"),
-        ({"reference_embeds": READY, "neutral_image": picture(), **STYLE_DELTA}, "of the references' kind"),
-        ({"reference_image": picture(), "neutral_image": [[picture()] * 2], **STYLE_DELTA}, "one picture a prompt"),
-        ({"prompts": None, "reference_image": picture()}, "the prompt's words are not known"),
+        ([embeds(0)], ValueError, r"\(tokens, 32\).*\(0, 32\)"),
+        ([embeds(4, 16)], ValueError, r"\(tokens, 32\).*\(4, 16\)"),
+        ([embeds(4, 4096)], ValueError, r"\(4, 4096\), the width of Qwen3-VL-8B"),
+        ([embeds()[None]], ValueError, r"\(1, 5, 32\)"),
+        (embeds(), TypeError, "must be a list"),
+        ((embeds(),), TypeError, "must be a list"),
+        ([], TypeError, "must be a list"),
+        ([embeds().int()], TypeError, "floating-point.*int32"),
+        ([np.zeros((5, 32))], TypeError, "floating-point.*ndarray"),
+        ([embeds() * math.nan], ValueError, "NaN or infinity"),
+        ([embeds() + math.inf], ValueError, "NaN or infinity"),
+        ([embeds(1505)], ValueError, "1504 text tokens, `.*prompt_embeds` has 1505"),
     ],
 )
-def test_what_cannot_be_is_refused(arguments: dict[str, Any], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        build_or_none(**arguments)
+def test_embeddings_that_do_not_fit(pipe: ZImageVLPipeline, given: Any, error: Any, match: str) -> None:
+    refused(pipe, match, None, error, prompt_embeds=given)
+    negative = {"prompt_embeds": [embeds()], "negative_prompt_embeds": given, "guidance_scale": 3.0}
+    refused(pipe, match, None, error, **negative)
+
+
+def test_guided_embeddings_want_negative_ones(pipe: ZImageVLPipeline) -> None:
+    refused(pipe, "`negative_prompt_embeds` are needed", None, prompt_embeds=[embeds()], guidance_scale=3.0)
+    two = {"prompt_embeds": [embeds()], "negative_prompt_embeds": [embeds()] * 2, "guidance_scale": 3.0}
+    refused(pipe, "2 entries for 1 prompts", None, **two)
+
+
+BAD_CALLS: list[tuple[dict[str, Any], Any, str]] = [
+    ({"height": 0}, ValueError, "`height`.*0"),
+    ({"width": -32}, ValueError, "`width`.*-32"),
+    ({"height": 64.0}, ValueError, r"`height` must be a whole number.*64\.0"),
+    ({"width": "64"}, ValueError, "`width` must be a whole number.*'64'"),
+    ({"height": 33}, ValueError, "`height` must be divisible by 4, got 33"),
+    ({"num_inference_steps": 0}, ValueError, "`num_inference_steps`.*0"),
+    ({"num_inference_steps": True}, ValueError, "`num_inference_steps`.*True"),
+    ({"num_images_per_prompt": 0}, ValueError, "`num_images_per_prompt`.*0"),
+    ({"num_images_per_prompt": None}, ValueError, "`num_images_per_prompt`.*None"),
+    ({"max_sequence_length": 0}, ValueError, "`max_sequence_length`.*0"),
+    ({"max_sequence_length": 64.5}, ValueError, "`max_sequence_length`.*64.5"),
+    ({"guidance_scale": math.nan}, ValueError, "`guidance_scale` must be a finite number of at least 0, got nan"),
+    ({"guidance_scale": math.inf}, ValueError, "`guidance_scale`.*inf"),
+    ({"guidance_scale": -1.0}, ValueError, "`guidance_scale`.*-1.0"),
+    ({"guidance_scale": "5"}, ValueError, "`guidance_scale`.*'5'"),
+    ({"cfg_truncation": math.nan}, ValueError, "`cfg_truncation`.*nan"),
+    ({"sigmas": []}, ValueError, "`sigmas` must be a list of numbers"),
+    ({"sigmas": [1.0, math.nan]}, ValueError, r"`sigmas\[1\]`.*nan"),
+    ({"latents": torch.zeros(1, 4, 8, 8)}, ValueError, r"`latents`.*\(1, 4, 16, 16\).*\(1, 4, 8, 8\)"),
+    ({"latents": [1]}, ValueError, "`latents` must be a tensor"),
+    ({"latents": torch.full((1, 4, 16, 16), math.nan)}, ValueError, "NaN or infinity in `latents`"),
+    ({"output_type": "png"}, ValueError, "`output_type` must be one of.*'png'"),
+    ({"generator": [seeded(), seeded()]}, ValueError, "`generator` is a list of 2, but 1"),
+    ({"generator": [seeded()], "num_images_per_prompt": 2}, ValueError, "`generator` is a list of 1, but 2"),
+    ({"generator": 7}, TypeError, "`generator` must be a torch.Generator"),
+    ({"callback_on_step_end": "print"}, TypeError, "`callback_on_step_end` must be a function"),
+    ({"callback_on_step_end_tensor_inputs": ["noise"]}, ValueError, "callback_on_step_end_tensor_inputs.*noise"),
+]
+
+
+@pytest.mark.parametrize(("kwargs", "error", "match"), BAD_CALLS, ids=[str(i) for i in range(len(BAD_CALLS))])
+def test_what_diffusers_finds_late_or_never(pipe: ZImageVLPipeline, kwargs: Any, error: Any, match: str) -> None:
+    refused(pipe, match, error=error, **kwargs)
+    refused_beside_a_picture(pipe, match, error=error, **kwargs)
+
+
+def test_embeddings_for_other_pipelines_are_checked_alike(pipe: ZImageVLPipeline) -> None:
+    wrong: list[tuple[Any, str, dict[str, Any]]] = [
+        (ValueError, "`vl_start` is refused here", {"vl_start": 0.5}),
+        (ValueError, "`vl_end` is refused here", {"vl_end": 0.5}),
+        (TypeError, "no argument `vl_aplha` here: use vl_alpha", {"vl_aplha": 0.5}),
+        (ValueError, "max_sequence_length", {"max_sequence_length": 0}),
+        (ValueError, "needs a reference", {"reference_image": None, "vl_text": "a circle"}),
+        (ValueError, "vl_alpha", {"vl_alpha": 1.5}),
+        (TypeError, "True or False", {"do_classifier_free_guidance": 1}),
+        (TypeError, "`negative_prompt`", {"negative_prompt": 7}),
+        (ValueError, "`prompt`.*neither", {"prompt": None}),
+    ]
+    with record_runs(pipe) as runs:
+        for error, match, kwargs in wrong:
+            with pytest.raises(error, match=match):
+                pipe.encode_prompt_with_reference(**{"prompt": PROMPT, "reference_image": PICTURE, **kwargs})
+    assert runs == []
+
+
+# ---- Refused: what is about references ----
+
+
+def test_numbers_that_do_not_match(pipe: ZImageVLPipeline) -> None:
+    refused_beside_a_picture(pipe, "3 entries for 2 prompts", PROMPTS, reference_image=[PICTURE] * 3)
+    refused_beside_a_picture(pipe, "2 entries for 1 prompt", reference_image=[PICTURE] * 2)
+    refused_beside_a_picture(pipe, "1 entries for 2|2 prompts", PROMPTS, reference_image=[None])
+    refused_beside_a_picture(pipe, "empty list", reference_image=[])
+    refused_beside_a_picture(pipe, "`vl_text` has 3 entries for 2", PROMPTS, vl_text=["a"] * 3)
+    refused_beside_a_picture(pipe, "`vl_alpha` is a list of 1.*2 prompts", PROMPTS, vl_alpha=[{"prompt": 0.5}])
+    refused_beside_a_picture(
+        pipe, r"2 numbers for 1 references.*reference_image=\[\[first, second\]\]", reference_weights=[1, 1]
+    )
+    refused_beside_a_picture(pipe, "2 masks", reference_mask=[[WHITE] * 2])
+    refused_beside_a_picture(pipe, "one picture per prompt, got 2", neutral_image=[[PICTURE] * 2], **STYLE)
+
+
+BAD_KNOBS: list[tuple[dict[str, Any], Any, str]] = [
+    ({"vl_alpha": math.nan}, ValueError, "vl_alpha.*nan"),
+    ({"vl_alpha": 1.5}, ValueError, "vl_alpha.*1.5"),
+    ({"vl_alpha": True}, TypeError, "vl_alpha"),
+    ({"vl_alpha": [0.1, 0.2]}, ValueError, "17 tokens.*got 2"),
+    ({"vl_alpha": {"a yellow": 0.5}}, ValueError, "a yellow"),
+    ({"vl_hidden_layer": 7}, ValueError, "-7 .. 6"),
+    ({"vl_hidden_layer": -8}, ValueError, "-7 .. 6"),
+    ({"vl_hidden_layer": 2.0}, TypeError, "vl_hidden_layer.*-6, -8"),
+    ({"vl_hidden_layer": {-2: 0, -3: 0}}, ValueError, "above 0"),
+    ({"vl_text": 3}, TypeError, "`vl_text` must be a string"),
+    ({"vl_text": ["x", None]}, TypeError, "`vl_text` must be a string"),
+    ({"vl_target_std": 0.0}, ValueError, "vl_target_std"),
+    ({"vl_outlier_threshold": 1.0}, ValueError, "vl_outlier_threshold.*above 1"),
+    ({"vl_exclude_sinks": 1}, TypeError, "vl_exclude_sinks"),
+    ({"vl_start": 0.6, "vl_end": 0.6}, ValueError, "vl_start.*below"),
+    ({"vl_end": 1.1}, ValueError, "vl_end"),
+    ({"vl_start": 0.6, "vl_end": 0.9}, ValueError, "none of 2 steps"),
+    ({"vl_max_pixels": 0}, ValueError, "vl_max_pixels"),
+    ({"vl_max_pixels": 255}, ValueError, "max_pixels.*256"),
+    ({"reference_weights": [0.0]}, ValueError, "reference_weights.*above 0"),
+    ({"reference_weights": [-1.0]}, ValueError, "reference_weights"),
+    ({"vl_outlier_masking": "zero", "vl_token_selection": "text"}, ValueError, "would do nothing"),
+    ({"vl_blend_mode": "adain_per_dim", "vl_alignment": "pool"}, ValueError, "needs no alignment"),
+    ({"vl_blend_mode": "style_delta", "vl_normalization": "per_dim", "neutral_image": PICTURE}, ValueError, "scales"),
+    ({"neutral_image": PICTURE}, ValueError, "neutral_image.*do nothing"),
+    ({"vl_alignment": "concat", "vl_blend_mode": "slerp"}, ValueError, "concat.*linear"),
+    ({"vl_alignment": "concat", "vl_alpha": {"prompt": 0.5}}, ValueError, "concat.*one number"),
+    ({"vl_concat_tokens": 3}, ValueError, "vl_concat_tokens.*concat"),
+    ({"reference_mask": Image.new("L", (48, 32), 0)}, ValueError, "mask"),
+    ({"prompt": "a <|image_pad|> circle"}, ValueError, "vision"),
+    *[({n: "?"}, ValueError, f"{n}.*{k.choices[-1]}.*'\\?'") for n, k in REGISTRY.items() if k.choices],
+]
+
+
+@pytest.mark.parametrize(("kwargs", "error", "match"), BAD_KNOBS, ids=[str(i) for i in range(len(BAD_KNOBS))])
+def test_knobs_out_of_range(pipe: ZImageVLPipeline, kwargs: dict[str, Any], error: Any, match: str) -> None:
+    refused_beside_a_picture(pipe, match, error=error, **{"prompt": PROMPT, **kwargs})
+
+
+def test_without_a_reference_knobs_are_checked_for_their_values_only(pipe: ZImageVLPipeline) -> None:
+    for name in ("vl_alpha", "vl_target_std", "vl_max_pixels"):
+        refused(pipe, name, **{name: -1})
+    expected = paint(pipe)
+    for knobs in (
+        {"vl_alpha": {"lighthouse": 0.5}, "vl_hidden_layer": 99},
+        {"vl_alpha": [0.5] * 3, "vl_start": 0.4, "vl_end": 0.5},
+        STYLE,
+        {"vl_normalization": "per_dim", "vl_target_std": 70.0, "vl_alignment": "concat"},
+    ):
+        same(paint(pipe, **knobs), expected)
+    needing = {"reference_weights": [1.0], "reference_mask": WHITE, "vl_text": "a circle"}
+    for name, value in needing.items():
+        refused(pipe, f"`{name}` needs a reference", **{name: value})
+    refused(pipe, "`neutral_image` needs a reference", neutral_image=PICTURE, **STYLE)
+
+
+def test_what_ready_embeddings_have_settled_and_whether_they_fit(pipe: ZImageVLPipeline) -> None:
+    settled = {"vl_text": "a", "vl_text_position": "before", "vl_max_pixels": 4096, "reference_mask": WHITE}
+    for name, value in settled.items():
+        refused(pipe, f"`{name}` was settled", reference_embeds=READY, **{**KNOBS, name: value})
+    refused(pipe, "16 wide.*32", reference_embeds=make_reference(dims=16, layers=(-2,)), **KNOBS)
+    refused(pipe, "-2", reference_embeds=make_reference(dims=WIDTH, layers=(-3,)), **KNOBS)
+    for wrong in (embeds(), PICTURE, 7):
+        refused(pipe, "ReferenceEmbeds or the path", error=TypeError, reference_embeds=wrong, **KNOBS)
+    refused(pipe, "a.safetensors", error=FileNotFoundError, reference_embeds="no/a.safetensors", **KNOBS)
+    refused(pipe, "not both", reference_image=PICTURE, reference_embeds=READY, **KNOBS)
+    refused(pipe, "`reference_embeds`", error=TypeError, reference_image=READY, **KNOBS)
+    refused_beside_a_picture(pipe, "`vl_text` must say", None, prompt_embeds=[embeds()])
+
+
+def test_pictures_that_are_none(pipe: ZImageVLPipeline, tmp_path: Path) -> None:
+    page = tmp_path / "page.png"
+    page.write_text("<!DOCTYPE html><html></html>", encoding="utf-8")
+    refused_beside_a_picture(pipe, "page.png.*HTML", reference_image=page)
+    refused_beside_a_picture(pipe, "missing.png", error=FileNotFoundError, reference_image=tmp_path / "missing.png")
+    refused_beside_a_picture(pipe, "directory", reference_image=str(tmp_path))
+    refused_beside_a_picture(pipe, "`reference_image`", error=TypeError, reference_image=7)
+    refused_beside_a_picture(pipe, "200:1", reference_image=make_picture(0, (4000, 10)))
+
+
+def test_an_unknown_argument_names_the_one_that_was_meant(pipe: ZImageVLPipeline) -> None:
+    meant = {
+        "text_tokens_only": 'use vl_token_selection="text"',
+        "image_tokens_only": 'use vl_token_selection="image"',
+        "scale_to_text": 'use vl_normalization="global"',
+        "target_std": "use vl_target_std",
+        "outlier_masking": "use vl_outlier_masking",
+        "text_with_image": "use vl_text",
+        "alpha": "use vl_alpha",
+        "hidden_layer": "use vl_hidden_layer",
+        "vl_aplha": "use vl_alpha",
+        "blend_mode": "use vl_blend_mode",
+        "zzz": "the arguments about references are reference_image, .*vl_max_pixels",
+    }
+    for name, remedy in meant.items():
+        refused(pipe, f"no argument `{name}` here.*{remedy}", error=TypeError, **{name: 1})
+
+
+# ---- Before models load ----
+
+
+def test_mistakes_are_found_before_the_weights_are_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lazy = tiny_pipeline(with_vl=False, vl_model_id=save_vl_parts(tmp_path))
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(readers.Qwen3VLForConditionalGeneration, "from_pretrained", never)
+    for kwargs, match in (
+        ({"vl_alpha": {"lighthouse": 0.5}}, "lighthouse"),
+        ({"vl_hidden_layer": 9}, "-7 .. 6"),
+        ({"vl_max_pixels": 3}, "max_pixels"),
+        ({"reference_mask": Image.new("L", (4, 4), 0)}, "mask"),
+    ):
+        refused_beside_a_picture(lazy, match, **kwargs)
+    with pytest.raises(ValueError, match=r"-7 \.\. 6"):
+        lazy.encode_reference(PICTURE, layers=(9,))
+    assert lazy.vl_encoder is None
+    with pytest.raises(AssertionError, match="weights were loaded"):
+        paint_with(lazy, PICTURE)
+
+
+def test_vl_parts_that_do_not_go_together() -> None:
+    refused_beside_a_picture(tiny_pipeline(vl_processor=None), "without `vl_processor`")
+    refused_beside_a_picture(tiny_pipeline(with_vl=False), "`vl_model_id` is None")
+    refused_beside_a_picture(tiny_pipeline(vl_processor=tiny_image_processor(patch_size=4)), "patch_size 8, got 4")
+    pipe = tiny_pipeline()
+    pipe.register_modules(vl_encoder=tiny_vl_encoder(16))
+    refused_beside_a_picture(pipe, "32.*16")
+
+
+# ---- NaN from the models ----
 
 
 @pytest.mark.parametrize(
-    ("arguments", "reason"),
+    ("name", "weight", "stage"),
     [
-        ({"reference_image": READY}, "pass ReferenceEmbeds as `reference_embeds`"),
-        ({"reference_embeds": picture()}, "`reference_embeds` takes ReferenceEmbeds"),
-        ({"reference_image": 7}, "`reference_image`"),
-        ({"reference_image": picture(), "vl_text": 7}, "`vl_text` must be a string"),
-        ({"reference_image": picture(), "vl_text": ["x", None]}, "`vl_text` must be a string"),
+        ("text_encoder", "embed_tokens.weight", "the embeddings of the text encoder"),
+        ("vl_encoder", "model.language_model.embed_tokens.weight", "Qwen3-VL"),
+        ("transformer", "layers.0.attention.to_q.weight", "the transformer"),
+        ("vae", "decoder.conv_out.bias", "the pictures that were painted"),
     ],
 )
-def test_what_is_of_the_wrong_type_is_refused(arguments: dict[str, Any], reason: str) -> None:
-    with pytest.raises(TypeError, match=reason):
-        build_or_none(**arguments)
+@pytest.mark.parametrize("output_type", ["pil", "np", "pt", "latent"])
+def test_nan_from_a_model_names_the_stage(name: str, weight: str, stage: str, output_type: str) -> None:
+    pipe = tiny_pipeline()
+    expected, parameter = paint_with(pipe, PICTURE), getattr(pipe, name).get_parameter(weight)
+    pipe.clear_reference_cache()
+    kept = parameter.detach().clone()
+    with torch.no_grad():
+        parameter.fill_(math.nan)
+    if (name, output_type) == ("vae", "latent"):
+        paint_with(pipe, PICTURE, output_type=output_type)
+    else:
+        with pytest.raises(ValueError, match=f"NaN.*{stage}|{stage}.*NaN"):
+            paint_with(pipe, PICTURE, output_type=output_type)
+    with torch.no_grad():
+        parameter.copy_(kept)
+    same(paint_with(pipe, PICTURE), expected)
+
+
+# ---- Warned of ----
+
+IDLE: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+    ({"vl_normalization": "per_dim", "vl_target_std": 70.0}, {"vl_normalization": "per_dim"}, "vl_target_std"),
+    ({"vl_normalization": "token_rms", "vl_target_std": 70.0}, {"vl_normalization": "token_rms"}, "vl_target_std"),
+    ({"vl_normalization": "none", "vl_target_std": 70.0}, {"vl_normalization": "none"}, "vl_target_std"),
+    ({"vl_outlier_threshold": 5.0}, {}, "vl_outlier_threshold"),
+]
+
+
+@pytest.mark.parametrize(("knobs", "without", "name"), IDLE)
+def test_knobs_without_effect_warn_once(
+    pipe: ZImageVLPipeline, warned: list[str], knobs: Any, without: Any, name: str
+) -> None:
+    images = [paint_with(pipe, PICTURE, **knobs) for _ in range(2)]
+    assert [f"`{name}`" in line for line in warned] == [True]
+    same(images[0], paint_with(pipe, PICTURE, **without))
+
+
+def test_masking_beside_per_dim_is_taken_and_said(pipe: ZImageVLPipeline, warned: list[str]) -> None:
+    # The guide recommends both together.
+    for masking in ("clamp", "scale"):
+        paint_with(pipe, PICTURE, vl_normalization="per_dim", vl_outlier_masking=masking)
+    assert ["`vl_outlier_masking`" in line for line in warned] == [True, True]
+    paint(pipe, vl_normalization="per_dim", vl_target_std=70.0)  # no reference: nothing to say
+    assert len(warned) == 2
+
+
+def named(name: str, dtype: torch.dtype = torch.float32) -> Any:
+    """What the warnings look at of a pipeline."""
+    return SimpleNamespace(config=SimpleNamespace(_name_or_path=name), text_encoder=SimpleNamespace(dtype=dtype))
+
+
+def test_guidance_with_turbo_and_float16_are_said_once(warned: list[str]) -> None:
+    warn_about_models(named("Tongyi-MAI/Z-Image-Turbo"), 0.0, None)
+    warn_about_models(named("Tongyi-MAI/Z-Image"), 5.0, None)
+    assert warned == []
+    for _ in range(2):
+        warn_about_models(named("Tongyi-MAI/Z-Image-Turbo"), 5.0, None)
+        warn_about_models(named("", torch.float16), 0.0, None)
+    assert ["pass guidance_scale=0.0" in warned[0], "float16" in warned[1], len(warned)] == [True, True, 2]
+
+
+def test_what_is_cut_off_is_said_each_time(pipe: ZImageVLPipeline, warned: list[str]) -> None:
+    tokens = len(pipe.tokenize_prompt(PROMPT))
+    paint(pipe, max_sequence_length=tokens)
+    assert warned == []
+    for _ in range(2):
+        output = call(pipe, reference_image=PICTURE, max_sequence_length=tokens - 3, **KNOBS)
+    assert output.conditioning[0].text_tokens == tokens - 3
+    assert [f"has {tokens} tokens with its template, of which the last 3 are cut off" in s for s in warned] == [True] * 2
+
+
+# ---- Whose a reference is ----
+
+
+def test_a_reference_of_another_encoder_is_refused_by_name(pipe: ZImageVLPipeline, warned: list[str]) -> None:
+    from dataclasses import replace
+
+    made = pipe.encode_reference(PICTURE, PROMPT, (-2,))
+    expected = paint(pipe, reference_embeds=made, **KNOBS)
+
+    def relabel(**provenance: Any) -> ReferenceEmbeds:
+        return ReferenceEmbeds(made.hidden_states, made.regions, replace(made.provenance, **provenance))
+
+    instruct, thinking = "Qwen/Qwen3-VL-4B-Instruct", "Qwen/Qwen3-VL-4B-Thinking"
+    other = tiny_pipeline(vl_encoder=tiny_vl_encoder(seed=7), vl_model_id="some/where")
+    refused(other, f"read by another.*{instruct}.*some/where", reference_embeds=relabel(model_id=instruct), **KNOBS)
+    own = other.encode_reference(PICTURE, PROMPT, (-2,))
+    refused(other, "another VL encoder", reference_embeds=own, neutral_image=made, **KNOBS, **STYLE)
+    # One model under two names; no fingerprint to compare; made by hand.
+    bare = ReferenceEmbeds(made.hidden_states, made.regions)
+    for given in (relabel(model_id=instruct), relabel(vl_fingerprint=None), bare):
+        same(paint(pipe, reference_embeds=given, **KNOBS), expected)
+    # Without an encoder two Hub ids are compared; a folder tells nothing, and that is said once.
+    without = tiny_pipeline(with_vl=False, vl_model_id=instruct)
+    refused(without, f"vl_model_id='{thinking}'", reference_embeds=relabel(model_id=thinking), **KNOBS)
+    assert warned == []
+    for _ in range(2):
+        same(paint(without, reference_embeds=relabel(model_id="/data/qwen3-vl"), **KNOBS), expected)
+    assert ["/data/qwen3-vl" in line for line in warned] == [True]
+
+
+# ---- Facts ----
+
+
+def test_the_limit_is_what_the_transformer_can_take() -> None:
+    transformer = tiny_transformer()
+    assert max_text_tokens(transformer.config.axes_lens) == 1504
+    latents, time = [torch.zeros(4, 1, 4, 4)], torch.tensor([0.5])
+    with torch.no_grad():
+        transformer(latents, time, [torch.ones(1504, WIDTH)])
+        with pytest.raises((IndexError, RuntimeError)):
+            transformer(latents, time, [torch.ones(1536 + 1, WIDTH)])
+
+
+def test_the_calls_knobs_are_the_registrys() -> None:
+    parameters = inspect.signature(ZImageVLPipeline.__call__).parameters
+    own = [p for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
+    assert {p.name: p.default for p in own} == {name: knob.default for name, knob in REGISTRY.items()}
+    assert [p.name for p in own] == list(REGISTRY)
+
+
+@pytest.mark.parametrize(("size", "limit"), [((1, 1), 4096), ((1990, 10), 16384), ((4000, 3000), 16384)])
+def test_small_long_and_large_references(pipe: ZImageVLPipeline, size: tuple[int, int], limit: int) -> None:
+    made = pipe.encode_reference(make_picture(2, size), PROMPT, layers=(-2,), max_pixels=limit)
+    rows, columns = made.provenance.image_grid
+    assert made.num_image_tokens == rows * columns >= 1
+    assert rows * columns * 256 <= limit or min(rows, columns) == 1
+    assert np.isfinite(pipe(PROMPT, reference_image=make_picture(2, size), vl_max_pixels=limit, **SMALL).images[0]).all()

@@ -66,11 +66,11 @@ def align_anchored(
     down; the vision markers lie nowhere. It suits models whose text positions carry the picture: where they do not, as
     is published of the real ones, the picture is nearly inert.
 
-    `embeddings` `(tokens, dims)` and `regions` `(tokens,)` are of the reference's whole sequence, `text_regions` of the
-    prompt's. `dropped` `(tokens,)` bool leaves tokens out (attention sinks): the text token that one of them would meet
-    one to one gets nothing, from what is pooled they are merely absent. Gives `(text tokens, dims)`, zeros where
-    nothing lies, and `(text tokens,)` bool, where something does. A ValueError: regions that do not fit the embeddings,
-    a prefix or suffix not as long as the prompt's.
+    `embeddings` `(tokens, dims)` and `regions` `(tokens,)` are of the reference's whole sequence, `text_regions`
+    of the prompt's. `dropped` `(tokens,)` bool leaves tokens out (attention sinks): the text token that one of
+    them would meet one to one gets nothing, from what is pooled they are merely absent. Gives `(text tokens,
+    dims)`, zeros where nothing lies, and `(text tokens,)` bool, where something does. A ValueError: regions that
+    do not fit the embeddings, a prefix or suffix not as long as the prompt's.
 
     Example:
         >>> regions = torch.tensor([Region.PREFIX, Region.IMAGE, Region.IMAGE, Region.WORDS, Region.SUFFIX])

@@ -7,7 +7,7 @@ blend.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -94,7 +94,8 @@ def condition_prompt_embeds(
         alpha: `(tokens,)` from `resolve_alpha`; None: from `conditioning.vl_alpha`, which then must not name phrases.
         text_statistics: Of the text encoder, where `conditioning.needs_text_statistics`; measured without sinks if,
             and only if, `vl_exclude_sinks`.
-        neutral: The neutral picture for "style_delta", with the same tokens as every reference.
+        neutral: The neutral picture for "style_delta", with the same tokens as every reference; None: each reference
+            muted, which it then has to hold.
         max_tokens: The most tokens that the transformer takes.
 
     Returns:
@@ -123,13 +124,17 @@ def condition_prompt_embeds(
         untouched = _BlendOutcome(text.embeds, None, text.alphas, text.alphas if linear else None)
         return text_embeds, _make_report(text, text.embeds, [], untouched)
     _check_needs(text, references, neutral, conditioning)
-    plain = None if neutral is None else _mix_layers("the neutral reference", neutral, text.embeds, conditioning)
     laid: list[_LaidReference] = []
     shares = share_weights(conditioning.reference_weights or [1.0] * len(references))
     for i, (reference, share) in enumerate(zip(references, shares, strict=True)):
         states = _mix_layers(f"reference {i}", reference, text.embeds, conditioning)
         regions = reference.regions.to(states.device)
-        laid.append(_lay_reference(f"reference {i}", states, regions, plain, share, text, conditioning))
+        twin = neutral or (reference.muted if conditioning.needs_muted else None)
+        plain = None if twin is None else _mix_layers("the neutral reference", twin, text.embeds, conditioning)
+        one = _lay_reference(f"reference {i}", states, regions, plain, share, text, conditioning)
+        made = reference.provenance
+        report = replace(one.report, text=made.text, reader=made.reader, treatment=made.treatment)
+        laid.append(replace(one, report=report))
     blend = _blend_unaligned if conditioning.vl_blend_mode == "adain_per_dim" else _blend_aligned
     outcome = blend(text, laid, conditioning)
     out = outcome.embeds.to(text_embeds.dtype)
@@ -182,9 +187,13 @@ def _check_needs(
     if knobs.needs_text_statistics and statistics is not None and statistics.exclude_sinks != excluded:
         got = f"exclude_sinks={statistics.exclude_sinks}: measure them alike"
         raise ValueError(f"vl_exclude_sinks is {excluded}, but `text_statistics` were measured with {got}.")
-    if (knobs.vl_blend_mode == "style_delta") != (neutral is not None):
-        got = f"{'None' if neutral is None else 'one'} with {knobs.vl_blend_mode!r}"
-        raise ValueError(f"vl_blend_mode 'style_delta' needs `neutral` and no other takes it: got {got}.")
+    if (neutral is not None) != knobs.has_neutral_image:
+        raise ValueError(f"`neutral` is {neutral!r:.20}, but has_neutral_image is {knobs.has_neutral_image}.")
+    if knobs.needs_muted and not all(reference.muted_states for reference in references):
+        raise ValueError(
+            "vl_blend_mode 'style_delta' needs a `neutral_image`, or references that were read muted too: encode them "
+            "with muted=True."
+        )
     if not references:
         raise ValueError("`references` must hold at least one reference where alpha is not 0, got none.")
     weights = knobs.reference_weights or references
@@ -253,6 +262,9 @@ def _lay_reference(
         selected_tokens=int(kept.sum()),
         aligned_tokens=len(aligned) if one_to_one else None,
         covered_tokens=int(covered.sum()) if one_to_one and not text.appended else None,
+        text=None,
+        reader=None,
+        treatment=None,
         weight=share,
         layer_weights=knobs.layer_weights,
         std_before=get_overall_std(states[kept]),

@@ -4,76 +4,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from .checks import check_alpha, check_choice, check_count, check_number, to_plain
-from .normalize import OutlierMasking
-from .regions import PromptToken, Region, TextPosition, TokenSelection
+from .regions import PromptToken, Region
+from .registry import (
+    CONDITIONING_NAMES,
+    KNOBS,
+    Alignment,
+    BlendMode,
+    Knob,
+    Normalization,
+    OutlierMasking,
+    TextPosition,
+    TokenSelection,
+    VLReader,
+)
 
 
-Normalization = Literal["global", "per_dim", "hybrid", "token_rms", "none"]
-Alignment = Literal["interpolate", "pool", "anchored", "truncate", "concat"]
-BlendMode = Literal["linear", "slerp", "adain", "adain_per_dim", "style_delta"]
 VLAlpha = float | Sequence[float] | Tensor | Mapping[str, float]
 HiddenLayer = int | Sequence[int] | Mapping[int, float]
+#: The layer that is read unless another is asked for.
+DEFAULT_LAYERS: dict[str, int] = {"qwen3-vl": -6, "text_encoder": -2}
 
 _PLACE_REGIONS = {"prefix": Region.PREFIX, "prompt": Region.WORDS, "suffix": Region.SUFFIX}
-_PLACES = [*_PLACE_REGIONS, "default"]
+PLACES = [*_PLACE_REGIONS, "default"]
 _ALPHA_FORMS = (
     "a number from 0 to 1, a list with one per text token, or a dict such as {'default': 0.3, 'red car': 0.6}"
 )
 _LAYER_FORMS = "an int such as -6, a list of ints such as [-6, -8], or {layer: weight} such as {-6: 3, -8: 1}"
 
 
-@dataclass(frozen=True)
-class Knob:
-    """One keyword argument of the pipeline's call, as its signature, help texts and tables have it."""
-
-    name: str
-    default: object
-    values: str  # what it takes, in short
-    help: str  # what it does, in one line
-    choices: tuple[str, ...] = ()  # all its values, where they are words
-
-
-def _choose(name: str, choices: tuple[str, ...], default: str, help: str) -> Knob:
-    return Knob(name, default, ", ".join(f'"{choice}"' for choice in choices), help, choices)
-
-
-# In the order of the call's signature.
-_ALL_KNOBS = (
-    Knob("reference_image", None, "PIL, array, tensor, path, URL", "picture(s) to follow; a list is one per prompt"),
-    Knob("reference_embeds", None, "ReferenceEmbeds or their file", "pictures read before, for reference_image"),
-    Knob("reference_weights", None, "numbers >= 0", "how much each of several references counts; None: equally"),
-    Knob("reference_mask", None, "greyscale picture(s)", "the part of the reference that is read: white counts"),
-    Knob("vl_alpha", 0.3, "0..1; one per text token; {place: 0..1}", "0 is the text alone, 1 the reference alone"),
-    Knob("vl_hidden_layer", -6, "int; list of ints; {layer: weight}", "layer of the VL model, or a mean of several"),
-    Knob("vl_text", None, "text; one per prompt", 'words read beside the picture; None: the prompt, "": no words'),
-    _choose("vl_text_position", get_args(TextPosition), "after", "place of these words, seen from the picture"),
-    _choose("vl_token_selection", get_args(TokenSelection), "all", "tokens of the reference that take part"),
-    _choose("vl_normalization", get_args(Normalization), "global", "bring the reference to the size of the text"),
-    Knob(
-        "vl_target_std", None, "> 0, or None", 'std for "global" and "hybrid"; None: that of the prompt\'s embeddings'
-    ),
-    _choose(
-        "vl_outlier_masking", get_args(OutlierMasking), "none", "quieten dimensions that spread unlike the text's"
-    ),
-    Knob("vl_outlier_threshold", 10.0, "> 1", "ratio to the text encoder's spread above which a dimension is masked"),
-    Knob("vl_exclude_sinks", False, "bool", "keep attention sinks out of statistics, alignment and blend"),
-    _choose("vl_alignment", get_args(Alignment), "interpolate", "bring the reference's tokens to the text's length"),
-    Knob("vl_concat_tokens", None, "int >= 1, or None", 'tokens that "concat" appends; None: vl_alpha x text length'),
-    _choose("vl_blend_mode", get_args(BlendMode), "linear", "mix the reference's tokens with the text's"),
-    Knob("neutral_image", None, "as one reference", 'the picture that "style_delta" subtracts from the reference'),
-    Knob("vl_start", 0.0, "0..1, below vl_end", "fraction of the steps at which the reference begins to count"),
-    Knob("vl_end", 1.0, "0..1, above vl_start", "fraction of the steps at which the reference stops counting"),
-    Knob("vl_max_pixels", 1024 * 1024, "int >= 1", "largest area in pixels at which the reference is read"),
-)
-KNOBS: dict[str, Knob] = {knob.name: knob for knob in _ALL_KNOBS}
-# Those that are fields of VLConditioning.
-CONDITIONING_NAMES = tuple(name for name in KNOBS if name.startswith("vl_") and name != "vl_text")
 _NUMBER_RANGES: dict[str, Callable[[float], bool]] = {
     "vl_target_std": lambda x: 0 < x < float("inf"),
     "vl_outlier_threshold": lambda x: 1 < x < float("inf"),
@@ -95,8 +58,9 @@ class VLConditioning:
         {-6: 0.25, -8: 0.75}
     """
 
+    vl_reader: VLReader = "qwen3-vl"
     vl_alpha: VLAlpha = 0.3
-    vl_hidden_layer: HiddenLayer = -6
+    vl_hidden_layer: HiddenLayer | None = None  # None: -6, with the reader "text_encoder" -2
     vl_text_position: TextPosition = "after"
     vl_token_selection: TokenSelection = "all"
     vl_normalization: Normalization = "global"
@@ -111,12 +75,14 @@ class VLConditioning:
     vl_end: float = 1.0
     vl_max_pixels: int = 1024 * 1024
     reference_weights: Sequence[float] | None = None  # numbers >= 0, one per reference; None weighs them equally
-    has_neutral_image: bool = False  # which "style_delta" needs
+    has_neutral_image: bool = False  # for "style_delta", which otherwise subtracts the muted reference
 
     def __post_init__(self) -> None:
+        check_choice("vl_reader", self.vl_reader, KNOBS["vl_reader"].choices)
         # Frozen towards the user; here plain values take the place of lists and dicts that the user may change.
         object.__setattr__(self, "vl_alpha", _check_vl_alpha(self.vl_alpha))
-        object.__setattr__(self, "vl_hidden_layer", _check_hidden_layer(self.vl_hidden_layer))
+        layer = DEFAULT_LAYERS.get(self.vl_reader) if self.vl_hidden_layer is None else self.vl_hidden_layer
+        object.__setattr__(self, "vl_hidden_layer", _check_hidden_layer(layer))
         object.__setattr__(self, "reference_weights", _check_reference_weights(self.reference_weights))
         for name in CONDITIONING_NAMES:
             _check_plain_knob(KNOBS[name], getattr(self, name))
@@ -142,6 +108,11 @@ class VLConditioning:
             asked if isinstance(asked, Mapping) else dict.fromkeys([asked] if isinstance(asked, int) else asked, 1)
         )
         return dict(zip(weights, share_weights(list(weights.values())), strict=True))
+
+    @property
+    def needs_muted(self) -> bool:
+        """Each reference has to be read muted too: "style_delta" without a neutral picture."""
+        return self.vl_blend_mode == "style_delta" and not self.has_neutral_image
 
     @property
     def needs_text_statistics(self) -> bool:
@@ -242,8 +213,6 @@ def _find_conflicts(knobs: VLConditioning) -> Iterator[str]:
         yield f"`vl_alignment` 'concat' needs one number as `vl_alpha`, such as 0.3, got {knobs.vl_alpha!r}."
     if alignment != "concat" and knobs.vl_concat_tokens is not None:
         yield f"`vl_concat_tokens` is for `vl_alignment` 'concat' alone, got {alignment!r}."
-    if mode == "style_delta" and not knobs.has_neutral_image:
-        yield "`vl_blend_mode` 'style_delta' needs a `neutral_image`, got None."
     if mode == "style_delta" and knobs.vl_normalization != "none":
         yield f"`vl_blend_mode` {mode!r} scales by itself: omit `vl_normalization`, got {knobs.vl_normalization!r}."
     if mode != "style_delta" and knobs.has_neutral_image:
@@ -328,7 +297,7 @@ def resolve_alpha(vl_alpha: VLAlpha, tokens: Sequence[PromptToken], prompt: str 
         if place in values:
             alphas[[i for i, token in enumerate(tokens) if token.region == region]] = values[place]
     owners: dict[int, str] = {}
-    for phrase in (place for place in values if place not in _PLACES):
+    for phrase in (place for place in values if place not in PLACES):
         for i in _find_phrase_tokens(phrase, tokens, prompt):
             other = owners.setdefault(i, phrase)
             if values[other] != values[phrase]:
@@ -343,13 +312,13 @@ def resolve_alpha(vl_alpha: VLAlpha, tokens: Sequence[PromptToken], prompt: str 
 
 def _find_phrase_tokens(phrase: str, tokens: Sequence[PromptToken], prompt: str | None) -> list[int]:
     if prompt is None:
-        known = f"use the places {_PLACES}, or give one number per token"
+        known = f"use the places {PLACES}, or give one number per token"
         raise ValueError(f"`vl_alpha` names the phrase {phrase!r}, but the prompt's text is not known: {known}.")
     starts = [i for i in range(len(prompt)) if prompt.startswith(phrase, i)]
     if not starts:
         raise ValueError(
             f"`vl_alpha` names the phrase {phrase!r}, which the prompt {prompt!r} does not contain (case counts). "
-            f"Places that need no phrase: {_PLACES}."
+            f"Places that need no phrase: {PLACES}."
         )
     words = [token for token in tokens if token.region == Region.WORDS]
     found = [t.index for t in words if any(t.start < at + len(phrase) and at < t.end for at in starts)]

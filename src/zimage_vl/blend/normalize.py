@@ -16,9 +16,9 @@ from torch import Tensor
 
 from .checks import check_choice, check_embeddings, check_number
 from .embedding_statistics import EmbeddingStatistics, get_dimension_std, get_overall_std, get_token_rms
+from .registry import OutlierMasking
 
 
-OutlierMasking = Literal["none", "zero", "clamp", "scale"]
 OutlierDirection = Literal["excess", "deficit"]
 
 

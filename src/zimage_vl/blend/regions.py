@@ -4,16 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import Literal
 
 import torch
 from torch import Tensor
 
 from .checks import check_choice
-
-
-TokenSelection = Literal["all", "text", "image", "image_no_markers"]
-TextPosition = Literal["after", "before"]
+from .registry import TextPosition, TokenSelection  # noqa: F401 - the reference room has it from here
 
 
 class Region(IntEnum):

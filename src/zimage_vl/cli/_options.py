@@ -1,84 +1,59 @@
-"""The options of commands that paint with a reference.
-
-The knobs of the method are parameters named as the pipeline's keyword arguments. Left out they are None and not passed
-on, so that the pipeline's defaults are the only ones; the help texts quote them, and a test compares.
-"""
+"""The options that commands share: those of the knobs, made from the registry, and those of models."""
 
 from __future__ import annotations
 
+import inspect
+import re
+from collections.abc import Callable, Iterable, Sequence
+from difflib import get_close_matches
 from enum import Enum
-from pathlib import Path
-from typing import Annotated
+from math import isfinite
+from typing import Annotated, Any, TypeVar, get_type_hints
 
 import typer
 
+from zimage_vl.blend.registry import KNOBS, Knob
 
-class TokenChoice(str, Enum):
-    """Values of `--tokens`."""
-
-    ALL = "all"
-    TEXT = "text"
-    IMAGE = "image"
-    IMAGE_NO_MARKERS = "image_no_markers"
+from ._parsing import parse_layer, parse_numbers
 
 
-class PositionChoice(str, Enum):
-    """Values of `--vl-text-position`."""
+Command = TypeVar("Command", bound=Callable[..., None])
 
-    AFTER = "after"
-    BEFORE = "before"
-
-
-class NormalizationChoice(str, Enum):
-    """Values of `--normalization`."""
-
-    GLOBAL = "global"
-    PER_DIM = "per_dim"
-    HYBRID = "hybrid"
-    TOKEN_RMS = "token_rms"
-    NONE = "none"
-
-
-class MaskingChoice(str, Enum):
-    """Values of `--outlier-masking`."""
-
-    NONE = "none"
-    ZERO = "zero"
-    CLAMP = "clamp"
-    SCALE = "scale"
-
-
-class AlignmentChoice(str, Enum):
-    """Values of `--alignment`."""
-
-    ANCHORED = "anchored"
-    POOL = "pool"
-    INTERPOLATE = "interpolate"
-    TRUNCATE = "truncate"
-    CONCAT = "concat"
-
-
-class BlendChoice(str, Enum):
-    """Values of `--blend-mode`."""
-
-    LINEAR = "linear"
-    SLERP = "slerp"
-    ADAIN = "adain"
-    ADAIN_PER_DIM = "adain_per_dim"
-    STYLE_DELTA = "style_delta"
-
-
-class RecipeChoice(str, Enum):
-    """Values of `--recipe`."""
-
-    STYLE_TRANSFER = "style-transfer"
-    IMAGE_VARIATION = "image-variation"
-    COMPOSITION = "composition"
-    COLOUR_PALETTE = "colour-palette"
-    GUIDE = "guide"
-    CALIBRATED = "calibrated"
-    APPEARANCE = "appearance"
-    STRUCTURE = "structure"
+# Names that are older or shorter than the knob's own, which is an option too: --hidden-layer beside --layer.
+_SHORT_NAMES: dict[str, tuple[str, ...]] = {
+    "reference_image": ("--reference", "-r"),
+    "reference_embeds": ("--embeds",),
+    "reference_mask": ("--reference-mask", "--mask"),
+    "vl_alpha": ("--alpha", "-a"),
+    "vl_hidden_layer": ("--layer",),
+    "vl_text": ("--vl-text",),
+    "vl_text_position": ("--vl-text-position",),
+    "vl_token_selection": ("--tokens",),
+}
+_SWITCHED_OFF = {"vl_exclude_sinks": "--include-sinks"}
+# The values as they are typed, where they are not the call's: metavar, and the form in words.
+_TYPED: dict[str, tuple[str, str]] = {
+    "reference_image": ("PATH|URL", "again for several, which act together"),
+    "reference_embeds": ("FILE", "of `zimage-vl extract`, again for several"),
+    "reference_weights": ("NUMBERS", "such as 2,1"),
+    "reference_mask": ("PATH|URL", ""),
+    "neutral_image": ("PATH|URL", ""),
+    "vl_alpha": (
+        "ALPHA",
+        "0..1, or by place, again for each: prefix=0, prompt=0.5, suffix=1, default=0, any phrase=1",
+    ),
+    "vl_hidden_layer": ("LAYER", "such as -6, several as -6,-8, with weights as -6:1,-8:3"),
+    "vl_text": ("TEXT", ""),
+}
+# What the library's messages call the other options: by their names, and by others.
+_SAME = ("height", "init_image", "iterations", "layers", "max_pixels", "negative_prompt", "prompt", "strength")
+_ARGUMENTS = {
+    **{name: "--" + name.replace("_", "-") for name in (*_SAME, "threshold", "width")},
+    "guidance_scale": "--guidance",
+    "num_images_per_prompt": "--num-images",
+    "num_inference_steps": "--steps",
+    "vl_model_id": "--vl-model",
+}
 
 
 class DtypeChoice(str, Enum):
@@ -89,291 +64,127 @@ class DtypeChoice(str, Enum):
     FLOAT16 = "float16"
 
 
-class OffloadChoice(str, Enum):
-    """Values of `--offload`."""
-
-    NONE = "none"
-    MODEL = "model"
-    SEQUENTIAL = "sequential"
+def option(names: str, metavar: str | None, help: str, **more: Any) -> Any:
+    """Get an option of these names, in one string."""
+    return typer.Option(*names.split(), metavar=metavar, help=help, **more)
 
 
-PromptOption = Annotated[str, typer.Option("--prompt", "-p", help="What to paint.")]
-OutputOption = Annotated[
-    Path,
-    typer.Option(
-        "--output", "-o", help="PNG file to write, in a folder that exists. Several: name-0.png, name-1.png."
-    ),
-]
+def option_names(knob: str) -> tuple[str, ...]:
+    """Get a knob's options; messages use the first unless another one was typed.
 
-ReferenceOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--reference",
-        "-r",
-        metavar="PATH|URL",
-        help="Path or URL of a picture to follow; again for several, which act together. Default: none.",
-    ),
-]
-EmbedsOption = Annotated[
-    list[Path] | None,
-    typer.Option(
-        "--embeds",
-        metavar="FILE",
-        help="File of ready reference embeddings (safetensors) in place of --reference; no VL model is needed.",
-    ),
-]
-WeightsOption = Annotated[
-    str | None,
-    typer.Option(
-        "--reference-weights",
-        metavar="NUMBERS",
-        help="Numbers of at least 0, one a reference, as 2,1; made to sum to 1. Default: equal.",
-    ),
-]
-MaskOption = Annotated[
-    str | None,
-    typer.Option(
-        "--reference-mask",
-        metavar="PATH|URL",
-        help="Greyscale picture: white is the part of the reference that counts. Default: all of it.",
-    ),
-]
-NeutralOption = Annotated[
-    str | None,
-    typer.Option(
-        "--neutral-image",
-        metavar="PATH|URL",
-        help="Picture without the style, for --blend-mode style_delta. Default: none.",
-    ),
-]
-VLTextOption = Annotated[
-    str | None,
-    typer.Option(
-        "--vl-text",
-        metavar="TEXT",
-        help="What the VL model reads beside the picture; an empty text for none. Default: the prompt.",
-    ),
-]
-VLTextPositionOption = Annotated[
-    PositionChoice | None,
-    typer.Option(
-        "--vl-text-position",
-        metavar="CHOICE",
-        help="after, before: where that text stands, seen from the picture. Default: after.",
-    ),
-]
-MaxPixelsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--max-pixels",
-        min=1,
-        metavar="INT",
-        help="Largest area that a reference is read at, in pixels, at least 1. Default: 1048576.",
-    ),
-]
+    Example:
+        >>> option_names("vl_hidden_layer"), option_names("vl_start")
+        (('--layer', '--hidden-layer'), ('--start',))
+    """
+    own = "--" + knob.removeprefix("vl_").replace("_", "-")
+    return tuple(dict.fromkeys((*_SHORT_NAMES.get(knob, ()), own)))
 
-RecipeOption = Annotated[
-    RecipeChoice | None,
-    typer.Option(
-        "--recipe",
-        metavar="NAME",
-        help="style-transfer, image-variation, composition, colour-palette, guide, calibrated, appearance, structure: "
-        "ready settings of the knobs; options given beside it go before. Default: none.",
-    ),
-]
-AlphaOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--alpha",
-        "-a",
-        metavar="ALPHA",
-        help="0 to 1: 0 the text alone, 1 the reference alone. Or by place, the option again for each: prefix=0, "
-        "prompt=0.5, suffix=1, default=0 or any phrase of the prompt. Default: 0.3.",
-    ),
-]
-LayerOption = Annotated[
-    str | None,
-    typer.Option(
-        "--layer",
-        metavar="LAYER",
-        help="Hidden layer of the VL model, -1 the last; or several with weights, as -6:1,-8:3. Default: -6.",
-    ),
-]
-TokensOption = Annotated[
-    TokenChoice | None,
-    typer.Option(
-        "--tokens",
-        metavar="CHOICE",
-        help="all, text, image, image_no_markers: which of the reference's tokens take part. Default: all.",
-    ),
-]
-NormalizationOption = Annotated[
-    NormalizationChoice | None,
-    typer.Option(
-        "--normalization",
-        metavar="CHOICE",
-        help="global, per_dim, hybrid, token_rms, none: how the reference is scaled to the text. Default: global.",
-    ),
-]
-TargetStdOption = Annotated[
-    float | None,
-    typer.Option(
-        "--target-std",
-        metavar="NUMBER",
-        help="Above 0, for normalization global and hybrid. Default: the std of the prompt's text embeddings.",
-    ),
-]
-MaskingOption = Annotated[
-    MaskingChoice | None,
-    typer.Option(
-        "--outlier-masking",
-        metavar="CHOICE",
-        help="none, zero, clamp, scale: what happens to outlier dimensions of image tokens. Default: none.",
-    ),
-]
-ThresholdOption = Annotated[
-    float | None,
-    typer.Option(
-        "--outlier-threshold",
-        metavar="NUMBER",
-        help="Ratio, above 1, over which a dimension is an outlier. Default: 10.0.",
-    ),
-]
-ExcludeSinksOption = Annotated[
-    bool | None,
-    typer.Option(
-        "--exclude-sinks/--include-sinks",
-        help="Leave attention sinks out of statistics, alignment and blend, or not. Default: include.",
-    ),
-]
-AlignmentOption = Annotated[
-    AlignmentChoice | None,
-    typer.Option(
-        "--alignment",
-        metavar="CHOICE",
-        help="anchored, pool, interpolate, truncate, concat: how it is laid on the text. Default: anchored.",
-    ),
-]
-BlendModeOption = Annotated[
-    BlendChoice | None,
-    typer.Option(
-        "--blend-mode",
-        metavar="CHOICE",
-        help="linear, slerp, adain, adain_per_dim, style_delta: how the two are mixed. Default: linear.",
-    ),
-]
-StartOption = Annotated[
-    float | None,
-    typer.Option(
-        "--start",
-        min=0,
-        max=1,
-        metavar="NUMBER",
-        help="0 to 1, below --end: fraction of the steps at which the reference begins to count. Default: 0.0.",
-    ),
-]
-EndOption = Annotated[
-    float | None,
-    typer.Option(
-        "--end",
-        min=0,
-        max=1,
-        metavar="NUMBER",
-        help="0 to 1: fraction of the steps at which it ceases to. Default: 1.0.",
-    ),
-]
 
-NegativePromptOption = Annotated[
-    str | None,
-    typer.Option("--negative-prompt", metavar="TEXT", help="What to keep away from; needs --guidance. Default: none."),
-]
-StepsOption = Annotated[
-    int | None,
-    typer.Option(
-        "--steps", min=1, metavar="INT", help="Denoising steps, at least 1. Default: 9; the toy world's own with toy."
-    ),
-]
-GuidanceOption = Annotated[
-    float | None,
-    typer.Option(
-        "--guidance",
-        min=0,
-        metavar="NUMBER",
-        help="Guidance scale, at least 0; 0 is off. Default: 0.0, as Turbo wants.",
-    ),
-]
-SeedOption = Annotated[
-    int | None,
-    typer.Option(
-        "--seed",
-        min=0,
-        max=2**63 - 1,
-        metavar="INT",
-        help="Seed of the first picture, at least 0; the next take the next ones. Default: random, told and recorded.",
-    ),
-]
-SizeOption = Annotated[
-    str | None,
-    typer.Option(
-        "--size", metavar="WxH", help="WIDTHxHEIGHT in pixels, multiples of 16. Default: 1024x1024; 64x64 with toy."
-    ),
-]
-WidthOption = Annotated[
-    int | None,
-    typer.Option("--width", min=16, metavar="INT", help="Width alone, a multiple of 16. Default: as --size."),
-]
-HeightOption = Annotated[
-    int | None,
-    typer.Option("--height", min=16, metavar="INT", help="Height alone, a multiple of 16. Default: as --size."),
-]
-NumImagesOption = Annotated[
-    int, typer.Option("--num-images", "-n", min=1, metavar="INT", help="How many pictures, at least 1.")
-]
+def name_options(text: str, typed: Iterable[str] = ()) -> str:
+    """Get a message of the library with the options in the place of its arguments.
 
-ModelOption = Annotated[
-    str,
-    typer.Option(
-        "--model",
-        metavar="NAME",
-        help="toy, this package's miniature; a folder in diffusers' layout; a Hub id as Tongyi-MAI/Z-Image-Turbo.",
-    ),
-]
-RevisionOption = Annotated[
-    str | None,
-    typer.Option("--revision", metavar="NAME", help="Branch, tag or commit of a Hub id. Default: its main branch."),
-]
-VLModelOption = Annotated[
-    str | None,
-    typer.Option(
-        "--vl-model",
-        metavar="NAME",
-        help="Folder or Hub id of the Qwen3-VL to read with. Default: the model's, or Qwen/Qwen3-VL-4B-Instruct.",
-    ),
-]
-DeviceOption = Annotated[
-    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps. Default: the best there is.")
-]
-DtypeOption = Annotated[
-    DtypeChoice | None,
-    typer.Option(
-        "--dtype",
-        metavar="CHOICE",
-        help="float32, bfloat16, float16 (may overflow to black): precision. Default: bfloat16; float32 with toy.",
-    ),
-]
-OffloadOption = Annotated[
-    OffloadChoice,
-    typer.Option(
-        "--offload",
-        metavar="CHOICE",
-        help="none, model, sequential: keep one model or one layer at a time on the accelerator, for little memory.",
-    ),
-]
-LowMemoryOption = Annotated[
-    bool,
-    typer.Option(
-        "--low-memory",
-        help="Load VL encoder, text encoder and transformer one after another, never two at a time. "
-        "Default: all are loaded.",
-    ),
-]
+    Args:
+        text: Such as "`vl_alpha` must be ...".
+        typed: The command line, whose names go first.
+
+    Example:
+        >>> name_options("`vl_alpha` must be 0..1 (vl_text=''), not `x`."), name_options("`vl_alpha`", ["-a", "2"])
+        ("--alpha must be 0..1 (--vl-text=''), not `x`.", '-a')
+    """
+    given = {word.partition("=")[0] for word in typed}
+
+    def option(match: re.Match[str]) -> str:
+        name = match["ticked"] or match["bare"]
+        names = option_names(name) if name in KNOBS else (_ARGUMENTS[name],)
+        return next((one for one in names if one in given), names[0])
+
+    bare = "|".join(name for name in KNOBS if "_" in name)
+    pattern = rf"`(?P<ticked>{'|'.join([*KNOBS, *_ARGUMENTS])})(?:\[\d+\])?`|(?<![\w./'-])(?P<bare>{bare})(?![\w./'-])"
+    return re.sub(r"`(--[^`]+)`", r"\1", re.sub(pattern, option, text))
+
+
+def choose(choices: Sequence[str]) -> Callable[[str], str]:
+    """Get a parser that takes these words alone and says which one may have been meant."""
+
+    def choice(text: str) -> str:
+        if text in choices:
+            return text
+        near = get_close_matches(text.lower().replace("_", "-"), [c.replace("_", "-") for c in choices], 1, 0.5)
+        meant = next((f" Did you mean {c}?" for c in choices if near and c.replace("_", "-") == near[0]), "")
+        raise typer.BadParameter(f"{text!r} is not one of {', '.join(choices)}.{meant}")
+
+    return choice
+
+
+def number(at_least: float) -> Callable[[str], float]:
+    """Get a parser of finite numbers."""
+
+    def finite(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if not isfinite(value) or value < at_least:
+            raise typer.BadParameter(f"{text!r} is no finite number of at least {at_least:g}.")
+        return value
+
+    return finite
+
+
+def with_knobs(after: str, names: Iterable[str] = KNOBS) -> Callable[[Command], Command]:
+    """Give a command that takes `**knobs` an option for each knob of the registry.
+
+    Args:
+        after: The command's parameter behind which they stand in its help.
+        names: The knobs. Those that are left out on the command line come as None.
+    """
+
+    def decorate(command: Command) -> Command:
+        hints = get_type_hints(command, include_extras=True)
+        parameters: list[inspect.Parameter] = []
+        for parameter in inspect.signature(command).parameters.values():
+            if parameter.kind is not parameter.VAR_KEYWORD:
+                parameters.append(parameter.replace(annotation=hints[parameter.name], kind=parameter.KEYWORD_ONLY))
+            if parameter.name == after:
+                parameters += [
+                    inspect.Parameter(name, parameter.KEYWORD_ONLY, default=None, annotation=_annotate(KNOBS[name]))
+                    for name in names
+                ]
+        setattr(command, "__signature__", inspect.Signature(parameters))  # noqa: B010 - functions declare none
+        command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+        return command
+
+    return decorate
+
+
+def _annotate(knob: Knob) -> Any:
+    """The type and the option of a knob: what it takes is read off its choices, its default and its values."""
+    names, (metavar, form) = list(option_names(knob.name)), _TYPED.get(knob.name, ("", ""))
+    parser: Callable[[str], Any] | None = {"vl_hidden_layer": parse_layer, "reference_weights": parse_numbers}.get(
+        knob.name
+    )
+    kind: type = list[str] if knob.name in ("reference_image", "reference_embeds", "vl_alpha") else str
+    if knob.choices:
+        metavar, form, parser = "CHOICE", ", ".join(knob.choices), choose(knob.choices)
+    elif isinstance(knob.default, bool):
+        kind, names[0] = bool, f"{names[0]}/{_SWITCHED_OFF.get(knob.name, '--no-' + names[0][2:])}"
+    elif not metavar:
+        kind, metavar = (int, "INT") if knob.values.startswith("int") else (float, "NUMBER")
+        form = name_options(knob.values.removesuffix(", or None").removeprefix("int "))
+    said = re.sub(r"\bNone:", "left out:", name_options(knob.help.removesuffix("; a list is one per prompt")))
+    default = "" if knob.default is None else f" Default: {str(knob.default).replace('False', 'no')}."
+    text = f"{said[0].upper()}{said[1:]}{f' ({form})' if form else ''}.{default}"
+    return Annotated[kind | None, typer.Option(*names, parser=parser, metavar=metavar or None, help=text)]
+
+
+_MODEL = "toy, this package's miniature; a folder in diffusers' layout; a Hub id as Tongyi-MAI/Z-Image-Turbo."
+_REVISION = "Branch, tag or commit of a Hub id. Default: its main branch."
+_VL_MODEL = "Folder or Hub id of the Qwen3-VL to read with. Default: the model's, or Qwen/Qwen3-VL-4B-Instruct."
+_DEVICE = "cpu, cuda, cuda:1, mps. Default: the best there is."
+_DTYPE = "float32, bfloat16, float16 (may overflow): precision. Default: bfloat16; float32 with toy."
+
+ModelOption = Annotated[str, option("--model", "NAME", _MODEL)]
+RevisionOption = Annotated[str | None, option("--revision", "NAME", _REVISION)]
+VLModelOption = Annotated[str | None, option("--vl-model", "NAME", _VL_MODEL)]
+DeviceOption = Annotated[str | None, option("--device", "NAME", _DEVICE)]
+DtypeOption = Annotated[DtypeChoice | None, option("--dtype", "CHOICE", _DTYPE)]

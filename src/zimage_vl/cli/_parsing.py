@@ -2,70 +2,75 @@
 
 from __future__ import annotations
 
+import typer
+
 
 def parse_alpha(texts: list[str]) -> float | dict[str, float]:
-    """One number, or `{place: number}` from texts as "suffix=1".
-
-    Raises:
-        ValueError: Neither, several numbers, or a place named twice.
+    """Get one number, or `{place: number}` from texts as "suffix=1".
 
     Example:
         >>> parse_alpha(["0.5"]), parse_alpha(["red house=0", "default=0.7"])
         (0.5, {'red house': 0.0, 'default': 0.7})
     """
     if len(texts) == 1 and "=" not in texts[0]:
-        return _number("--alpha", texts[0])
+        return _number("`vl_alpha` needs a number", texts[0])
     places: dict[str, float] = {}
     for text in texts:
         place, equals, value = text.rpartition("=")
         if not equals or not place:
-            raise ValueError(f"--alpha takes one number, or place=number for each place, got {' and '.join(texts)}.")
+            raise ValueError(
+                f"`vl_alpha` takes one number, or place=number for each place, got {' and '.join(texts)}."
+            )
         if place in places:
-            raise ValueError(f"--alpha names the place {place!r} twice.")
-        places[place] = _number("--alpha", value)
+            raise ValueError(f"`vl_alpha` names the place {place!r} twice.")
+        places[place] = _number("`vl_alpha` needs a number", value)
     return places
 
 
-def parse_layer(text: str) -> int | dict[int, float]:
-    """One layer, or `{layer: weight}` from a text as "-6:1,-8:3".
-
-    Raises:
-        ValueError: Neither, or a layer named twice.
+def parse_layers(text: str) -> tuple[int, ...]:
+    """Get layers from a text as "-2,-6".
 
     Example:
-        >>> parse_layer("-6"), parse_layer("-6:1,-8:3")
-        (-6, {-6: 1.0, -8: 3.0})
+        >>> parse_layers("-2, -6")
+        (-2, -6)
     """
-    weights: dict[int, float] = {}
-    for part in text.split(","):
-        layer, colon, weight = part.partition(":")
-        try:
-            number = int(layer)
-        except ValueError:
-            raise ValueError(f"--layer takes a whole number, or several as -6:1,-8:3, got {text!r}.") from None
-        if not colon and "," not in text:
-            return number
-        if not colon or number in weights:
-            raise ValueError(f"--layer needs every layer once and with its weight, as -6:1,-8:3, got {text!r}.")
-        weights[number] = _number("--layer", weight)
-    return weights
+    try:
+        layers = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is no whole number, nor several with commas between, as -2,-6.") from None
+    if len(set(layers)) < len(layers):
+        raise typer.BadParameter(f"{text!r} names a layer twice.")
+    return layers
 
 
-def parse_numbers(option: str, text: str) -> list[float]:
-    """Numbers with commas between them.
-
-    Raises:
-        ValueError: One of them is none.
+def parse_layer(text: str) -> int | tuple[int, ...] | dict[int, float]:
+    """Get one layer, several of equal weight from a text as "-6,-8", or `{layer: weight}` from "-6:1,-8:3".
 
     Example:
-        >>> parse_numbers("--reference-weights", "2,1")
-        [2.0, 1.0]
+        >>> parse_layer("-6"), parse_layer("-6,-8"), parse_layer("-6:1,-8:3")
+        (-6, (-6, -8), {-6: 1.0, -8: 3.0})
     """
-    return [_number(option, part) for part in text.split(",")]
+    if ":" not in text:
+        layers = parse_layers(text)
+        return layers[0] if len(layers) == 1 else layers
+    pairs = [part.partition(":") for part in text.split(",")]
+    layers = parse_layers(",".join(layer for layer, _, _ in pairs))
+    try:
+        return dict(zip(layers, [float(weight) for _, _, weight in pairs], strict=True))
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} needs a weight for every layer, as -6:1,-8:3.") from None
+
+
+def parse_numbers(text: str) -> list[float]:
+    """Get numbers from a text as "2,1"."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not one or more numbers with commas between, as 2,1.") from None
 
 
 def parse_size(size: str | None, width: int | None, height: int | None, default: int) -> tuple[int, int]:
-    """Width and height in pixels from `--size`, or `--width` and `--height`, or the default for what is missing.
+    """Get width and height in pixels from `--size`, or `--width` and `--height`, or the default for what is missing.
 
     Raises:
         ValueError: Both ways at once, no WIDTHxHEIGHT, or a side that is no multiple of 16 (a patch).
@@ -78,7 +83,7 @@ def parse_size(size: str | None, width: int | None, height: int | None, default:
         if width is not None or height is not None:
             raise ValueError("--size gives both sides: leave out --width and --height, or --size.")
         sides = size.lower().split("x")
-        if len(sides) != 2 or not all(side.isdecimal() for side in sides):
+        if len(sides) != 2 or not all(side.isdecimal() and len(side) < 8 for side in sides):
             raise ValueError(f"--size must be WIDTHxHEIGHT, as 768x1024, got {size!r}.")
         width, height = int(sides[0]), int(sides[1])
     chosen = (default if width is None else width, default if height is None else height)
@@ -87,8 +92,8 @@ def parse_size(size: str | None, width: int | None, height: int | None, default:
     return chosen
 
 
-def _number(option: str, text: str) -> float:
+def _number(wanted: str, text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{option} needs a number, got {text!r}.") from None
+        raise ValueError(f"{wanted}, got {text!r}.") from None

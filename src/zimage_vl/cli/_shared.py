@@ -1,10 +1,15 @@
-"""What several commands need: formats, versions, output files that are never half-written, and the models."""
+"""What several commands need: words for the terminal, output files that are never half-written, and models by name."""
 
 from __future__ import annotations
 
+import errno
 import json
 import os
-from collections.abc import Iterable
+import re
+import secrets
+import sys
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager, suppress
 from enum import Enum
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +25,7 @@ if TYPE_CHECKING:
     from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
 TOY_MODEL = "toy"
+RECORDED_PACKAGES = ("torch", "diffusers", "transformers")
 
 
 class OutputFormat(str, Enum):
@@ -33,57 +39,156 @@ FormatOption = Annotated[
     OutputFormat,
     typer.Option("--format", metavar="CHOICE", help="text for people, json for programs: one object on stdout."),
 ]
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a file of the output's name; without, it is refused.")
+]
 
 
-def print_json(value: object) -> None:
-    """One JSON object on stdout."""
-    typer.echo(json.dumps(value, indent=2))
+# ---- Words for the terminal ----
+
+
+def escape(text: str) -> str:
+    r"""Get a text that is safe to show: what moves a terminal's cursor, or is no Unicode, as `\x1b` or `\udcff`.
+
+    Example:
+        >>> escape("a\x1b[2J\udcff ä")
+        'a\\x1b[2J\\udcff ä'
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def say(text: str, err: bool = False) -> None:
+    """Print a line, escaped, in the terminal's encoding whatever that is."""
+    encoding = (sys.stderr if err else sys.stdout).encoding or "utf-8"
+    typer.echo(escape(text).encode(encoding, "backslashreplace").decode(encoding), err=err)
 
 
 def note(text: str) -> None:
-    """A remark for the person, on stderr, so that stdout stays the result."""
-    typer.echo(text, err=True)
+    """Print a remark for the person, on stderr, so that stdout stays the result."""
+    say(text, err=True)
+
+
+def print_json(value: object) -> None:
+    """Print one JSON object on stdout."""
+    typer.echo(json.dumps(value, indent=2))
+
+
+def one_line(error: BaseException) -> str:
+    """Get an error's message in one line."""
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+def check_text(option: str, text: str | None) -> None:
+    """Refuse a text with bytes that are no UTF-8: no tokenizer could read it."""
+    if text is not None and any("\ud800" <= c <= "\udfff" for c in text):
+        raise ValueError(f"{option} is no valid UTF-8 text: '{escape(text)}'.")
 
 
 def get_package_versions(names: Iterable[str]) -> dict[str, str | None]:
-    """Installed versions, without importing anything; None for what is missing.
+    """Get installed versions, without importing anything; None for what is missing.
 
     Example:
         >>> get_package_versions(["no-such-package"])
         {'no-such-package': None}
     """
-    return {name: _installed_version(name) for name in names}
+    found: dict[str, str | None] = dict.fromkeys(names)
+    for name in found:
+        with suppress(PackageNotFoundError):
+            found[name] = version(name)
+    return found
 
 
-def _installed_version(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None
+# ---- Output files ----
 
 
-def check_output_path(path: Path, suffixes: tuple[str, ...] = (".png",)) -> None:
-    """Refuses a file that could not be written, before any work is done for it.
+def check_output_path(
+    path: Path,
+    suffixes: tuple[str, ...] = (".png",),
+    *,
+    overwrite: bool = True,
+    inputs: Sequence[str | os.PathLike[str] | None] = (),
+) -> None:
+    """Refuse a file that could not or may not be written, before any work is done for it.
 
-    Args:
-        path: Where the result is to go.
-        suffixes: What its name may end in, any case.
-
-    Raises:
-        ValueError: The suffix is unknown, the path is a directory, or its folder is missing or cannot be written to.
+    What the command reads (`inputs`: files, folders of models, and names of neither) is never replaced.
     """
+    shown = f"--output '{escape(str(path))}'"
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"--output must end in {' or '.join(suffixes)}, got {str(path)!r}.")
+        raise ValueError(f"{shown} must end in {' or '.join(suffixes)}.")
     if path.is_dir():
-        raise ValueError(f"--output {str(path)!r} is a directory: name a file in it.")
+        raise ValueError(f"{shown} is a directory: name a file in it.")
     if not path.parent.is_dir():
-        raise ValueError(f"--output {str(path)!r}: the folder {str(path.parent)!r} does not exist. Create it first.")
+        raise ValueError(f"{shown}: the folder '{escape(str(path.parent))}' does not exist. Create it first.")
     if not os.access(path.parent, os.W_OK):
-        raise ValueError(f"--output {str(path)!r}: the folder {str(path.parent)!r} cannot be written to.")
+        raise ValueError(f"{shown}: the folder '{escape(str(path.parent))}' cannot be written to.")
+    if not os.path.lexists(path):
+        return
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{shown} is no regular file: name another.")
+    for given in inputs:
+        if given is not None and _is_part_of(path, Path(given)):
+            raise ValueError(f"{shown} is an input of this command, which is never written over: name another file.")
+    if not overwrite:
+        raise _exists_already(path)
+
+
+def _is_part_of(path: Path, given: Path) -> bool:
+    with suppress(OSError, ValueError):
+        if given.is_dir():
+            return path.resolve().is_relative_to(given.resolve())
+        return path.exists() and os.path.samefile(path, given)
+    return False
+
+
+def _exists_already(path: Path) -> ValueError:
+    return ValueError(f"--output '{escape(str(path))}' exists already: name another file, or add --overwrite.")
+
+
+@contextmanager
+def new_file(path: Path, overwrite: bool) -> Generator[Path]:
+    """Within it, a file of a random name beside `path`, to be written to; at the end it becomes `path`.
+
+    Under its final name it is whole or not there. An OSError names `path`.
+    """
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished{path.suffix}")
+    try:
+        os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        yield unfinished
+        if overwrite:
+            os.replace(unfinished, path)
+            return
+        try:
+            os.link(unfinished, path)  # which, unlike a renaming, never replaces
+        except FileExistsError:
+            raise _exists_already(path) from None
+        except OSError:  # a file system without links
+            if os.path.lexists(path):
+                raise _exists_already(path) from None
+            os.rename(unfinished, path)
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Generator[None]:
+    """Within it, the folder is there; one that was made for a command that failed and is empty goes again."""
+    made = not folder.is_dir()
+    folder.mkdir(exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def numbered_paths(path: Path, count: int) -> list[Path]:
-    """The path itself for one result, `name-0.png`, `name-1.png` and so on for several.
+    """Get the path itself for one result, `name-0.png`, `name-1.png` and so on for several.
 
     Example:
         >>> [str(p) for p in numbered_paths(Path("a/b.png"), 2)]
@@ -94,38 +199,23 @@ def numbered_paths(path: Path, count: int) -> list[Path]:
     return [path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(count)]
 
 
-def write_png(image: Image, path: Path, parameters: dict[str, Any]) -> None:
-    """A PNG under its final name only once it is whole, with how it was made as its text "parameters" (JSON).
-
-    Args:
-        image: The picture.
-        path: Where to; an existing file is replaced.
-        parameters: Plain values that JSON can hold.
-
-    Raises:
-        OSError: The file cannot be written; nothing is left under the final name, or what was there before.
-    """
+def write_png(image: Image, path: Path, parameters: dict[str, Any], overwrite: bool = True) -> None:
+    """Write a PNG that holds how it was made, as JSON in its text "parameters"."""
     from PIL.PngImagePlugin import PngInfo
 
     info = PngInfo()
     info.add_text("parameters", json.dumps(parameters))
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.unfinished")
-    try:
-        with open(unfinished, "wb") as file:
-            image.save(file, format="PNG", pnginfo=info)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with new_file(path, overwrite) as unfinished, open(unfinished, "wb") as file:
+        image.save(file, format="PNG", pnginfo=info)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+# ---- Models by name ----
 
 
 def choose_device(device: str | None) -> str:
-    """The device asked for, or the best there is: cuda, mps, cpu.
-
-    Raises:
-        ValueError: It is no device of this machine.
-    """
+    """Get the device asked for, or the best there is: cuda, mps, cpu."""
     import torch
 
     if device is None:
@@ -133,35 +223,27 @@ def choose_device(device: str | None) -> str:
     try:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ValueError(f"--device {device!r} cannot be used here: {reason}") from error
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"--device '{escape(device)}' cannot be used here: {reason}") from error
     return device
 
 
-def check_model_name(model: str) -> None:
-    """Refuses what can be no model, without asking the Hub.
-
-    Raises:
-        ValueError: Neither "toy" nor a folder that exists nor of an id's form.
-    """
-    if model == TOY_MODEL or Path(model).is_dir():
-        return
-    if model.startswith((".", "/", "~")) or model.count("/") != 1:
-        raise ValueError(f"--model {model!r} is neither a folder that exists, nor a Hub id (owner/name), nor 'toy'.")
+def check_model_name(model: str, vl_model: str | None = None) -> None:
+    """Refuse what can be no model, without asking the Hub, and a VL model beside the toy."""
+    if vl_model is not None and model == TOY_MODEL:
+        raise ValueError("--vl-model does nothing with --model toy, which has a VL model of its own: leave one out.")
+    for option, name in (("--model", model), ("--vl-model", vl_model)):
+        if name is None or (name == TOY_MODEL and option == "--model") or Path(name).is_dir():
+            continue
+        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is None:
+            toy = ", nor 'toy'" if option == "--model" else ""
+            raise ValueError(
+                f"{option} '{escape(name)}' is neither a folder that exists, nor a Hub id (owner/name){toy}."
+            )
 
 
 def load_pipeline(model: str, vl_model: str | None, dtype: torch.dtype, revision: str | None) -> ZImageVLPipeline:
-    """The toy world, or a Z-Image from a folder or the Hub, on the CPU.
-
-    Args:
-        model: "toy", a folder in diffusers' layout, or a Hub id.
-        vl_model: Folder or Hub id of the Qwen3-VL to load when a reference is read; None for the pipeline's default.
-        dtype: Of the weights.
-        revision: Branch, tag or commit on the Hub; None for the default branch.
-
-    Raises:
-        OSError: The model cannot be found or fetched; the message has its name and the way to pass a local folder.
-    """
+    """Load the toy world, or a Z-Image from a folder or the Hub, on the CPU; an OSError has its name."""
     if model == TOY_MODEL:
         from zimage_vl.toy import load_toy_pipeline
 
@@ -171,54 +253,11 @@ def load_pipeline(model: str, vl_model: str | None, dtype: torch.dtype, revision
 
     from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
+    from ._parts import loading, read_index
+
+    read_index(model, revision)
     # Older diffusers ignore `dtype` silently; newer ones, which have this helper, call `torch_dtype` deprecated.
-    dtype_name = "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
-    options: dict[str, Any] = {dtype_name: dtype, "revision": revision}
-    if vl_model is not None:
-        options["vl_model_id"] = vl_model
-    try:
-        return ZImageVLPipeline.from_pretrained(model, **options)
-    except OSError as error:
-        reason = " ".join(str(error).split())
-        advice = "Instead of an id, a folder with the model's files can be given."
-        raise OSError(f"--model {model!r} could not be loaded: {reason} {advice}") from error
-
-
-def paint_in_stages(
-    model: str,
-    vl_model: str | None,
-    revision: str | None,
-    dtype: torch.dtype,
-    device: str,
-    prompt: str,
-    **arguments: Any,
-) -> Any:
-    """What a pipeline from `load_pipeline` would paint, with one model in memory at a time.
-
-    Args:
-        model: As in `load_pipeline`; the toy world is written to a temporary folder first.
-        vl_model: As in `load_pipeline`.
-        revision: As in `load_pipeline`.
-        dtype: Of the weights.
-        device: Where each model runs.
-        prompt: What to paint.
-        arguments: Everything else that the pipeline's call takes.
-
-    Raises:
-        OSError: As `load_pipeline`.
-    """
-    import tempfile
-
-    from zimage_vl.workflows.low_memory import generate_low_memory
-
-    with tempfile.TemporaryDirectory() as folder:
-        if model == TOY_MODEL:
-            load_pipeline(model, None, dtype, None).save_pretrained(folder)
-        options: dict[str, Any] = {"torch_dtype": dtype, "device": device, "revision": revision, **arguments}
-        source = folder if model == TOY_MODEL else model
-        try:
-            return generate_low_memory(source, prompt, vl_model_id=vl_model, **options)
-        except OSError as error:
-            reason = " ".join(str(error).split())
-            advice = "Instead of an id, a folder with the model's files can be given."
-            raise OSError(f"--model {model!r} could not be loaded: {reason} {advice}") from error
+    options: dict[str, Any] = {"dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype": dtype}
+    options |= {} if vl_model is None else {"vl_model_id": vl_model}
+    with loading(model):
+        return ZImageVLPipeline.from_pretrained(model, revision=revision, **options)

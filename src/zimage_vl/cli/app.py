@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import sys
+import warnings
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -10,6 +15,8 @@ from typer.core import TyperGroup
 
 from zimage_vl._version import __version__
 
+from ._options import name_options
+from ._shared import escape, note, one_line
 from .demo import demo
 from .env import env
 from .evidence import evidence
@@ -21,14 +28,30 @@ from .statistics import statistics
 
 _INTERRUPTED = 130  # what shells report for Ctrl-C
 _MENDABLE = 2  # as for a wrong option: something in the call has to change
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 class _Commands(TyperGroup):
-    """Ends errors that the user can mend as one clear line instead of a traceback."""
+    """Ends errors that the user can mend as one clear line, in the words of the command line, without a traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return super().main(*args, **kwargs)
+        except UnicodeEncodeError as error:  # of a message about an argument that this terminal cannot show
+            note(f"Error: {one_line(error)}")
+            sys.exit(_MENDABLE)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        ctx.meta["typed"] = list(args)
+        if "--debug" in args:  # behind the command too
+            args = ["--debug", *(word for word in args if word != "--debug")]
+        with _safe_to_show():
+            return super().parse_args(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         try:
-            return super().invoke(ctx)
+            with _safe_to_show(), _told_as_notes(ctx.meta["typed"]):
+                return super().invoke(ctx)
         except KeyboardInterrupt:
             raise typer.Exit(_INTERRUPTED) from None
         except BrokenPipeError:  # the reader of our output went away: not an error of ours
@@ -36,8 +59,45 @@ class _Commands(TyperGroup):
         except Exception as error:
             if ctx.params.get("debug") or not _is_mendable(error):
                 raise
-            typer.echo(f"Error: {_error_line(error)}", err=True)
+            note(f"Error: {name_options(_error_line(error), ctx.meta['typed'])}")
             raise typer.Exit(_MENDABLE) from None
+
+
+@contextmanager
+def _safe_to_show() -> Generator[None]:
+    """Within it, what the parser of the options complains about is escaped: it quotes what was typed."""
+    try:
+        yield
+    except Exception as error:
+        if hasattr(error, "format_message") and isinstance(message := getattr(error, "message", None), str):
+            setattr(error, "message", escape(message))  # noqa: B010 - its class is typer's own or click's
+        raise
+
+
+@contextmanager
+def _told_as_notes(typed: list[str]) -> Generator[None]:
+    """Within it, the package's warnings are notes in the words of the command line."""
+
+    class Notes(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            note(name_options(record.getMessage(), typed))
+
+    def show(message: Warning | str, category: type[Warning], filename: str, *rest: Any) -> None:
+        if filename.startswith(_PACKAGE):
+            note(name_options(str(message), typed))
+        else:
+            shown(message, category, filename, *rest)
+
+    handler, logger = Notes(logging.WARNING), logging.getLogger("zimage_vl")
+    with warnings.catch_warnings():
+        shown, warnings.showwarning = warnings.showwarning, show
+        logger.addHandler(handler)
+        propagated, logger.propagate = logger.propagate, False
+        try:
+            yield
+        finally:
+            logger.removeHandler(handler)
+            logger.propagate = propagated
 
 
 def _is_mendable(error: Exception) -> bool:
@@ -50,7 +110,7 @@ def _is_mendable(error: Exception) -> bool:
 def _error_line(error: Exception) -> str:
     if isinstance(error, OSError) and error.strerror and error.filename:
         return f"{error.filename}: {error.strerror}."
-    return " ".join(str(error).split()) or type(error).__name__
+    return one_line(error)
 
 
 app = typer.Typer(
@@ -85,17 +145,12 @@ def _global_options(  # pyright: ignore[reportUnusedFunction]
     """Let Z-Image follow a reference picture as well as a prompt, with no training."""
 
 
-app.command("demo")(demo)
-app.command("generate")(generate)
-app.command("extract")(extract)
-app.command("inspect")(inspect)
-app.command("statistics")(statistics)
-app.command("evidence")(evidence)
-app.command("env")(env)
+for command in (demo, generate, extract, inspect, statistics, evidence, env):
+    app.command(command.__name__)(command)
 
 
 def main() -> None:
-    """The `zimage-vl` console script.
+    """Run the `zimage-vl` console script.
 
     Exit codes: 0 done; 2 something in the call has to change (one line on stderr says what); 3 done but for some of
     many inputs, which stderr names; 1 any other failure, with its traceback; 130 interrupted.

@@ -11,7 +11,7 @@ import typer
 
 from zimage_vl._version import __version__
 
-from ._shared import FormatOption, OutputFormat, get_package_versions, print_json
+from ._shared import FormatOption, OutputFormat, get_package_versions, print_json, say
 
 
 _PACKAGES = (
@@ -25,6 +25,7 @@ _PACKAGES = (
     "numpy",
     "typer",
 )
+
 _OPTIONAL_PACKAGES = ("torchvision", "peft", "torchao", "bitsandbytes")
 
 
@@ -42,21 +43,16 @@ def env(
     rows = [(name, facts[name]) for name in ("zimage-vl", "python", "platform")]
     rows += [(name, version or "not installed") for name, version in facts["packages"].items()]
     rows += [(name.replace("_", " "), value) for name, value in facts["torch"].items()]
-    rows += [(f"device {device['device']}", _describe_device(device)) for device in facts["devices"]]
+    for device in facts["devices"]:
+        memory = device["memory_bytes"]
+        size = "" if memory is None else f", {memory / 2**30:.1f} GiB"
+        rows.append((f"device {device['device']}", device["name"] + size))
     for name, value in rows:
-        typer.echo(f"{name:<18} {value}")
+        say(f"{name:<18} {value}")
 
 
 def collect_environment(with_devices: bool = True) -> dict[str, Any]:
-    """Versions and devices as plain values.
-
-    Args:
-        with_devices: Import torch and ask it for its devices.
-
-    Returns:
-        "zimage-vl", "python", "platform", "packages" {name: version, None where an expected one is missing; optional
-        ones only where present}, "torch" {build facts} and "devices", a list of dicts with "device", "name" and
-        "memory_bytes" (None where unknown).
+    """Get versions and, if torch may be imported, devices as plain values; what is not known is None.
 
     Example:
         >>> sorted(collect_environment(with_devices=False))
@@ -80,25 +76,20 @@ def _ask_torch() -> tuple[dict[str, Any], list[dict[str, Any]]]:
         torch: Any = import_module("torch")
     except Exception as error:  # the report must come out whatever is broken
         return {"torch_error": f"{type(error).__name__}: {error}"}, []
-    mps_available = bool(torch.backends.mps.is_available())
+    has_mps = bool(torch.backends.mps.is_available())
     facts = {
         "torch_cuda": torch.version.cuda or getattr(torch.version, "hip", None) or "not in this build",
-        "torch_mps": "available" if mps_available else "not available",
+        "torch_mps": "available" if has_mps else "not available",
         "torch_threads": torch.get_num_threads(),
     }
-    devices: list[dict[str, Any]] = []
-    if torch.cuda.is_available():
-        for index in range(torch.cuda.device_count()):
-            properties = torch.cuda.get_device_properties(index)
-            devices.append(_device(f"cuda:{index}", properties.name, properties.total_memory))
-    if mps_available:
-        devices.append(_device("mps", platform.processor(), torch.mps.recommended_max_memory()))
-    devices.append(_device("cpu", f"{platform.machine()}, {os.cpu_count()} cores", _cpu_memory()))
-    return facts, devices
-
-
-def _device(device: str, name: str, memory: int | None) -> dict[str, Any]:
-    return {"device": device, "name": name, "memory_bytes": memory}
+    found: list[tuple[str, str, int | None]] = []
+    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        properties = torch.cuda.get_device_properties(index)
+        found.append((f"cuda:{index}", properties.name, properties.total_memory))
+    if has_mps:
+        found.append(("mps", platform.processor(), torch.mps.recommended_max_memory()))
+    found.append(("cpu", f"{platform.machine()}, {os.cpu_count()} cores", _cpu_memory()))
+    return facts, [dict(zip(("device", "name", "memory_bytes"), row, strict=True)) for row in found]
 
 
 def _cpu_memory() -> int | None:
@@ -106,8 +97,3 @@ def _cpu_memory() -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):  # Windows has no sysconf
         return None
-
-
-def _describe_device(device: dict[str, Any]) -> str:
-    memory = device["memory_bytes"]
-    return device["name"] if memory is None else f"{device['name']}, {memory / 2**30:.1f} GiB"

@@ -1,4 +1,4 @@
-"""`zimage-vl extract`: references read once, a safetensors file each, for `generate --embeds` anywhere."""
+"""`zimage-vl extract`: references read once, one safetensors file each, for `generate --embeds` anywhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -16,59 +16,51 @@ from typing import Annotated, Any
 
 import typer
 
+from zimage_vl.blend.registry import KNOBS
+
 from ._options import (
     DeviceOption,
     DtypeChoice,
     DtypeOption,
-    MaxPixelsOption,
     ModelOption,
-    PositionChoice,
     RevisionOption,
     VLModelOption,
+    choose,
+    name_options,
+    option,
 )
+from ._parsing import parse_layers
 from ._parts import ReferenceReader, load_reference_reader
 from ._shared import (
     TOY_MODEL,
     FormatOption,
     OutputFormat,
     check_model_name,
+    check_text,
     choose_device,
+    escape,
+    new_file,
+    new_folder,
     note,
+    one_line,
     print_json,
+    say,
 )
 from ._sources import Source, find_sources
 
 
 MANIFEST = "manifest.jsonl"
 PARTLY_DONE = 3  # the exit code where some references failed and the others were extracted
-_DEFAULT_MAX_PIXELS = 1024 * 1024
-_DEFAULT_LAYERS = "-2,-4,-6,-8"
+_LAYERS: Any = "-2,-4,-6,-8"
 
-ReferencesArgument = Annotated[
-    list[str],
-    typer.Argument(
-        metavar="REF...", help="Pictures: files, folders (their pictures, not those of folders in them), globs, URLs."
-    ),
-]
-FolderOption = Annotated[
-    Path, typer.Option("--output", "-o", metavar="DIR", help="Folder for the files; made where its own folder exists.")
-]
-TextOption = Annotated[
-    str,
-    typer.Option(
-        "--text",
-        metavar="TEXT",
-        help="What the VL model reads beside the picture; to have what one call without --vl-text gives: its prompt.",
-    ),
-]
-TextPositionOption = Annotated[
-    PositionChoice,
-    typer.Option("--text-position", metavar="CHOICE", help="after, before: where it stands, seen from the picture."),
-]
-LayersOption = Annotated[
-    str, typer.Option("--layers", metavar="LAYERS", help="Hidden layers to keep, -1 the last; all from one forward.")
-]
-DryRunOption = Annotated[bool, typer.Option("--dry-run", help="Say what would be done; load no model, write nothing.")]
+_POSITION = KNOBS["vl_text_position"]
+_REFS = "Pictures: files, folders (their pictures, not those of folders in them), globs, URLs."
+_FOLDER = "Folder for the files; made where its own folder exists."
+_TEXT = "Words read beside the picture; to have what one call without --vl-text gives: its prompt."
+_PLACE = f"{', '.join(_POSITION.choices)}: {_POSITION.help}."
+_KEEP = "Hidden layers to keep, -1 the last; all from one forward."
+_AREA = "Largest area in pixels at which a reference is read."
+_DRY = "Say what would be done; load no model, write nothing."
 
 
 @dataclass(frozen=True)
@@ -85,73 +77,47 @@ class ExtractSettings:
     max_pixels: int
 
     def file_name(self, content_sha256: str) -> str:
-        """`<picture>-<settings>.safetensors`: the same picture with other settings is another file."""
+        """Get `<picture>-<settings>.safetensors`: the same picture with other settings is another file."""
         named = {**asdict(self), "model": _identity(self.model), "vl_model": _identity(self.vl_model)}
         digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
         return f"{content_sha256[:16]}-{digest[:8]}.safetensors"
 
 
 def extract(
-    references: ReferencesArgument,
-    output: FolderOption,
-    text: TextOption = "",
-    text_position: TextPositionOption = PositionChoice.AFTER,
-    layers: LayersOption = _DEFAULT_LAYERS,
-    max_pixels: MaxPixelsOption = None,
+    references: Annotated[list[str], typer.Argument(metavar="REF...", help=_REFS)],
+    output: Annotated[Path, option("--output -o", "DIR", _FOLDER)],
+    text: Annotated[str, option("--text", "TEXT", _TEXT)] = "",
+    text_position: Annotated[
+        str, option("--text-position", "CHOICE", _PLACE, parser=choose(_POSITION.choices))
+    ] = "after",
+    layers: Annotated[Any, option("--layers", "LAYERS", _KEEP, parser=parse_layers)] = _LAYERS,
+    max_pixels: Annotated[int, option("--max-pixels", "INT", _AREA, min=1)] = 1024 * 1024,
     model: ModelOption = TOY_MODEL,
     vl_model: VLModelOption = None,
     revision: RevisionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
-    dry_run: DryRunOption = False,
+    dry_run: Annotated[bool, option("--dry-run", None, _DRY)] = False,
     output_format: FormatOption = OutputFormat.TEXT,
 ) -> None:
-    """Read references once and keep what the VL model says, a safetensors file each, named by content.
+    """Read references once and keep what the VL model says, one safetensors file each, named by content.
 
     Complete files of an earlier run are kept. Every reference gets a line in DIR/manifest.jsonl. One that cannot be
     read does not end the run: the exit code is then 3. The files' paths are printed.
     """
-    check_model_name(model)
-    if vl_model is not None and model == TOY_MODEL:
-        raise ValueError("--vl-model does nothing with --model toy, which has a VL model of its own: leave one out.")
+    check_model_name(model, vl_model)
+    check_text("--text", text)
     precision = dtype or (DtypeChoice.FLOAT32 if model == TOY_MODEL else DtypeChoice.BFLOAT16)
-    settings = ExtractSettings(
-        model=model,
-        vl_model=vl_model,
-        revision=revision,
-        dtype=precision.value,
-        text=text,
-        text_position=text_position.value,
-        layers=parse_layers(layers),
-        max_pixels=_DEFAULT_MAX_PIXELS if max_pixels is None else max_pixels,
-    )
-    _prepare_folder(output, dry_run)
+    settings = ExtractSettings(model, vl_model, revision, precision.value, text, text_position, layers, max_pixels)
+    _check_folder(output)
     run = _Run(settings, output, choose_device(device), dry_run)
     sources = find_sources(references)
-    with typer.progressbar(sources, label=f"{len(sources)} references", file=sys.stderr) as bar:
+    bar = typer.progressbar(sources, label=f"{len(sources)} references", file=sys.stderr)
+    with nullcontext() if dry_run else new_folder(output), bar:
         records = [run.handle(source) for source in bar]
     _report(records, output, output_format)
     if any(record["status"] == "failed" for record in records):
         raise typer.Exit(PARTLY_DONE)
-
-
-def parse_layers(text: str) -> tuple[int, ...]:
-    """Layers from a text as "-2,-6".
-
-    Raises:
-        ValueError: No whole numbers with commas between them, or one twice.
-
-    Example:
-        >>> parse_layers("-2, -6")
-        (-2, -6)
-    """
-    try:
-        layers = tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise ValueError(f"--layers takes whole numbers with commas between them, as -2,-6, got {text!r}.") from None
-    if len(set(layers)) < len(layers):
-        raise ValueError(f"--layers names a layer twice: {text!r}.")
-    return layers
 
 
 class _BadReferenceError(ValueError):
@@ -167,7 +133,7 @@ def _blamed_on_the_reference() -> Generator[None]:
         # torch's own name, so that torch need not be imported to compare
         if not isinstance(error, (ValueError, OSError, MemoryError)) and type(error).__name__ != "OutOfMemoryError":
             raise
-        raise _BadReferenceError(" ".join(str(error).split()) or type(error).__name__) from error
+        raise _BadReferenceError(escape(name_options(one_line(error)).replace("`", ""))) from error
 
 
 class _Run:
@@ -205,38 +171,37 @@ class _Run:
             record |= {"status": "kept", "file": path.name}
             return
         with _blamed_on_the_reference():
-            image = load_reference_image(data, f"REF {source.name}")
+            image = load_reference_image(data, f"REF {source.name.split('?')[0]}")
         if self.dry_run:
             self.planned.add(path.name)
             record |= {"status": "planned", "file": path.name}
             return
-        reader = self._load_reader()
+        reader, settings = self._get_reader(), self.settings
         with _blamed_on_the_reference():
-            embeds = reader.read(
-                image,
-                self.settings.text,
-                self.settings.layers,
-                text_position=self.settings.text_position,
-                max_pixels=self.settings.max_pixels,
-            )
-        embeds.save(path)
+            position, most = settings.text_position, settings.max_pixels
+            embeds = reader.read(image, settings.text, settings.layers, text_position=position, max_pixels=most)
+        with new_file(path, overwrite=True) as unfinished:  # what is there of that name is a damaged one of ours
+            embeds.save(unfinished)
         record |= {"status": "written", "file": path.name, "tokens": embeds.num_tokens}
 
-    def _load_reader(self) -> ReferenceReader:
+    def _get_reader(self) -> ReferenceReader:
+        """The parts that read, complete: whatever is wrong with them is no reference's fault and ends the run."""
         if self.reader is None:
             import torch
 
+            from zimage_vl.reference.reading import resolve_layers
+
             settings = self.settings
-            precision = getattr(torch, settings.dtype)
             self.reader = load_reference_reader(
-                settings.model, settings.vl_model, precision, self.device, settings.revision
+                settings.model, settings.vl_model, getattr(torch, settings.dtype), self.device, settings.revision
             )
-            self.reader.check_layers(settings.layers)
+            resolve_layers(settings.layers, self.reader.config.text_config.num_hidden_layers)
+            self.reader.load()
         return self.reader
 
 
 def is_extracted(path: Path, settings: ExtractSettings) -> bool:
-    """Whether a complete file of these settings lies there; one that is damaged does not count."""
+    """Check whether a complete file of these settings lies there; one that is damaged does not count."""
     from zimage_vl.reference.embeds import ReferenceEmbeds
 
     try:
@@ -252,15 +217,14 @@ def _identity(model: str | None) -> str | None:
     return str(Path(model).resolve()) if model is not None and Path(model).is_dir() else model
 
 
-def _prepare_folder(folder: Path, dry_run: bool) -> None:
+def _check_folder(folder: Path) -> None:
+    shown = f"--output '{escape(str(folder))}'"
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"--output {str(folder)!r} is a file: name a folder.")
+        raise ValueError(f"{shown} is a file: name a folder.")
     if not folder.parent.is_dir():
-        raise ValueError(
-            f"--output {str(folder)!r}: the folder {str(folder.parent)!r} does not exist. Create it first."
-        )
-    if not dry_run:
-        folder.mkdir(exist_ok=True)
+        raise ValueError(f"{shown}: the folder '{escape(str(folder.parent))}' does not exist. Create it first.")
+    if (folder / MANIFEST).exists() and not (folder / MANIFEST).is_file():
+        raise ValueError(f"{shown}: {MANIFEST} in it is no regular file.")
 
 
 def _append_line(path: Path, record: dict[str, Any]) -> None:
@@ -270,7 +234,7 @@ def _append_line(path: Path, record: dict[str, Any]) -> None:
         if file.tell():
             file.seek(-1, 2)
             text = text if file.read(1) == b"\n" else "\n" + text
-        file.write(text.encode("utf-8"))
+        file.write(text.encode("utf-8", "backslashreplace"))  # which JSON reads as it was
 
 
 def _report(records: list[dict[str, Any]], folder: Path, output_format: OutputFormat) -> None:
@@ -284,4 +248,4 @@ def _report(records: list[dict[str, Any]], folder: Path, output_format: OutputFo
         return
     for record in records:
         if record["file"] is not None:
-            typer.echo(str(folder / record["file"]))
+            say(str(folder / record["file"]))

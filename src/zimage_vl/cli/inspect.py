@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ._shared import FormatOption, OutputFormat, print_json
+from ._options import option
+from ._shared import FormatOption, OutputFormat, print_json, say
 from .statistics import describe_statistics, statistics_lines
 
 
@@ -19,87 +21,48 @@ if TYPE_CHECKING:
     from zimage_vl.reference.embeds import ReferenceEmbeds
 
 _LARGEST_SHOWN = 8  # outliers in the text form; JSON has them all
-
-FileArgument = Annotated[
-    Path, typer.Argument(metavar="FILE", help="safetensors file of `zimage-vl extract`, or of `zimage-vl statistics`.")
-]
-StatisticsOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--statistics",
-        metavar="FILE",
-        help="File of `zimage-vl statistics`, to find outlier dimensions against it. Default: none.",
-    ),
-]
-ThresholdOption = Annotated[
-    float, typer.Option("--threshold", metavar="NUMBER", help="Ratio, above 1, over which a dimension is an outlier.")
-]
+_FILE = "safetensors file of `zimage-vl extract`, or of `zimage-vl statistics`."
+_AGAINST = "File of `zimage-vl statistics`, to find outlier dimensions against it. Default: none."
+_RATIO = "Ratio, above 1, over which a dimension is an outlier."
 
 
 def inspect(
-    file: FileArgument,
-    statistics: StatisticsOption = None,
-    threshold: ThresholdOption = 10.0,
+    file: Annotated[Path, typer.Argument(metavar="FILE", help=_FILE)],
+    statistics: Annotated[Path | None, option("--statistics", "FILE", _AGAINST)] = None,
+    threshold: Annotated[float, option("--threshold", "NUMBER", _RATIO)] = 10.0,
     output_format: FormatOption = OutputFormat.TEXT,
 ) -> None:
     """Say what is inside a file: sizes, layers, regions, spread, attention sinks, outliers, and where it is from."""
-    from zimage_vl.pipeline.text_statistics import TextStatistics
-
-    described = _describe_statistics_file(file)
-    lines = statistics_lines
-    if described is None:
-        from zimage_vl.reference.embeds import ReferenceEmbeds
-
-        embeds = ReferenceEmbeds.load(file)
-        against = None if statistics is None else TextStatistics.load(statistics)
-        described = describe_reference(embeds, against, threshold)
-        lines = _reference_lines
-    elif statistics is not None:
-        raise ValueError(f"{file} holds statistics itself: --statistics is for a file of reference embeddings.")
-    if output_format is OutputFormat.JSON:
-        print_json({"file": str(file), "bytes": file.stat().st_size, **described})
-        return
-    typer.echo(f"file              {file}, {file.stat().st_size} bytes")
-    for line in lines(described):
-        typer.echo(line)
-
-
-def _describe_statistics_file(file: Path) -> dict[str, Any] | None:
-    """What a file of statistics holds; None for a file that is not one, whatever else it is."""
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
     from zimage_vl.pipeline.text_statistics import STATISTICS_FILE, TextStatistics
+    from zimage_vl.reference.embeds import ReferenceEmbeds
 
-    try:
-        with safe_open(str(file), "pt") as opened:
-            metadata: dict[str, str] = opened.metadata() or {}
-    except (SafetensorError, OSError):
-        return None
-    if metadata.get("schema") != STATISTICS_FILE.schema:
-        return None
-    return {"schema": metadata["schema"], **describe_statistics(TextStatistics.load(file))}
+    schema = None
+    if file.is_file():  # a pipe would wait for ever
+        with suppress(Exception), safe_open(str(file), "pt") as opened:
+            schema = (opened.metadata() or {}).get("schema")
+    if schema == STATISTICS_FILE.schema:
+        if statistics is not None:
+            raise ValueError(f"{file} holds statistics itself: --statistics is for a file of reference embeddings.")
+        described, make_lines = describe_statistics(TextStatistics.load(file)), statistics_lines
+    else:
+        embeds = ReferenceEmbeds.load(file)
+        against = None if statistics is None else TextStatistics.load(statistics)
+        described, make_lines = describe_reference(embeds, against, threshold), _reference_lines
+    if output_format is OutputFormat.JSON:
+        print_json({"file": str(file), "bytes": file.stat().st_size, "schema": schema, **described})
+        return
+    for line in [f"file              {file}, {file.stat().st_size} bytes", *make_lines(described)]:
+        say(line)
 
 
 def describe_reference(
     embeds: ReferenceEmbeds, against: TextStatistics | None = None, threshold: float = 10.0
 ) -> dict[str, Any]:
-    """Reference embeddings as plain values.
-
-    Args:
-        embeds: What is described.
-        against: Statistics of the text encoder, for outliers and the guide's correlation.
-        threshold: > 1, the ratio over which a dimension is an outlier.
-
-    Returns:
-        "schema", "width", "tokens", "regions" {name: count}, "layers" {layer: what `_describe_layer` says},
-        "provenance" and "statistics" (whose they are, or None).
-
-    Raises:
-        ValueError: Statistics of another width; a threshold that is not above 1.
-    """
+    """Get reference embeddings as plain values; outliers and the guide's correlation against statistics, if given."""
     from zimage_vl.blend.regions import Region
     from zimage_vl.blend.report import make_jsonable
-    from zimage_vl.reference.embeds import REFERENCE_SCHEMA
 
     if against is not None and against.width != embeds.width:
         raise ValueError(
@@ -107,7 +70,6 @@ def describe_reference(
             f"{embeds.width} wide. They belong to different models: measure the text encoder that goes with it."
         )
     return {
-        "schema": REFERENCE_SCHEMA,
         "width": embeds.width,
         "tokens": embeds.num_tokens,
         "regions": {region.name.lower(): int((embeds.regions == region).sum()) for region in Region},
@@ -123,7 +85,6 @@ def describe_reference(
 def _describe_layer(
     states: Tensor, regions: Tensor, against: TextStatistics | None, threshold: float
 ) -> dict[str, Any]:
-    """Spread, sinks and, against statistics, what stands out in image tokens and text tokens."""
     from zimage_vl.blend.embedding_statistics import find_sink_tokens, get_overall_std, get_token_rms
     from zimage_vl.blend.regions import Region, select_tokens
 
@@ -145,15 +106,13 @@ def _describe_layer(
 
 
 def _describe_group(states: Tensor, against: TextStatistics | None, threshold: float) -> dict[str, Any]:
-    import torch
-
     from zimage_vl.blend.embedding_statistics import (
         get_dimension_std,
         get_overall_std,
         get_token_rms,
         per_dimension_correlation,
     )
-    from zimage_vl.blend.normalize import mask_outlier_dimensions
+    from zimage_vl.blend.normalize import get_outlier_dimensions
 
     described: dict[str, Any] = {
         "tokens": len(states),
@@ -162,13 +121,12 @@ def _describe_group(states: Tensor, against: TextStatistics | None, threshold: f
     }
     if against is None:
         return described
-    info = mask_outlier_dimensions(states, against.statistics, threshold, "none")[1]
+    spread, usual = get_dimension_std(states), against.statistics.std
     described["outliers"] = [
-        {"dimension": dim, "ratio": ratio, "direction": info.directions[dim]}
-        for dim, ratio in info.left_dim_ratios.items()
+        {"dimension": dim, "ratio": ratio, "direction": "excess" if spread[dim] > usual[dim] else "deficit"}
+        for dim, ratio in get_outlier_dimensions(states, against.statistics, threshold)
     ]
-    spread = get_dimension_std(states)
-    if len(states) > 1 and not torch.equal(spread, spread[:1].expand_as(spread)):  # otherwise it is not defined
+    if len(states) > 1 and bool((spread != spread[0]).any()):  # otherwise it is not defined
         described["per_dimension_correlation"] = per_dimension_correlation(states, against.statistics)
     return described
 
@@ -177,45 +135,34 @@ def _reference_lines(described: dict[str, Any]) -> list[str]:
     """The description for people."""
     regions = ", ".join(f"{count} {name}" for name, count in described["regions"].items() if count)
     lines = [f"tokens            {described['tokens']} of {described['width']} dimensions: {regions}"]
-    lines += [
-        f"{name.replace('_', ' '):<17} {_shown_value(value)}"
-        for name, value in described["provenance"].items()
-        if value is not None
-    ]
+    for name, value in described["provenance"].items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {item}" for key, item in value.items())
+        elif isinstance(value, list):
+            value = " x ".join(str(item) for item in value)
+        elif isinstance(value, str) and (not value or " " in value):
+            value = repr(value)
+        if value is not None:
+            lines.append(f"{name.replace('_', ' '):<17} {value}")
     for layer, facts in described["layers"].items():
-        lines += _layer_lines(layer, facts)
+        sinks = [f"token {sink['token']} ({sink['region']}, RMS {sink['rms']:.4g})" for sink in facts["sinks"]]
+        lines.append(
+            f"layer {layer:<11} {facts['dtype']}, std {facts['std']:.4g}, without sinks "
+            f"{facts['std_without_sinks']:.4g}, median token RMS {facts['median_token_rms']:.4g}; sinks: "
+            f"{', '.join(sinks) or 'none'}"
+        )
+        for name in ("image_tokens", "text_tokens"):
+            lines += _group_lines(name.replace("_", " "), facts[name]) if name in facts else []
     return lines
 
 
-def _shown_value(value: object) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{key} {item}" for key, item in value.items())
-    if isinstance(value, list):
-        return " x ".join(str(item) for item in value)
-    return repr(value) if isinstance(value, str) and (not value or " " in value) else str(value)
-
-
-def _layer_lines(layer: str, facts: dict[str, Any]) -> list[str]:
-    sinks = ", ".join(f"token {sink['token']} ({sink['region']}, RMS {sink['rms']:.4g})" for sink in facts["sinks"])
-    lines = [
-        f"layer {layer:<11} {facts['dtype']}, std {facts['std']:.4g}, without sinks {facts['std_without_sinks']:.4g}, "
-        f"median token RMS {facts['median_token_rms']:.4g}; sinks: {sinks or 'none'}"
-    ]
-    for name in ("image_tokens", "text_tokens"):
-        if name not in facts:
-            continue
-        group = facts[name]
-        text = f"  {name.replace('_', ' '):<15} {group['tokens']}, std {group['std']:.4g}"
-        text += f", median token RMS {group['median_token_rms']:.4g}"
-        if "per_dimension_correlation" in group:
-            text += f", per-dimension correlation {group['per_dimension_correlation']:.3f}"
-        lines.append(text)
-        if "outliers" in group:
-            shown = [
-                f"{o['dimension']} ({o['ratio'] if isinstance(o['ratio'], str) else format(o['ratio'], '.1f')}x "
-                f"{o['direction']})"
-                for o in group["outliers"][:_LARGEST_SHOWN]
-            ]
-            more = len(group["outliers"]) - len(shown)
-            lines.append(f"  {'outliers':<15} {', '.join(shown) or 'none'}{f' and {more} more' if more else ''}")
-    return lines
+def _group_lines(name: str, group: dict[str, Any]) -> list[str]:
+    text = f"  {name:<15} {group['tokens']}, std {group['std']:.4g}, median token RMS {group['median_token_rms']:.4g}"
+    if "per_dimension_correlation" in group:
+        text += f", per-dimension correlation {group['per_dimension_correlation']:.3f}"
+    if "outliers" not in group:
+        return [text]
+    # The ratio of a dimension that does not vary is the word inf.
+    shown = [f"{o['dimension']} ({float(o['ratio']):.1f}x {o['direction']})" for o in group["outliers"]]
+    more = f" and {len(shown) - _LARGEST_SHOWN} more" if len(shown) > _LARGEST_SHOWN else ""
+    return [text, f"  {'outliers':<15} {', '.join(shown[:_LARGEST_SHOWN]) or 'none'}{more}"]

@@ -5,19 +5,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
-
-from ._options import DeviceOption, DtypeChoice, DtypeOption, ModelOption, RevisionOption
+from ._options import DeviceOption, DtypeChoice, DtypeOption, ModelOption, RevisionOption, option
 from ._parts import load_text_side
 from ._shared import (
     TOY_MODEL,
     FormatOption,
     OutputFormat,
+    OverwriteOption,
     check_model_name,
     check_output_path,
     choose_device,
+    new_file,
     note,
     print_json,
+    say,
 )
 
 
@@ -26,34 +27,27 @@ if TYPE_CHECKING:
 
 _LARGEST = 5  # dimensions shown: in a real text encoder two of them hold nearly all of the spread
 
-SinksOption = Annotated[
-    bool, typer.Option("--exclude-sinks/--include-sinks", help="Leave attention sinks out of the measurement, or not.")
-]
-FileOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--output", "-o", metavar="FILE", help="safetensors file to write, in a folder that exists. Default: none."
-    ),
-]
+_SINKS = "Leave attention sinks out of the measurement, or not."
 
 
 def statistics(
     model: ModelOption = TOY_MODEL,
-    exclude_sinks: SinksOption = False,
-    output: FileOption = None,
+    exclude_sinks: Annotated[bool, option("--exclude-sinks/--include-sinks", None, _SINKS)] = False,
+    output: Annotated[Path | None, option("--output -o", "FILE", "safetensors file to write.")] = None,
     revision: RevisionOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = None,
+    overwrite: OverwriteOption = False,
     output_format: FormatOption = OutputFormat.TEXT,
 ) -> None:
     """Measure a text encoder's mean and standard deviation per dimension on the built-in calibration prompts.
 
     "per_dim", "hybrid" and outlier masking compare references with these; `generate` measures them by itself. A file
-    of them serves `zimage-vl inspect --statistics`.
+    of them serves `zimage-vl inspect --statistics` and `zimage-vl generate --statistics`.
     """
     check_model_name(model)
     if output is not None:
-        check_output_path(output, (".safetensors",))
+        check_output_path(output, (".safetensors",), overwrite=overwrite, inputs=[model])
     import torch
 
     from zimage_vl.pipeline.text_statistics import TextStatistics
@@ -65,24 +59,22 @@ def statistics(
     name = Path(model).name if Path(model).is_dir() else model
     measured = TextStatistics.measure(pipe, name, exclude_sinks)
     if output is not None:
-        measured.save(output)
+        with new_file(output, overwrite) as unfinished:
+            measured.save(unfinished)
     described = describe_statistics(measured)
     if output_format is OutputFormat.JSON:
         print_json({**described, "output": None if output is None else str(output)})
         return
-    for line in statistics_lines(described):
-        typer.echo(line)
-    if output is not None:
-        typer.echo(str(output))
+    for line in [*statistics_lines(described), *([] if output is None else [str(output)])]:
+        say(line)
 
 
 def describe_statistics(measured: TextStatistics) -> dict[str, Any]:
-    """The statistics in short as plain values: provenance, the std over everything, and the widest dimensions."""
+    """Get the statistics in short as plain values: provenance, the std over everything, and the widest dimensions."""
     mean, std = measured.statistics.mean.cpu().double(), measured.statistics.std.cpu().double()
     count = measured.statistics.count
     # The variance over all values of all tokens, put together from the dimensions' own; both with correction 1.
     squares = (std.square() * (count - 1)).sum() + count * (mean - mean.mean()).square().sum()
-    overall = float((squares / (count * len(std) - 1)).sqrt())
     widest = std.argsort(descending=True)[:_LARGEST].tolist()
     return {
         "model_id": measured.model_id,
@@ -91,7 +83,7 @@ def describe_statistics(measured: TextStatistics) -> dict[str, Any]:
         "width": measured.width,
         "tokens": count,
         "sinks_excluded": measured.statistics.exclude_sinks,
-        "overall_std": overall,
+        "overall_std": float((squares / (count * len(std) - 1)).sqrt()),
         "median_dimension_std": float(std.median()),
         "widest_dimensions": [{"dimension": d, "mean": float(mean[d]), "std": float(std[d])} for d in widest],
         "prompts_sha256": measured.prompts_sha256,
@@ -101,16 +93,17 @@ def describe_statistics(measured: TextStatistics) -> dict[str, Any]:
 
 
 def statistics_lines(described: dict[str, Any]) -> list[str]:
-    """The same for people, a fact a line."""
+    """Get the same for people, one fact per line."""
     sinks = "left out" if described["sinks_excluded"] else "counted"
-    fingerprint = described["fingerprint"][:12]
-    lines = [
-        f"model             {described['model_id']}, {described['dtype']}, fingerprint {fingerprint}",
+    return [
+        f"model             {described['model_id']}, {described['dtype']}, "
+        f"fingerprint {described['fingerprint'][:12]}",
         f"layer             {described['layer']}, {described['width']} dimensions",
         f"tokens            {described['tokens']}, sinks {sinks}",
         f"std               {described['overall_std']:.4g} over all values, "
         f"{described['median_dimension_std']:.4g} in the median dimension",
+        *(
+            f"dimension {row['dimension']:<7} mean {row['mean']:.4g}, std {row['std']:.4g}"
+            for row in described["widest_dimensions"]
+        ),
     ]
-    for row in described["widest_dimensions"]:
-        lines.append(f"dimension {row['dimension']:<7} mean {row['mean']:.4g}, std {row['std']:.4g}")
-    return lines

@@ -18,11 +18,20 @@ import torch
 from diffusers.utils import logging
 from PIL import Image
 from torch import Tensor
+from transformers import Qwen3VLConfig
 
-from ..blend.knobs import CONDITIONING_NAMES, KNOBS, VLConditioning, resolve_alpha, split_per_prompt
+from ..blend.checks import check_choice
+from ..blend.knobs import PLACES, VLConditioning, resolve_alpha, split_per_prompt
+from ..blend.registry import CONDITIONING_NAMES, KNOBS, VLReader
 from ..reference.embeds import ReferenceEmbeds, as_reference_embeds, describe_width
-from ..reference.pictures import ReferenceImage, group_references, load_reference_image, load_reference_mask
-from ..reference.reading import Reading, build_reading
+from ..reference.pictures import (
+    TREATMENTS,
+    ReferenceImage,
+    group_references,
+    load_reference_image,
+    load_reference_mask,
+)
+from ..reference.reading import ReaderConfig, Reading, build_reading
 from ..reference.turn import TextTurn, read_text_turn
 
 
@@ -57,9 +66,9 @@ _warned: set[str] = set()
 
 
 class ReaderSource(NamedTuple):
-    """What is known of a VL encoder before its weights are."""
+    """What is known of a reader before its weights are."""
 
-    config: Any  # Qwen3VLConfig
+    config: Qwen3VLConfig | ReaderConfig
     processor: Any
     model_id: str | None
     revision: str | None
@@ -76,7 +85,7 @@ class Host:
     vae_scale_factor: int
     callback_inputs: Sequence[str]
     is_guided: Callable[[float], bool]
-    reader: Callable[[], ReaderSource]
+    find_reader: Callable[[VLReader], ReaderSource]
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +124,7 @@ class Plan:
         guided: Whether there is classifier-free guidance.
         max_sequence_length: Tokens after which a prompt is cut.
         references: One plan per prompt; empty without references.
+        negative_references: The same for the negative prompts.
         window: For each step, whether the references count.
     """
 
@@ -125,12 +135,13 @@ class Plan:
     guided: bool
     max_sequence_length: int
     references: tuple[PromptPlan, ...] = ()
+    negative_references: tuple[PromptPlan, ...] = ()
     window: tuple[bool, ...] = ()
 
     @property
     def acting_pictures(self) -> list[Reading | ReferenceEmbeds]:
-        """The pictures of all prompts, in order."""
-        return [item for one in self.references for item in one.pictures]
+        """The pictures of all prompts and negative prompts, in order."""
+        return [item for one in (*self.references, *self.negative_references) for item in one.pictures]
 
 
 def read_inputs(host: Host, call: Mapping[str, Any], arguments: Mapping[str, Any]) -> Plan:
@@ -151,21 +162,33 @@ def read_inputs(host: Host, call: Mapping[str, Any], arguments: Mapping[str, Any
     plan = _read_call(host, call)
     count = len(plan.prompts if plan.prompts is not None else cast("list[Tensor]", plan.prompt_embeds))
     conditionings = _read_conditionings(knobs, count)
-    if knobs["reference_image"] is None and knobs["reference_embeds"] is None:
-        for name in ("reference_weights", "reference_mask", "neutral_image", "vl_text"):
-            if knobs[name] is not None:
-                raise ValueError(
-                    f"`{name}` needs a reference: pass `reference_image` or `reference_embeds`, or leave it out."
-                )
+    own, negative = _has_reference(knobs), _has_reference(knobs, "negative_")
+    for name in () if own else ("reference_weights", "reference_mask", "neutral_image", "vl_text"):
+        if knobs[name] is not None:
+            raise ValueError(
+                f"`{name}` needs a reference: pass `reference_image` or `reference_embeds`, or leave it out."
+            )
+    if negative and not plan.guided:
+        raise ValueError(
+            "A negative reference acts on the negative prompt, and this call has none: it needs guidance, "
+            "guidance_scale above 1 (which Z-Image-Turbo is not made for)."
+        )
+    if not own and not negative:
         return plan
     for sentence in dict.fromkeys(note for one in conditionings for note in one.unused):
         warn_once(sentence)
     steps = len(call["sigmas"]) if call.get("sigmas") is not None else call.get("num_inference_steps", 1)
+    length = plan.max_sequence_length
     return replace(
         plan,
-        references=_read_references(host, plan, knobs, conditionings),
+        references=_read_references(host, plan.prompts, length, knobs, conditionings) if own else (),
+        negative_references=_read_negatives(host, plan, knobs, conditionings) if negative else (),
         window=tuple(conditionings[0].window(steps)),
     )
+
+
+def _has_reference(knobs: Mapping[str, Any], side: str = "") -> bool:
+    return knobs[f"{side}reference_image"] is not None or knobs[f"{side}reference_embeds"] is not None
 
 
 def refuse_unknown(names: Sequence[str]) -> None:
@@ -257,6 +280,11 @@ def _check_texts(name: str, texts: Any) -> list[str]:
         raise TypeError(f"`{name}` must be a string or a list of strings, got {texts!r:.80}.")
     if not listed:
         raise ValueError(f"`{name}` is an empty list: pass at least one text.")
+    for text in cast("list[str]", listed):
+        try:
+            text.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise ValueError(f"`{name}` is no valid Unicode (a lone surrogate): {text!r:.80}.") from error
     return list(cast("list[str]", listed))
 
 
@@ -310,7 +338,7 @@ def _check_lengths(host: Host, prompts: Sequence[str], length: int) -> None:
     """Refuse prompts that the transformer cannot take, and say what of a prompt is cut off."""
     limit = length if host.max_text_tokens is None else host.max_text_tokens
     for prompt in prompts:
-        if len(prompt.encode("utf-8", "surrogatepass")) + _TEMPLATE_TOKENS <= min(limit, length):
+        if len(prompt.encode("utf-8")) + _TEMPLATE_TOKENS <= min(limit, length):
             continue  # a token has at least one byte
         tokens = len(read_text_turn(host.tokenizer, prompt).ids)
         if min(tokens, length) > limit:
@@ -396,28 +424,58 @@ def _check_finite(name: str, value: Any, at_least: float = -math.inf) -> float:
 
 def _read_conditionings(knobs: Mapping[str, Any], count: int) -> list[VLConditioning]:
     """The knobs of each prompt. Without a reference they are checked all the same: scripts switch it on and off."""
-    given = knobs["reference_image"] is not None or knobs["reference_embeds"] is not None
-    neutral = knobs["neutral_image"] is not None or (not given and knobs["vl_blend_mode"] == "style_delta")
+    if not callable(knobs["vl_treatment"]):
+        check_choice("vl_treatment", knobs["vl_treatment"], TREATMENTS)
+    neutral = knobs["neutral_image"] is not None
     names = (*CONDITIONING_NAMES, "reference_weights")
     common: dict[str, Any] = {name: knobs[name] for name in names if name != "vl_alpha"}
     alphas: list[Any] = split_per_prompt(knobs["vl_alpha"], count)
     return [VLConditioning(vl_alpha=alpha, has_neutral_image=neutral, **common) for alpha in alphas]
 
 
-def _read_references(
+def _read_negatives(
     host: Host, plan: Plan, knobs: Mapping[str, Any], conditionings: Sequence[VLConditioning]
+) -> tuple[PromptPlan, ...]:
+    """The negative references, under the same knobs; what is said of single pictures or words is the positive's."""
+    given = {name: knobs[f"negative_{name}"] for name in ("reference_image", "reference_embeds")}
+    plain: dict[str, Any] = {"reference_weights": None, "reference_mask": None, "vl_text": None}
+    prompts = plan.negative_prompts
+    if plan.prompts is not None:
+        prompts = prompts or [""] * len(conditionings)
+    elif knobs["negative_reference_image"] is not None:
+        plain["vl_text"] = ""
+    acting: list[VLConditioning] = []
+    for one in conditionings:
+        alpha: Any = one.vl_alpha
+        if isinstance(alpha, Mapping):
+            alpha = {place: value for place, value in alpha.items() if place in PLACES}
+        if (not alpha and not isinstance(alpha, float)) or isinstance(alpha, tuple):
+            raise ValueError(
+                f"With a negative reference `vl_alpha` must be one number, or one per place of {PLACES}: the negative "
+                f"prompt has words of its own. Got {one.vl_alpha!r}."
+            )
+        acting.append(replace(one, vl_alpha=alpha, reference_weights=None))
+    return _read_references(host, prompts, plan.max_sequence_length, {**knobs, **given, **plain}, acting)
+
+
+def _read_references(
+    host: Host,
+    prompts: Sequence[str] | None,
+    length: int,
+    knobs: Mapping[str, Any],
+    conditionings: Sequence[VLConditioning],
 ) -> tuple[PromptPlan, ...]:
     count = len(conditionings)
     if knobs["reference_image"] is not None and knobs["reference_embeds"] is not None:
         raise ValueError("Pass `reference_image` or `reference_embeds`, not both.")
-    turns = [read_text_turn(host.tokenizer, prompt, plan.max_sequence_length) for prompt in plan.prompts or ()]
+    turns = [read_text_turn(host.tokenizer, prompt, length) for prompt in prompts or ()]
     alphas = [
         resolve_alpha(one.vl_alpha, turn.tokens, turn.text) for one, turn in zip(conditionings, turns, strict=False)
     ]
     if knobs["reference_embeds"] is not None:
         found = _read_embeds(host, knobs, conditionings)
     else:
-        found = _read_pictures(host, plan, knobs, conditionings, turns)
+        found = _read_pictures(host, knobs, conditionings, turns, length)
     weights = conditionings[0].reference_weights
     for references, _ in found:
         if weights is not None and references and len(weights) != len(references):
@@ -442,7 +500,7 @@ _Found = tuple[tuple[Reading | ReferenceEmbeds, ...], Reading | ReferenceEmbeds 
 
 
 def _read_embeds(host: Host, knobs: Mapping[str, Any], conditionings: Sequence[VLConditioning]) -> list[_Found]:
-    settled = ("vl_text", "reference_mask", "vl_text_position", "vl_max_pixels")
+    settled = ("vl_text", "reference_mask", "vl_text_position", "vl_max_pixels", "vl_treatment", "vl_describe")
     for name in settled:
         if knobs[name] != KNOBS[name].default:
             raise ValueError(
@@ -459,6 +517,7 @@ def _read_embeds(host: Host, knobs: Mapping[str, Any], conditionings: Sequence[V
         for item in items:
             if id(item) not in loaded:
                 loaded[id(item)] = as_reference_embeds(item)
+            loaded[id(item)].check_reader(conditioning.vl_reader)
             if host.width is not None:
                 loaded[id(item)].check_fits(host.width, conditioning.layers)
         ready = [] if conditioning.is_inert else [loaded[id(item)] for item in items]
@@ -468,10 +527,10 @@ def _read_embeds(host: Host, knobs: Mapping[str, Any], conditionings: Sequence[V
 
 def _read_pictures(
     host: Host,
-    plan: Plan,
     knobs: Mapping[str, Any],
     conditionings: Sequence[VLConditioning],
     turns: Sequence[TextTurn],
+    length: int,
 ) -> list[_Found]:
     count = len(conditionings)
     loaded: dict[int, Image.Image] = {}  # a picture that serves several prompts is loaded once
@@ -492,7 +551,7 @@ def _read_pictures(
         None if item is None else load(item, "neutral_image")
         for item in _group_neutrals(knobs["neutral_image"], count)
     ]
-    texts = _read_texts(host, plan, knobs["vl_text"], turns, count)
+    texts = _read_texts(host, knobs, turns, length, count)
     source: ReaderSource | None = None
     found: list[_Found] = []
     for group, own_masks, neutral, text, conditioning in zip(
@@ -501,7 +560,7 @@ def _read_pictures(
         if conditioning.is_inert or not group:
             found.append(((), None))
             continue
-        source = source or host.reader()
+        source = source or host.find_reader(conditioning.vl_reader)
 
         def read(
             picture: Image.Image,
@@ -522,6 +581,10 @@ def _read_pictures(
                 mask=mask,
                 model_id=source.model_id,
                 revision=source.revision,
+                reader=conditioning.vl_reader,
+                treatment=knobs["vl_treatment"],
+                muted=conditioning.needs_muted,
+                describe=knobs["vl_describe"],
             )
 
         readings = tuple(read(picture, mask) for picture, mask in zip(group, own_masks, strict=True))
@@ -530,8 +593,20 @@ def _read_pictures(
     return found
 
 
-def _read_texts(host: Host, plan: Plan, vl_text: Any, turns: Sequence[TextTurn], count: int) -> list[TextTurn]:
+def _read_texts(
+    host: Host, knobs: Mapping[str, Any], turns: Sequence[TextTurn], length: int, count: int
+) -> list[TextTurn]:
     """The turn around the text beside each prompt's pictures: the prompt's own unless `vl_text` says otherwise."""
+    vl_text, describe = knobs["vl_text"], knobs["vl_describe"]
+    if not isinstance(describe, bool):
+        raise TypeError(f"`vl_describe` must be True or False, got {describe!r}.")
+    if describe and (vl_text is not None or knobs["vl_reader"] != "qwen3-vl"):
+        raise ValueError(
+            "`vl_describe` lets the VL encoder write the text beside the picture: leave out `vl_text`, and use "
+            f"vl_reader 'qwen3-vl' (the text encoder cannot write); got {vl_text!r} and {knobs['vl_reader']!r}."
+        )
+    if vl_text is None and describe:
+        vl_text = ""
     if vl_text is None:
         if not turns:
             raise ValueError(
@@ -542,7 +617,7 @@ def _read_texts(host: Host, plan: Plan, vl_text: Any, turns: Sequence[TextTurn],
     texts = _check_texts("vl_text", vl_text)
     texts = texts * count if len(texts) == 1 else texts
     _check_count("vl_text", len(texts), count)
-    return [read_text_turn(host.tokenizer, text, plan.max_sequence_length) for text in texts]
+    return [read_text_turn(host.tokenizer, text, length) for text in texts]
 
 
 def _load_masks(mask: Any, groups: Sequence[Sequence[Image.Image]]) -> list[list[Image.Image | None]]:

@@ -13,7 +13,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, Literal, Optional
 
@@ -22,24 +22,32 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, ZImagePipe
 from diffusers.utils import BaseOutput
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, Qwen3VLForConditionalGeneration
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
 from ..blend.condition import condition_prompt_embeds
 from ..blend.embedding_statistics import EmbeddingStatistics
-from ..blend.knobs import KNOBS, VLAlpha
-from ..blend.regions import PromptToken, TextPosition
+from ..blend.knobs import DEFAULT_LAYERS, VLAlpha
+from ..blend.regions import PromptToken
+from ..blend.registry import KNOBS, TextPosition, VLReader
 from ..blend.report import ConditioningReport
 from ..recipes import RECIPES
 from ..reference.embeds import ReferenceEmbeds
-from ..reference.pictures import ReferenceImage, load_reference_image, load_reference_mask
+from ..reference.pictures import ReferenceImage, Treatment, load_reference_image, load_reference_mask
 from ..reference.readers import (
+    bring_to_device,
     check_vl_config,
     check_vl_encoder,
+    check_widths,
+    describe_picture,
     fingerprint_vl_encoder,
+    load_vision_tower,
     load_vl_config,
     load_vl_encoder_parts,
     read_reference,
+    read_with_text_encoder,
+    see_picture,
 )
-from ..reference.reading import Reading, build_reading
+from ..reference.reading import ReaderConfig, Reading, build_reading
 from ..reference.turn import embeds_regions, read_text_turn, tokenizer_lock
 from .inputs import (
     EmbedsInput,
@@ -87,10 +95,12 @@ class ZImageVLPipelineOutput(BaseOutput):
     Attributes:
         images: PIL images, or an array or tensor as `output_type` asks for.
         conditioning: What the references did, one report per prompt; None where no reference was given.
+        negative_conditioning: The same of the negative references.
     """
 
     images: Any
     conditioning: Optional[list[ConditioningReport]] = None
+    negative_conditioning: Optional[list[ConditioningReport]] = None
 
 
 @dataclass
@@ -101,11 +111,13 @@ class PromptConditioning(BaseOutput):
         prompt_embeds: A `(tokens, dims)` tensor for each prompt.
         negative_prompt_embeds: The same for the negative prompts; empty without classifier-free guidance.
         reports: What the references did, one per prompt; empty where none was given.
+        negative_reports: The same of the negative references.
     """
 
     prompt_embeds: list[Tensor]
     negative_prompt_embeds: list[Tensor]
     reports: list[ConditioningReport]
+    negative_reports: list[ConditioningReport] = field(default_factory=list[ConditioningReport])
 
 
 class ZImageVLPipeline(ZImagePipeline):
@@ -123,6 +135,8 @@ class ZImageVLPipeline(ZImagePipeline):
             `vl_model_id` by the first call that needs it.
         vl_processor: Its image processor, or a full `Qwen3VLProcessor`.
         vl_model_id: Hub id or folder of the VL encoder; None never loads one.
+        vl_vision: The VL encoder's vision tower alone, for the reader "text_encoder". None: it is loaded from
+            `vl_model_id` by the first call that needs it, unless `vl_encoder` is there, which serves too.
 
     Example:
         >>> from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
@@ -135,10 +149,11 @@ class ZImageVLPipeline(ZImagePipeline):
     """
 
     # The VL encoder first: a plain pipeline that runs the shared modules under these hooks then finds its own order.
-    model_cpu_offload_seq = "vl_encoder->text_encoder->transformer->vae"
-    _optional_components = ["vl_encoder", "vl_processor"]  # noqa: RUF012 - as every diffusers pipeline declares it
+    model_cpu_offload_seq = "vl_encoder->vl_vision->text_encoder->transformer->vae"
+    _optional_components = ["vl_encoder", "vl_processor", "vl_vision"]  # noqa: RUF012 - as every diffusers pipeline declares it
     vl_encoder: Any
     vl_processor: Any
+    vl_vision: Any
 
     #: Settings for a purpose, by name: `pipe(prompt, reference_image=photo, **pipe.recipes["style-transfer"])`.
     recipes: Mapping[str, Mapping[str, Any]] = RECIPES
@@ -153,11 +168,13 @@ class ZImageVLPipeline(ZImagePipeline):
         vl_encoder: Optional[Qwen3VLForConditionalGeneration] = None,
         vl_processor: Optional[Any] = None,
         vl_model_id: Optional[str] = "Qwen/Qwen3-VL-4B-Instruct",
+        *,
+        vl_vision: Optional[Qwen3VLVisionModel] = None,
     ):
         super().__init__(copy.deepcopy(scheduler), vae, text_encoder, tokenizer, transformer)
         if vl_encoder is not None:
             check_vl_encoder(vl_encoder, getattr(getattr(text_encoder, "config", None), "hidden_size", None))
-        self.register_modules(vl_encoder=vl_encoder, vl_processor=vl_processor)
+        self.register_modules(vl_encoder=vl_encoder, vl_processor=vl_processor, vl_vision=vl_vision)
         self.register_to_config(vl_model_id=vl_model_id)
         self._vl_revision: str | None = None
         self._statistics: dict[bool, tuple[Any, EmbeddingStatistics]] = {}
@@ -197,17 +214,28 @@ class ZImageVLPipeline(ZImagePipeline):
         self._vl_revision = revision
         place_like_others(self, encoder)
 
-    def unload_vl_encoder(self) -> None:
-        """Forget the VL encoder, its processor and the readings that are kept, and give their memory back.
+    def load_vl_vision(
+        self, model_id: str | None = None, revision: str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        """Load the VL encoder's vision tower alone, for the reader "text_encoder"; otherwise as `load_vl_encoder`."""
+        model_id = self._name_vl_encoder(model_id)
+        tower, processor = load_vision_tower(model_id, revision, dtype or self.text_encoder.dtype)
+        self.register_modules(vl_vision=tower, vl_processor=processor)
+        self.register_to_config(vl_model_id=str(model_id))
+        self._vl_revision = revision
+        place_like_others(self, tower)
 
-        A later call may load the encoder again.
+    def unload_vl_encoder(self) -> None:
+        """Forget the VL encoder or its vision tower, the processor and the readings that are kept; free their memory.
+
+        A later call may load them again.
         """
         with lock_of_models(self):
-            encoder = self.vl_encoder
+            models = [model for model in (self.vl_encoder, self.vl_vision) if model is not None]
             self.clear_reference_cache()
-            self.register_modules(vl_encoder=None, vl_processor=None)
-            if encoder is not None:
-                forget_model(self, encoder)
+            self.register_modules(vl_encoder=None, vl_processor=None, vl_vision=None)
+            while models:
+                forget_model(self, models.pop())
 
     def clear_reference_cache(self) -> None:
         """Forget the last readings.
@@ -217,21 +245,27 @@ class ZImageVLPipeline(ZImagePipeline):
         """
         self._readings.clear()
 
-    def _find_reader(self) -> ReaderSource:
-        """The VL encoder's config and processor; of one that is not loaded yet, without its weights."""
-        width = self.text_encoder.config.hidden_size
-        if self.vl_encoder is not None:
+    def find_reader(self, vl_reader: VLReader = "qwen3-vl") -> ReaderSource:
+        """The reader's config and processor; of one that is not loaded yet, without its weights."""
+        text_config = self.text_encoder.config
+        small = vl_reader == "text_encoder"
+        model = self.vl_vision if small and self.vl_vision is not None else self.vl_encoder
+        if model is not None:
             if self.vl_processor is None:
                 raise ValueError(
                     "`vl_encoder` was given without `vl_processor`. Pass its image processor too: "
                     "transformers.AutoImageProcessor.from_pretrained(<the VL encoder's id or folder>)."
                 )
-            check_vl_encoder(self.vl_encoder, width)
-            return ReaderSource(self.vl_encoder.config, self.vl_processor, self._vl_name, self._vl_revision)
-        model_id = self._name_vl_encoder()
-        config, processor = load_vl_config(model_id)
-        check_vl_config(config, width)
-        return ReaderSource(config, processor, model_id, None)
+            config, processor, name, revision = model.config, self.vl_processor, self._vl_name, self._vl_revision
+        else:
+            name, revision = self._name_vl_encoder(), None
+            config, processor = load_vl_config(name)
+        vision = getattr(config, "vision_config", config)  # the tower's own config, or the whole model's
+        if small:
+            check_widths(vision.out_hidden_size, text_config.hidden_size)
+            return ReaderSource(ReaderConfig(text_config, vision), processor, name, revision)
+        check_vl_config(config, text_config.hidden_size)
+        return ReaderSource(config, processor, name, revision)
 
     def _name_vl_encoder(self, model_id: str | None = None) -> str:
         """The encoder to load."""
@@ -247,29 +281,43 @@ class ZImageVLPipeline(ZImagePipeline):
     def _vl_name(self) -> str | None:
         return getattr(self.vl_encoder, "name_or_path", None) or self.config["vl_model_id"]
 
+    @property
+    def _tower(self) -> Any:
+        return self.vl_vision if self.vl_vision is not None else self.vl_encoder.model.visual
+
     # ---- Encoding ----
 
     def encode_reference(
         self,
         image: ReferenceImage,
         text: str = "",
-        layers: Sequence[int] = (-6,),
+        layers: Sequence[int] | None = None,
         *,
         text_position: TextPosition = "after",
         max_pixels: int = 1024 * 1024,
         mask: ReferenceImage | None = None,
         max_sequence_length: int = 512,
+        vl_reader: VLReader = "qwen3-vl",
+        vl_treatment: Treatment = "none",
+        muted: bool = False,
+        describe: bool = False,
     ) -> ReferenceEmbeds:
         """Read a picture, to use the result again as `reference_embeds` or to save it.
 
         Args:
             image: One picture of any kind that `reference_image` takes.
             text: The text beside it; for the same result as `pipe(prompt, reference_image=image)`, the prompt.
-            layers: Those that `vl_hidden_layer` will ask for; all come from one pass.
+            layers: Those that `vl_hidden_layer` will ask for; all come from one pass. None: the reader's own, (-6,) or
+                with "text_encoder" (-2,).
             text_position: "after" or "before" the picture.
             max_pixels: Bound on the pixels that are read.
             mask: Greyscale picture, white counts.
             max_sequence_length: As in the call: cuts the text as the prompt is cut.
+            vl_reader: "qwen3-vl", or "text_encoder" behind Qwen3-VL's vision tower.
+            vl_treatment: As in the call.
+            muted: Read the turn a second time with the picture's features times 0, for "style_delta" without a neutral
+                picture.
+            describe: Let the VL encoder write the text beside the picture, in place of `text`.
 
         Returns:
             Hidden states `(tokens, dims)` per layer, with regions and provenance. Under model offload nothing stays on
@@ -286,25 +334,31 @@ class ZImageVLPipeline(ZImagePipeline):
             (16, 96)
         """
         picture = load_reference_image(image, "image")
-        source = self._find_reader()
+        source = self.find_reader(vl_reader)
         reading = build_reading(
             source.config,
             source.processor,
             self.tokenizer,
             picture,
             read_text_turn(self.tokenizer, text, max_sequence_length),
-            layers,
+            (DEFAULT_LAYERS[vl_reader],) if layers is None else layers,
             text_position=text_position,
             max_pixels=max_pixels,
             mask=None if mask is None else load_reference_mask(mask, picture.size),
             model_id=source.model_id,
             revision=source.revision,
+            reader=vl_reader,
+            treatment=vl_treatment,
+            muted=muted,
+            describe=describe,
         )
         with self._running():
             embeds = self.read_pictures([reading])[0]
         # A copy: what is done to it does not reach the readings that are kept.
-        states = {layer: x.clone() for layer, x in embeds.hidden_states.items()}
-        return ReferenceEmbeds(states, embeds.regions.clone(), embeds.provenance)
+        states, twins = (
+            {layer: x.clone() for layer, x in some.items()} for some in (embeds.hidden_states, embeds.muted_states)
+        )
+        return ReferenceEmbeds(states, embeds.regions.clone(), embeds.provenance, twins)
 
     def load_reference(self, path: str | os.PathLike[str]) -> ReferenceEmbeds:
         """Load a file that `encode_reference(...).save(path)` wrote; a call takes the path too.
@@ -482,9 +536,14 @@ class ZImageVLPipeline(ZImagePipeline):
         reference_embeds: EmbedsInput | None = None,
         reference_weights: Sequence[float] | None = None,
         reference_mask: ReferenceInput | None = None,
+        negative_reference_image: ReferenceInput | None = None,
+        negative_reference_embeds: EmbedsInput | None = None,
+        vl_reader: VLReader = "qwen3-vl",
+        vl_treatment: Treatment = "none",
         vl_alpha: VLAlpha | Sequence[VLAlpha] = 0.3,
-        vl_hidden_layer: int | Sequence[int] | Mapping[int, float] = -6,
+        vl_hidden_layer: int | Sequence[int] | Mapping[int, float] | None = None,
         vl_text: str | list[str] | None = None,
+        vl_describe: bool = False,
         vl_text_position: str = "after",
         vl_token_selection: str = "all",
         vl_normalization: str = "global",
@@ -514,11 +573,20 @@ class ZImageVLPipeline(ZImagePipeline):
             reference_embeds: `ReferenceEmbeds`, or the paths of their files, in place of pictures, nested alike.
             reference_weights: Numbers >= 0, as many as one prompt has references; they are made to sum to 1.
             reference_mask: Greyscale pictures, white counts: what is hidden leaves no trace at all.
+            negative_reference_image: Pictures to keep away from: blended into the negative prompt's embeddings under
+                the same knobs. Only guided calls have one.
+            negative_reference_embeds: `ReferenceEmbeds` in their place.
+            vl_reader: "qwen3-vl"; or "text_encoder": of Qwen3-VL the vision tower alone is loaded (0.8 GB instead of
+                8.9), and Z-Image's own text encoder reads its features.
+            vl_treatment: "none"; "palette" (colours without shapes), "blur", "greyscale" (shapes without colours), or
+                a function from picture to picture: done before a reference is read.
             vl_alpha: 0 the text alone .. 1 the reference alone; one per text token; or `{place: alpha}` with the
                 places "prefix", "prompt", "suffix", any phrase of the prompt, and "default" for the rest. In a batch
                 also a list with one of these per prompt.
-            vl_hidden_layer: Index into the VL encoder's hidden states, several of them, or `{layer: weight}`.
+            vl_hidden_layer: Index into the reader's hidden states, several of them, or `{layer: weight}`; None is -6,
+                with the reader "text_encoder" -2.
             vl_text: The text beside the picture; None is the prompt, `""` none.
+            vl_describe: Let the VL encoder describe the picture first; the description takes the place of `vl_text`.
             vl_text_position: "after" or "before" the picture.
             vl_token_selection: "all", "text", "image" (with the vision markers) or "image_no_markers".
             vl_normalization: "global", "per_dim", "hybrid", "token_rms" or "none".
@@ -529,7 +597,8 @@ class ZImageVLPipeline(ZImagePipeline):
             vl_alignment: "interpolate", "pool", "anchored", "truncate" or "concat".
             vl_concat_tokens: >= 1, for "concat": how many tokens of the reference stand behind the text.
             vl_blend_mode: "linear", "slerp", "adain", "adain_per_dim" or "style_delta".
-            neutral_image: The picture without the style, for "style_delta".
+            neutral_image: The picture without the style, for "style_delta"; None is the reference itself, muted: read
+                with its features times 0.
             vl_start: Fraction of the steps from which on the reference counts.
             vl_end: Fraction of the steps up to which it counts.
             vl_max_pixels: Bound on the pixels of a reference that are read.
@@ -551,10 +620,10 @@ class ZImageVLPipeline(ZImagePipeline):
         with self._running():
             text, negative = self.encode_text(plan)
             ready = self.condition(plan, text, negative, self.read_pictures(plan.acting_pictures))
-            images = self.paint(plan, text, ready, {name: given[name] for name in PAINTING_NAMES})
+            images = self.paint(plan, text, negative, ready, {name: given[name] for name in PAINTING_NAMES})
         if not return_dict:
             return (images,)
-        return ZImageVLPipelineOutput(images, ready.reports or None)
+        return ZImageVLPipelineOutput(images, ready.reports or None, ready.negative_reports or None)
 
     @contextmanager
     def _running(self) -> Generator[None]:
@@ -577,10 +646,9 @@ class ZImageVLPipeline(ZImagePipeline):
 
     def _plan(self, call: Mapping[str, Any], arguments: Mapping[str, Any]) -> Plan:
         plan = read_inputs(self.get_host(), call, arguments)
-        for one in plan.references:
-            for item in one.pictures:
-                if isinstance(item, ReferenceEmbeds):
-                    self._check_origin(item)
+        for item in plan.acting_pictures:
+            if isinstance(item, ReferenceEmbeds):
+                self._check_origin(item)
         return plan
 
     def get_host(self) -> Host:
@@ -593,7 +661,7 @@ class ZImageVLPipeline(ZImagePipeline):
             vae_scale_factor=self.vae_scale_factor,
             callback_inputs=self._callback_tensor_inputs,
             is_guided=self.is_guided,
-            reader=self._find_reader,
+            find_reader=self.find_reader,
         )
 
     @staticmethod
@@ -616,7 +684,7 @@ class ZImageVLPipeline(ZImagePipeline):
 
     def encode_text(self, plan: Plan) -> tuple[list[Tensor], list[Tensor]]:
         """The text's own embeddings, and the negative prompt's; statistics that the blend will need are measured."""
-        for one in plan.references:
+        for one in (*plan.references, *plan.negative_references):
             if one.references and one.conditioning.needs_text_statistics:
                 self.text_statistics(one.conditioning.vl_exclude_sinks)
         if plan.prompts is None:
@@ -634,14 +702,20 @@ class ZImageVLPipeline(ZImagePipeline):
         self, plan: Plan, text: list[Tensor], negative: list[Tensor], states: Sequence[ReferenceEmbeds]
     ) -> PromptConditioning:
         """Blend what was read of the references into the text's embeddings."""
-        if not plan.references:
-            return PromptConditioning(text, negative, [])
         remaining = iter(states)
-        results = [
-            self._condition_one(embeds, one, [next(remaining) for _ in one.pictures])
-            for embeds, one in zip(text, plan.references, strict=True)
-        ]
-        return PromptConditioning([embeds for embeds, _ in results], negative, [report for _, report in results])
+
+        def blend(embeds: list[Tensor], plans: Sequence[PromptPlan]) -> tuple[list[Tensor], list[ConditioningReport]]:
+            if not plans:
+                return embeds, []
+            results = [
+                self._condition_one(one, each, [next(remaining) for _ in each.pictures])
+                for one, each in zip(embeds, plans, strict=True)
+            ]
+            return [out for out, _ in results], [report for _, report in results]
+
+        blended, reports = blend(text, plan.references)
+        negative_blended, negative_reports = blend(negative, plan.negative_references)
+        return PromptConditioning(blended, negative_blended, reports, negative_reports)
 
     def _condition_one(
         self, text: Tensor, plan: PromptPlan, states: Sequence[ReferenceEmbeds]
@@ -661,45 +735,75 @@ class ZImageVLPipeline(ZImagePipeline):
 
     def read_pictures(self, pictures: Sequence[Reading | ReferenceEmbeds]) -> list[ReferenceEmbeds]:
         """The states of each picture; read are those that are neither ready nor among the last readings."""
-        readings = [item for item in pictures if isinstance(item, Reading)]
-        if readings and self.vl_encoder is None:
-            self.load_vl_encoder()
-        encoder: Any = self.vl_encoder
         offload_models(self, self.text_encoder)
-        known: dict[int, ReferenceEmbeds] = {}
-        for reading in readings:
-            key = (weakref.ref(encoder), encoder.dtype, reading.key)
+        states: list[ReferenceEmbeds] = []
+        for item in pictures:
+            if isinstance(item, ReferenceEmbeds):
+                states.append(item)
+                continue
+            models = self._require_reader(item.provenance.reader)
+            key = (*((weakref.ref(m), m.dtype) for m in models), item.key, item.with_text is not None)
             if key not in self._readings:
-                if not model_hooks(self):
-                    join_offload(self, encoder)
-                self._readings[key] = read_reference(encoder, self.vl_processor, reading)
+                self._readings[key] = self._read_one(item, models)
             self._readings.move_to_end(key)
-            known[id(reading)] = self._readings[key]
+            states.append(self._readings[key])
             while len(self._readings) > _KEPT_READINGS:
                 self._readings.popitem(last=False)
-        offload_models(self, encoder)
-        return [item if isinstance(item, ReferenceEmbeds) else known[id(item)] for item in pictures]
+        offload_models(self, self.vl_encoder, self.vl_vision, self.text_encoder)
+        return states
 
-    def paint(self, plan: Plan, text: list[Tensor], ready: PromptConditioning, call: Mapping[str, Any]) -> Any:
+    def _require_reader(self, vl_reader: str | None) -> list[Any]:
+        """The models that read, loaded if need be."""
+        if vl_reader != "text_encoder":
+            if self.vl_encoder is None:
+                self.load_vl_encoder()
+            return [self.vl_encoder]
+        if self.vl_vision is None and self.vl_encoder is None:
+            self.load_vl_vision()
+        return [self._tower, self.text_encoder]
+
+    def _read_one(self, reading: Reading, models: Sequence[Any]) -> ReferenceEmbeds:
+        own = self.vl_encoder if models[0] is not self.vl_vision else self.vl_vision
+        if not model_hooks(self):
+            join_offload(self, own)
+        if len(models) > 1:
+            bring_to_device(own)
+            features = see_picture(models[0], self.vl_processor, reading)
+            offload_models(self, own)
+            return read_with_text_encoder(self.text_encoder, features, reading)
+        if reading.with_text is not None:
+            text = describe_picture(self.vl_encoder, self.vl_processor, self.tokenizer, reading)
+            reading = reading.with_text(text)
+        return read_reference(self.vl_encoder, self.vl_processor, reading)
+
+    def paint(
+        self,
+        plan: Plan,
+        text: list[Tensor],
+        negative: list[Tensor],
+        ready: PromptConditioning,
+        call: Mapping[str, Any],
+    ) -> Any:
         """The parent's call, with embeddings; outside the window of steps the text alone conditions."""
         repeats, output_type = call["num_images_per_prompt"], call["output_type"]
+        inside = {"prompt_embeds": ready.prompt_embeds, "negative_prompt_embeds": ready.negative_prompt_embeds}
+        outside = {"prompt_embeds": text, "negative_prompt_embeds": negative}
+        first = inside if not plan.window or plan.window[0] else outside
+        # Repeated as the parent has them inside its loop.
         step = StepCallback(
             plan.window,
-            [embeds for embeds in ready.prompt_embeds for _ in range(repeats)],
-            [embeds for embeds in text for _ in range(repeats)],
+            *({name: [x for x in some[name] for _ in range(repeats)] for name in some} for some in (inside, outside)),
             call["callback_on_step_end"],
             call["callback_on_step_end_tensor_inputs"] or (),
         )
-        inside_first = not plan.window or plan.window[0]
         call_parent: Callable[..., Any] = super().__call__  # it names narrower types than it takes
         self._state = "painting"
         try:
             images = call_parent(
-                prompt_embeds=ready.prompt_embeds if inside_first else text,
-                negative_prompt_embeds=ready.negative_prompt_embeds,
                 return_dict=False,
                 **{
                     **call,
+                    **first,
                     # Arrays first: in a PIL image a NaN would be black.
                     "output_type": "np" if output_type == "pil" else output_type,
                     "callback_on_step_end": step,
@@ -798,7 +902,7 @@ def _declare_vl_parts_as_components() -> None:
     """
     signature = inspect.signature(ZImageVLPipeline.__init__)
     parameters = [
-        parameter.replace(default=parameter.empty) if name in ("vl_encoder", "vl_processor") else parameter
+        parameter.replace(default=parameter.empty) if name.startswith("vl_") and name != "vl_model_id" else parameter
         for name, parameter in signature.parameters.items()
     ]
     setattr(ZImageVLPipeline.__init__, "__signature__", signature.replace(parameters=parameters))  # noqa: B010

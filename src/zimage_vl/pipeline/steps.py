@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor
@@ -23,8 +23,8 @@ class StepCallback:
     def __init__(
         self,
         window: Sequence[bool],
-        inside: Sequence[Tensor],
-        outside: Sequence[Tensor],
+        inside: Mapping[str, Sequence[Tensor]],
+        outside: Mapping[str, Sequence[Tensor]],
         user_callback: UserCallback | None,
         user_inputs: Sequence[str],
     ) -> None:
@@ -43,8 +43,8 @@ class StepCallback:
         changed: dict[str, Any] = {}
         if not all(self.window):
             following = self.window[min(step + 1, len(self.window) - 1)]
-            changed["prompt_embeds"] = list(self.inside if following else self.outside)
-            given |= changed if "prompt_embeds" in given else {}
+            changed = {name: list(x) for name, x in (self.inside if following else self.outside).items()}
+            given |= {name: x for name, x in changed.items() if name in given}
         if self.user_callback is None:
             return changed
         returned = self.user_callback(pipe, step, timestep, given)

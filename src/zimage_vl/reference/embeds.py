@@ -29,6 +29,7 @@ _VL_WIDTHS = {2048: "Qwen3-VL-2B", 2560: "Qwen3-VL-4B", 4096: "Qwen3-VL-8B", 512
 _COUNT, _PAIR, _DIGEST = r"[1-9]\d{0,17}", r"\[[1-9]\d{0,17}, [1-9]\d{0,17}\]", "[0-9a-f]{64}"
 # What the fields of the provenance that are not free text look like in a file.
 _JSON_FORMS = {
+    "described": "true",
     **dict.fromkeys(("num_hidden_layers", "max_pixels"), _COUNT),
     **dict.fromkeys(("image_grid", "image_size", "encoded_size"), _PAIR),
     "versions": r'\{("[^"]*": "[^"]*"(, (?=")|(?=\})))*\}',
@@ -37,6 +38,8 @@ _FORMS = {
     **_JSON_FORMS,
     **dict.fromkeys(("image_sha256", "mask_sha256", "vl_fingerprint"), _DIGEST),
     "text_position": "after|before",
+    "reader": "qwen3-vl|text_encoder",
+    "described": "true",
 }
 
 
@@ -59,6 +62,9 @@ class ReferenceProvenance:
         dtype: Of the encoder's language model, such as `"bfloat16"`.
         versions: Library to version, zimage_vl among them.
         vl_fingerprint: Which encoder it was, as `fingerprint_vl_encoder` gives it.
+        reader: `"qwen3-vl"`, or `"text_encoder"` behind Qwen3-VL's vision tower.
+        treatment: What was done to the picture before it was read; None for nothing.
+        described: True where the VL encoder wrote `text`.
 
     Raises:
         ValueError: A field that is known is of another kind.
@@ -78,6 +84,9 @@ class ReferenceProvenance:
     dtype: str | None = None
     versions: Mapping[str, str] = field(default_factory=dict[str, str])
     vl_fingerprint: str | None = None
+    reader: str | None = None
+    treatment: str | None = None
+    described: bool | None = None
 
     def __post_init__(self) -> None:
         for name, text in self.to_metadata().items():
@@ -107,6 +116,7 @@ class ReferenceEmbeds:
         hidden_states: Layer, as it was asked for (negative counts from the end), to a `(tokens, dims)` tensor.
         regions: `(tokens,)` int8 tensor of `Region` values.
         provenance: Where the states come from.
+        muted_states: The same of the turn with the picture's features times 0, where they were read too; else empty.
 
     Raises:
         ValueError: No layer, states that are not 2-D and floating, that differ in shape between layers, hold NaN or
@@ -123,12 +133,18 @@ class ReferenceEmbeds:
     hidden_states: Mapping[int, Tensor]
     regions: Tensor
     provenance: ReferenceProvenance = field(default_factory=ReferenceProvenance)
+    muted_states: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
 
     def __post_init__(self) -> None:
         _check_states(self.hidden_states, self.provenance.num_hidden_layers)
+        if self.muted_states:
+            _check_states(self.muted_states, self.provenance.num_hidden_layers)
+            if set(self.muted_states) != set(self.hidden_states) or self.muted.width != self.width:
+                raise ValueError("`muted_states` must have the layers, tokens and dimensions of `hidden_states`.")
         _check_regions(self.regions, self.num_tokens)
         # A copy of the mapping: what the caller does with its own dict later does not reach in here.
         object.__setattr__(self, "hidden_states", dict(self.hidden_states))
+        object.__setattr__(self, "muted_states", dict(self.muted_states))
         object.__setattr__(self, "regions", self.regions.to(torch.int8))
 
     @property
@@ -150,6 +166,11 @@ class ReferenceEmbeds:
     def width(self) -> int:
         """Dimensions of a token's state."""
         return next(iter(self.hidden_states.values())).shape[1]
+
+    @property
+    def muted(self) -> ReferenceEmbeds:
+        """The muted reading as a reference of its own. A ValueError if it was not read."""
+        return ReferenceEmbeds(self.muted_states, self.regions, self.provenance)
 
     def get_layer(self, layer: int) -> Tensor:
         """Get the `(tokens, dims)` states of a layer, under either of its names (-6 of 36 layers is also 31).
@@ -191,6 +212,15 @@ class ReferenceEmbeds:
         for layer in layers:
             self.get_layer(layer)
 
+    def check_reader(self, reader: str) -> None:
+        """Refuse, by a ValueError, states of another reader than the one asked for."""
+        made = self.provenance.reader
+        if made is not None and made != reader:
+            raise ValueError(
+                f"The reference was read with vl_reader {made!r}, and {reader!r} is asked for: pass "
+                f"vl_reader={made!r}, or encode the reference again."
+            )
+
     def check_model(self, model_id: str | None, fingerprint: str | None = None) -> bool:
         """Refuse states of another VL encoder than the pipeline's, also where it is as wide.
 
@@ -227,8 +257,11 @@ class ReferenceEmbeds:
 
     def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceEmbeds:
         """Get the same on another device, with the states in another floating dtype. The original stays as it is."""
-        states = {layer: x.to(device=device, dtype=dtype) for layer, x in self.hidden_states.items()}
-        return ReferenceEmbeds(states, self.regions.to(device=device), self.provenance)
+        states, muted = (
+            {layer: x.to(device=device, dtype=dtype) for layer, x in some.items()}
+            for some in (self.hidden_states, self.muted_states)
+        )
+        return ReferenceEmbeds(states, self.regions.to(device=device), self.provenance, muted)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file with a digest of it all. Equal contents give equal bytes.
@@ -240,6 +273,7 @@ class ReferenceEmbeds:
             FileNotFoundError: The folder does not exist.
         """
         tensors = {f"hidden_states.{layer}": x for layer, x in self.hidden_states.items()}
+        tensors |= {f"muted_states.{layer}": x for layer, x in self.muted_states.items()}
         write_tensor_file(path, REFERENCE_FILE, {**tensors, "regions": self.regions}, self._metadata())
 
     def _metadata(self) -> dict[str, str]:
@@ -262,10 +296,12 @@ class ReferenceEmbeds:
         try:
             layers = metadata.get("layers", "")
             names = {f"hidden_states.{layer}": int(layer) for layer in re.findall(r"-?\d{1,9}", layers)}
-            if {*names, "regions"} != set(tensors):
+            twins = {name.replace("hidden", "muted"): layer for name, layer in names.items()}
+            if set(tensors) not in ({*names, "regions"}, {*names, *twins, "regions"}):
                 raise ValueError(f"It should hold regions and the layers {layers!r}, got {sorted(tensors)}.")
             states = {layer: tensors[name] for name, layer in names.items()}
-            embeds = cls(states, tensors["regions"], ReferenceProvenance.from_metadata(metadata))
+            muted = {layer: tensors[name] for name, layer in twins.items() if name in tensors}
+            embeds = cls(states, tensors["regions"], ReferenceProvenance.from_metadata(metadata), muted)
             wrong = {name for name, _ in metadata.items() ^ embeds._metadata().items()}
             if wrong:
                 raise ValueError(f"Its metadata contradict its tensors, or are unknown here: {sorted(wrong)}.")
@@ -292,7 +328,7 @@ def as_reference_embeds(reference: object) -> ReferenceEmbeds:
         )
     other = cast("ReferenceEmbeds", reference)
     provenance = ReferenceProvenance.from_metadata(other.provenance.to_metadata())
-    return ReferenceEmbeds(other.hidden_states, other.regions, provenance)
+    return ReferenceEmbeds(other.hidden_states, other.regions, provenance, other.muted_states)
 
 
 def describe_width(width: int) -> str:

@@ -14,11 +14,13 @@ import stat
 import threading
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Union, cast
 
 import numpy as np
 import PIL.Image
+import PIL.ImageFilter
 import PIL.ImageOps
 import requests
 import torch
@@ -28,6 +30,11 @@ from torch import Tensor
 
 #: What `load_reference_image` reads.
 ReferenceImage = Union[PIL.Image.Image, "np.ndarray[Any, Any]", Tensor, str, "os.PathLike[str]", bytes]
+
+#: What `treat_picture` does.
+TREATMENTS = ("none", "palette", "blur", "greyscale")
+Treatment = str | Callable[[PIL.Image.Image], ReferenceImage]
+_PALETTE_PATCHES = 4  # along the longer side
 
 MAX_ASPECT_RATIO = 200  # the image processor of Qwen3-VL takes no longer strips
 # What is opened: of Pillow's other formats some start programs (EPS), and none is a photograph's.
@@ -142,6 +149,39 @@ def load_reference_mask(mask: ReferenceImage, size: tuple[int, int]) -> PIL.Imag
             "`reference_mask` is black all over, so nothing of the picture would count: paint white what counts."
         )
     return grey if grey.size == size else grey.resize(size, PIL.Image.Resampling.BILINEAR)
+
+
+def treat_picture(picture: PIL.Image.Image, treatment: Treatment) -> PIL.Image.Image:
+    """Get a picture with less in it, so that less can be taken from it.
+
+    Args:
+        picture: An RGB image.
+        treatment: "palette" averages it to a few patches (colours without shapes), "blur" blurs it by a fifth of its
+            shorter side, "greyscale" takes the colours (shapes without colours), "none" leaves it; or a function from
+            picture to picture, whose result is read as `load_reference_image` reads any.
+
+    Raises:
+        TypeError: Neither one of these words nor a function.
+        ValueError: Another word; a function that gives no picture.
+
+    Example:
+        >>> treat_picture(PIL.Image.new("RGB", (64, 48), (255, 0, 0)), "greyscale").getpixel((0, 0))
+        (76, 76, 76)
+    """
+    if callable(treatment):
+        return load_reference_image(treatment(picture.copy()), "vl_treatment's picture")
+    if treatment == "palette":
+        width, height = picture.size
+        scale = _PALETTE_PATCHES / max(width, height)
+        few = (max(1, round(width * scale)), max(1, round(height * scale)))
+        return picture.resize(few, PIL.Image.Resampling.BOX).resize(picture.size, PIL.Image.Resampling.BICUBIC)
+    if treatment == "blur":
+        return picture.filter(PIL.ImageFilter.GaussianBlur(min(picture.size) / 5))
+    if treatment == "greyscale":
+        return picture.convert("L").convert("RGB")
+    if treatment == "none":
+        return picture
+    raise ValueError(f"`vl_treatment` must be one of {list(TREATMENTS)} or a function, got {treatment!r}.")
 
 
 def group_references(reference: object, batch_size: int, name: str = "reference_image") -> list[list[Any]]:

@@ -10,18 +10,22 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import json
 import os
+import re
 import threading
 import weakref
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 import torch
+from accelerate import init_empty_weights
 from diffusers.utils import logging
 from PIL import Image
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
@@ -31,13 +35,18 @@ from transformers import (
     Qwen3VLConfig,
     Qwen3VLForConditionalGeneration,
 )
+from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
+from transformers.utils import cached_file
 
 from ..blend.regions import Region, TextPosition
 from .embeds import ReferenceEmbeds, describe_width
-from .reading import Reading, VLImageProcessor, build_reading, get_image_processor
-from .turn import read_text_turn
+from .pictures import Treatment
+from .reading import ReaderConfig, Reading, VLImageProcessor, build_reading, get_image_processor
+from .turn import picture_turn, read_text_turn
 
 
+_TOWER = re.compile(r"^(model\.)?visual\.")  # before its tensors' names in a checkpoint
+_DESCRIBE = "Describe this image."
 _readers_logger = logging.get_logger(__name__)
 _model_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _model_locks_lock = threading.Lock()
@@ -58,6 +67,8 @@ def encode_reference(
     model_id: str | None = None,
     revision: str | None = None,
     device: torch.device | None = None,
+    treatment: Treatment = "none",
+    muted: bool = False,
 ) -> ReferenceEmbeds:
     """Get the hidden states of Qwen3-VL's language model over one picture and a text.
 
@@ -73,6 +84,8 @@ def encode_reference(
             leave no trace at all.
         max_sequence_length: Cuts the text and the template as a prompt of that bound is cut. None: no bound.
         device: Where the encoder runs; None to ask its offload hooks, or else its weights.
+        treatment: As for `treat_picture`.
+        muted: Read the turn a second time, with the picture's features times 0, into `muted_states`.
 
     Raises:
         TypeError: Another kind of encoder, processor, image, mask, text or layers.
@@ -91,6 +104,7 @@ def encode_reference(
     reading = build_reading(
         vl_encoder.config, vl_processor, tokenizer, image, turn, layers,
         text_position=text_position, max_pixels=max_pixels, mask=mask, model_id=model_id, revision=revision,
+        treatment=treatment, muted=muted,
     )  # fmt: skip
     return read_reference(vl_encoder, vl_processor, reading, device)
 
@@ -138,16 +152,141 @@ def read_reference(
             "pixel_values": patches.to(device),
             "image_grid_thw": grid,
         }
-        states = _run_to_layers(vl_encoder, arguments, list(reading.layers.values()), reading.visible)
-        kept = torch.ones_like(reading.regions, dtype=torch.bool)
+        layers = list(reading.layers.values())
+        states, muted = _run_to_layers(vl_encoder, arguments, layers, reading.visible), None
+        if reading.muted:
+            with _muted_features(vl_encoder.model.visual):
+                muted = _run_to_layers(vl_encoder, arguments, layers, reading.visible)
+        return _make_embeds(reading, states, muted, fingerprint_vl_encoder(vl_encoder))
+
+
+@torch.no_grad()
+def read_with_text_encoder(
+    text_encoder: PreTrainedModel, features: Tensor, reading: Reading, device: torch.device | None = None
+) -> ReferenceEmbeds:
+    """Get the states of a text encoder over a reading's turn, its image tokens standing for the picture's features.
+
+    Plain positions and no DeepStack: after Qwen3-VL's merger the features lie in the space of the token embeddings of
+    Qwen3, so that Z-Image's own text encoder can read them (ComfyUI, pull request 15976).
+
+    Args:
+        text_encoder: Z-Image's; unchanged after the call. While one thread is in here with it, others wait.
+        features: `(image tokens, dims)` by `see_picture`.
+        reading: By `build_reading`, with the text encoder's config.
+        device: Where the text encoder runs; None to ask its offload hooks, or else its weights.
+    """
+    with lock_of_model(text_encoder):
+        bring_to_device(text_encoder)
+        device = device or execution_device(text_encoder)
+        body: Any = getattr(text_encoder, "model", text_encoder)  # the same with and without a head
+        ids, image = reading.ids.to(device), reading.regions.to(device) == Region.IMAGE
+        attention_mask = torch.ones_like(ids)
         if reading.visible is not None:
-            kept[reading.regions == Region.IMAGE] = reading.visible
-        hidden_states = {layer: states[k][kept.to(states[k].device)] for layer, k in reading.layers.items()}
-        fingerprint = fingerprint_vl_encoder(vl_encoder)
-    first = next(iter(hidden_states.values()))
+            attention_mask[image] = reading.visible.to(device, attention_mask.dtype)
+        words = text_encoder.get_input_embeddings()(ids)  # (tokens, dims)
+        layers = list(reading.layers.values())
+
+        def run(seen: Tensor) -> dict[int, Tensor]:
+            embeds = words.index_put((image,), seen.to(words))
+            arguments = {
+                "inputs_embeds": embeds[None],
+                "attention_mask": attention_mask[None],
+                "position_ids": torch.arange(len(ids), device=device)[None],
+            }
+            with _capturing(body, layers) as captured:
+                captured[max(layers)] = body(**arguments, use_cache=False, return_dict=True).last_hidden_state
+            return {layer: captured[layer][0] for layer in layers}
+
+        return _make_embeds(reading, run(features), run(features * 0) if reading.muted else None, None)
+
+
+@torch.no_grad()
+def see_picture(vision: nn.Module, processor: object, reading: Reading, device: torch.device | None = None) -> Tensor:
+    """Get Qwen3-VL's merged features of a reading's picture, `(image tokens, dims)`, in reading order.
+
+    Args:
+        vision: Qwen3-VL's vision tower, alone or as `vl_encoder.model.visual`.
+        processor: Its image processor, or a full `Qwen3VLProcessor`.
+        reading: By `build_reading`.
+        device: Where the tower runs; None to ask its offload hooks, or else its weights.
+    """
+    tower: Any = vision
+    config = ReaderConfig(tower.config, tower.config)
+    patches, grid = _cut_into_patches(get_image_processor(processor, config), reading)
+    features: list[Tensor] = []
+    with lock_of_model(vision), ExitStack() as undo:
+        bring_to_device(vision)
+        device = device or execution_device(vision)
+        undo.callback(tower.merger.register_forward_hook(lambda *parts: features.append(parts[-1])).remove)
+        if reading.visible is not None:
+            patches_seen = reading.visible.repeat_interleave(tower.spatial_merge_size**2)
+            undo.enter_context(isolate_patches(tower, patches_seen))
+        tower(patches.to(device, next(vision.parameters()).dtype), grid_thw=grid.to(device))
+    return features[0]
+
+
+@torch.no_grad()
+def describe_picture(
+    vl_encoder: Qwen3VLForConditionalGeneration,
+    processor: object,
+    tokenizer: PreTrainedTokenizerBase,
+    reading: Reading,
+) -> str:
+    """Let the VL encoder describe a picture in one paragraph: greedy, at most 96 tokens.
+
+    Args:
+        vl_encoder: The whole model, with its head.
+        processor: Its image processor, or a full `Qwen3VLProcessor`.
+        tokenizer: The pipeline's.
+        reading: By `build_reading`; its picture and grid are used, and what a mask hides is gone from both.
+
+    Raises:
+        ValueError: The encoder wrote nothing.
+    """
+    patches, grid = _cut_into_patches(get_image_processor(processor, vl_encoder.config), reading)
+    count = reading.grid[0] * reading.grid[1]
+    ids, _ = picture_turn(tokenizer, read_text_turn(tokenizer, _DESCRIBE), count)
+    with lock_of_model(vl_encoder):
+        bring_to_device(vl_encoder)
+        device = execution_device(vl_encoder)
+        input_ids = ids.to(device)[None]
+        arguments: dict[str, Any] = {
+            "attention_mask": torch.ones_like(input_ids),
+            "pixel_values": patches.to(device),
+            "image_grid_thw": grid.to(device),
+        }
+        if "mm_token_type_ids" in inspect.signature(vl_encoder.forward).parameters:
+            arguments["mm_token_type_ids"] = (input_ids == vl_encoder.config.image_token_id).int()
+        ends = {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_end|>")} - {None}
+        rope_deltas = getattr(vl_encoder.model, "rope_deltas", None)
+        try:
+            written: Any = vl_encoder.generate(
+                input_ids, max_new_tokens=96, do_sample=False, eos_token_id=sorted(ends), **arguments
+            )
+        finally:
+            vl_encoder.model.rope_deltas = rope_deltas
+    text = str(tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)).strip()
+    if not text:
+        raise ValueError("The VL encoder wrote no description of the reference: pass `vl_text` yourself.")
+    return text
+
+
+def _make_embeds(
+    reading: Reading, states: Mapping[int, Tensor], muted: Mapping[int, Tensor] | None, fingerprint: str | None
+) -> ReferenceEmbeds:
+    """What was read, without the tokens that a mask removes."""
+    kept = torch.ones_like(reading.regions, dtype=torch.bool)
+    if reading.visible is not None:
+        kept[reading.regions == Region.IMAGE] = reading.visible
+    first = next(iter(states.values()))
+    at = kept.to(first.device)
     dtype = str(first.dtype).removeprefix("torch.")
-    provenance = replace(reading.provenance, vl_fingerprint=fingerprint, dtype=dtype)
-    return ReferenceEmbeds(hidden_states, reading.regions[kept].to(first.device), provenance)
+    return ReferenceEmbeds(
+        {layer: states[k][at] for layer, k in reading.layers.items()},
+        reading.regions[kept].to(first.device),
+        replace(reading.provenance, vl_fingerprint=fingerprint, dtype=dtype),
+        {} if muted is None else {layer: muted[k][at] for layer, k in reading.layers.items()},
+    )
 
 
 def _cut_into_patches(processor: VLImageProcessor, reading: Reading) -> tuple[Tensor, Tensor]:
@@ -184,15 +323,13 @@ def _run_to_layers(
     visible: Tensor | None,
 ) -> dict[int, Tensor]:
     """(tokens, dims) of each layer, all tokens. The model's lock is held, and it is where it runs."""
-    inner, deepest = cast("Any", vl_encoder.model), max(layers)
-    captured: dict[int, Tensor] = {}
+    inner = cast("Any", vl_encoder.model)
     with ExitStack() as undo:
         if visible is not None:
             merge = inner.visual.spatial_merge_size
             undo.enter_context(isolate_patches(inner.visual, visible.repeat_interleave(merge * merge)))
-        undo.enter_context(_capture_inputs(inner.language_model, [k for k in layers if k != deepest], captured))
-        undo.enter_context(early_exit(inner.language_model, deepest))
-        captured[deepest] = inner(**arguments, use_cache=False, return_dict=True).last_hidden_state
+        captured = undo.enter_context(_capturing(inner.language_model, layers))
+        captured[max(layers)] = inner(**arguments, use_cache=False, return_dict=True).last_hidden_state
     return {layer: captured[layer][0] for layer in layers}
 
 
@@ -219,8 +356,12 @@ def early_exit(language_model: Any, layer: int) -> Generator[None]:
 
 
 @contextmanager
-def _capture_inputs(language_model: Any, layers: Sequence[int], captured: dict[int, Tensor]) -> Generator[None]:
-    """Within it, what each of these blocks reads is kept, by hooks of our own: the library's vary by version."""
+def _capturing(language_model: Any, layers: Sequence[int]) -> Generator[dict[int, Tensor]]:
+    """Within it, a pass stops before the deepest of these blocks, and keeps what the others read.
+
+    By hooks of our own: the library's vary by version.
+    """
+    captured: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Callable[..., None]:
         def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -229,9 +370,19 @@ def _capture_inputs(language_model: Any, layers: Sequence[int], captured: dict[i
         return hook
 
     with ExitStack() as undo:
-        for layer in layers:
+        for layer in set(layers) - {max(layers)}:
             handle = language_model.layers[layer].register_forward_pre_hook(keep(layer), with_kwargs=True)
             undo.callback(handle.remove)
+        undo.enter_context(early_exit(language_model, max(layers)))
+        yield captured
+
+
+@contextmanager
+def _muted_features(visual: Any) -> Generator[None]:
+    """Within it, the vision tower's features, DeepStack's too, are 0."""
+    with ExitStack() as undo:
+        for merger in (visual.merger, *visual.deepstack_merger_list):
+            undo.callback(merger.register_forward_hook(lambda *parts: parts[-1] * 0).remove)
         yield
 
 
@@ -289,17 +440,17 @@ def execution_device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
 
 
-def bring_to_device(vl_encoder: nn.Module) -> None:
-    """Bring the VL encoder to where it runs: model offload hooks its outer forward, which is never called here."""
-    hook = getattr(vl_encoder, "_hf_hook", None)
+def bring_to_device(model: nn.Module) -> None:
+    """Bring a reader to where it runs: model offload hooks its outer forward, which may not be called here."""
+    hook = getattr(model, "_hf_hook", None)
     if hook is not None:
-        hook.pre_forward(vl_encoder)
+        hook.pre_forward(model)
     # transformers 4 looks at the position table's device before it runs it, and would compute on the meta device where
     # sequential offload keeps it away. The table's own hook sends it away again.
-    table = cast("Any", vl_encoder).model.visual.pos_embed
-    hook = getattr(table, "_hf_hook", None)
-    if hook is not None and table.weight.device.type == "meta":
-        hook.pre_forward(table)
+    for name, table in model.named_modules():
+        hook = getattr(table, "_hf_hook", None)
+        if name.endswith("pos_embed") and hook is not None and cast("Any", table).weight.device.type == "meta":
+            hook.pre_forward(table)
 
 
 def group_offload_settings(module: nn.Module | None) -> Any:
@@ -346,11 +497,16 @@ def check_vl_config(config: object, width: int | None = None) -> None:
         raise TypeError(
             f"The VL encoder must be a Qwen3-VL, got a model of type {family!r}. Load Qwen/Qwen3-VL-4B-Instruct."
         )
-    own_width = cast("Any", config).text_config.hidden_size
-    if width is not None and own_width != width:
+    if width is not None:
+        check_widths(cast("Any", config).text_config.hidden_size, width)
+
+
+def check_widths(own: int, width: int) -> None:
+    """Check that a reader is as wide as the text encoder; a ValueError names both."""
+    if own != width:
         raise ValueError(
             f"The VL encoder must be as wide as the text encoder: expected hidden size {describe_width(width)}, got "
-            f"{describe_width(own_width)}. Load a Qwen3-VL of width {width}."
+            f"{describe_width(own)}. Load a Qwen3-VL of width {width}."
         )
 
 
@@ -414,6 +570,53 @@ def load_vl_encoder_parts(
         f"Loaded the VL encoder {model_id} (revision {revision or 'default'}, {encoder.dtype}, {size / 1e9:.2f} GB)."
     )
     return encoder.eval(), processor
+
+
+def load_vision_tower(
+    model_id: str | os.PathLike[str],
+    revision: str | None = None,
+    dtype: torch.dtype | None = None,
+    *,
+    subfolder: str = "",
+    processor_subfolder: str = "",
+) -> tuple[nn.Module, VLImageProcessor]:
+    """Load Qwen3-VL's vision tower alone, and its image processor: 0.41 B of the 4B model's 4.44 B parameters.
+
+    Of a Hub repository only the files that hold the tower are fetched (its index says which), and of these only its
+    tensors are read. Arguments and errors as for `load_vl_encoder_parts`.
+    """
+    config, processor = load_vl_config(
+        model_id, revision, subfolder=subfolder, processor_subfolder=processor_subfolder
+    )
+    with _explaining_failure(model_id):
+        found = _read_tower(model_id, dtype, _place(revision, subfolder))
+        with init_empty_weights(include_buffers=False):
+            tower = Qwen3VLVisionModel(config.vision_config)
+        tower.load_state_dict(found, assign=True)
+    size = sum(p.numel() * p.element_size() for p in tower.parameters())
+    _readers_logger.warning(
+        f"Loaded the vision tower of {model_id} (revision {revision or 'default'}, {tower.dtype}, "
+        f"{size / 1e9:.2f} GB)."
+    )
+    return tower.eval(), processor
+
+
+def _read_tower(
+    model_id: str | os.PathLike[str], dtype: torch.dtype | None, place: Mapping[str, Any]
+) -> dict[str, Tensor]:
+    """The tower's tensors by their names within it, from a whole file or from shards."""
+    index = cached_file(model_id, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **place)
+    files = ["model.safetensors"]
+    if index is not None:
+        listed: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        files = sorted({file for name, file in listed.items() if _TOWER.match(name)})
+    found: dict[str, Tensor] = {}
+    for file in files:
+        with safe_open(cast("str", cached_file(model_id, file, **place)), framework="pt") as tensors:
+            for name in tensors.keys():  # noqa: SIM118 - it is no dict
+                if _TOWER.match(name):
+                    found[_TOWER.sub("", name)] = tensors.get_tensor(name).to(dtype)
+    return found
 
 
 @contextmanager

@@ -5,22 +5,22 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple, Protocol, cast
 
 import PIL
 import torch
 import transformers
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase, Qwen3VLConfig
+from transformers import PretrainedConfig, PreTrainedTokenizerBase, Qwen3VLConfig
 
 from .._version import __version__
 from ..blend.regions import TextPosition
 from .embeds import ReferenceProvenance
-from .pictures import fill_hidden, grid_size, visible_tokens
-from .turn import TextTurn, picture_turn
+from .pictures import Treatment, fill_hidden, grid_size, treat_picture, visible_tokens
+from .turn import TextTurn, picture_turn, read_text_turn
 
 
 # Qwen2-VL's default bound, which transformers 4 puts in place of the `size` of every preprocessor_config.json: it says
@@ -40,6 +40,14 @@ class VLImageProcessor(Protocol):
         ...
 
 
+class ReaderConfig(NamedTuple):
+    """The part of a reader's configs that a reading is built from; a `Qwen3VLConfig` serves too."""
+
+    text_config: PretrainedConfig  # of the language model whose layers are read
+    vision_config: PretrainedConfig
+    image_token_id: int | None = None  # None: the tokenizer's
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """One picture beside one text, ready for the VL encoder.
@@ -52,6 +60,8 @@ class Reading:
         visible: `(image tokens,)` bool, False where a mask removes the token; None where none is removed.
         layers: Each layer as asked for, to its number counted from 0.
         provenance: Where the states will come from, as far as it is known without the model.
+        muted: Read the turn a second time, with the picture's features times 0.
+        with_text: Where the VL encoder is to describe the picture first: the reading with that description beside it.
     """
 
     picture: Image.Image
@@ -61,16 +71,18 @@ class Reading:
     visible: Tensor | None
     layers: Mapping[int, int]
     provenance: ReferenceProvenance
+    muted: bool = False
+    with_text: Callable[[str], Reading] | None = field(default=None, repr=False)
 
     @property
     def key(self) -> Hashable:
         """What tells this reading from others of the same encoder: pictures by their SHA-256, no weights."""
         metadata = json.dumps(self.provenance.to_metadata(), sort_keys=True)
-        return tuple(self.layers), tuple(self.ids.tolist()), metadata
+        return tuple(self.layers), tuple(self.ids.tolist()), metadata, self.muted
 
 
 def build_reading(
-    config: Qwen3VLConfig,
+    config: Qwen3VLConfig | ReaderConfig,
     processor: object,
     tokenizer: PreTrainedTokenizerBase,
     image: Image.Image,
@@ -82,11 +94,15 @@ def build_reading(
     mask: Image.Image | None = None,
     model_id: str | None = None,
     revision: str | None = None,
+    reader: str = "qwen3-vl",
+    treatment: Treatment = "none",
+    muted: bool = False,
+    describe: bool = False,
 ) -> Reading:
     """Get the reading of a picture and a text; no model is needed or run.
 
     Args:
-        config: The VL encoder's, as `check_vl_config` accepts it.
+        config: The VL encoder's, as `check_vl_config` accepts it; of another reader its `ReaderConfig`.
         processor: Its image processor, or a full `Qwen3VLProcessor`.
         tokenizer: The tokenizer of Z-Image's text encoder, which holds Qwen's vision tokens.
         image: A PIL RGB image; its sides become multiples of one image token (32 pixels in Qwen3-VL), at least one.
@@ -97,6 +113,10 @@ def build_reading(
         mask: Greyscale PIL image of any size, white counts. Image tokens whose patch is not white by half are removed.
         model_id: For the provenance: Hub id or folder of the encoder.
         revision: For the provenance: its revision.
+        reader: For the provenance: the reader it is for.
+        treatment: As for `treat_picture`; what a mask hides is gone before.
+        muted: Read the turn a second time, with the picture's features times 0.
+        describe: Let the VL encoder write the text beside the picture, in place of `turn`.
 
     Raises:
         TypeError: Another kind of processor, image, mask or layers.
@@ -127,10 +147,16 @@ def build_reading(
         visible = visible_tokens(mask, columns, rows)
         picture = fill_hidden(image, mask, visible.reshape(rows, columns))
         visible = None if bool(visible.all()) else visible
+    treated = treat_picture(picture, treatment)
+    if treated.size != picture.size:
+        raise ValueError(f"`vl_treatment` must keep the picture's size, {picture.size}, got {treated.size}.")
+    picture, name = treated, None if treatment == "none" else str(treatment)
+    if callable(treatment):  # two functions may have one name
+        name = f"{getattr(treatment, '__qualname__', 'function')} {sha256_of_pixels(treated)}"
     # Resized here, not in the processor: the same grid in every version of transformers.
     picture = picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
     ids, regions = picture_turn(tokenizer, turn, rows * columns, text_position)
-    if int((ids == config.image_token_id).sum()) != rows * columns:
+    if config.image_token_id is not None and int((ids == config.image_token_id).sum()) != rows * columns:
         raise ValueError(
             f"The tokenizer's <|image_pad|> is not the image token of `vl_encoder` (id {config.image_token_id}). "
             "Pass the tokenizer that belongs to both models, Qwen3's."
@@ -148,6 +174,8 @@ def build_reading(
         text=turn.text,
         text_position=text_position,
         max_pixels=max_pixels,
+        reader=reader,
+        treatment=name,
         versions={
             "zimage_vl": __version__,
             "torch": str(torch.__version__),
@@ -155,7 +183,16 @@ def build_reading(
             "pillow": PIL.__version__,
         },
     )
-    return Reading(picture, ids, regions, (rows, columns), visible, numbers, provenance)
+    reading = Reading(picture, ids, regions, (rows, columns), visible, numbers, provenance, muted)
+    if not describe:
+        return reading
+
+    def with_text(text: str) -> Reading:
+        described = read_text_turn(tokenizer, text)
+        ids, regions = picture_turn(tokenizer, described, rows * columns, text_position)
+        return replace(reading, ids=ids, regions=regions, provenance=replace(provenance, text=text, described=True))
+
+    return replace(reading, with_text=with_text)
 
 
 def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> dict[int, int]:
@@ -184,7 +221,7 @@ def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> dict[int, i
     return {layer: layer % (num_hidden_layers + 1) for layer in layers}
 
 
-def get_image_processor(vl_processor: object, config: Qwen3VLConfig) -> VLImageProcessor:
+def get_image_processor(vl_processor: object, config: Qwen3VLConfig | ReaderConfig) -> VLImageProcessor:
     """Get the image processor, alone or within a full processor, if it fits; else TypeError or ValueError."""
     processor = getattr(vl_processor, "image_processor", vl_processor)
     vision = cast("Any", config.vision_config)  # transformers types it as a dict

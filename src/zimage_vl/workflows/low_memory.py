@@ -4,21 +4,30 @@ from __future__ import annotations
 
 import inspect
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, ZImageTransformer2DModel
 from diffusers.utils import deprecation_utils
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
+from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
-from ..pipeline.inputs import Host, Plan, ReaderSource, max_text_tokens, read_inputs, refuse_unknown, warn_about_models
+from ..blend.registry import VLReader
+from ..pipeline.inputs import Host, ReaderSource, max_text_tokens, read_inputs, refuse_unknown, warn_about_models
 from ..pipeline.offload import free_memory
 from ..pipeline.pipeline_z_image_vl import CALL_NAMES, PAINTING_NAMES, ZImageVLPipeline, ZImageVLPipelineOutput
 from ..reference.embeds import ReferenceEmbeds
 from ..reference.pictures import ReferenceImage
-from ..reference.readers import check_vl_config, load_vl_config, load_vl_encoder_parts
-from ..reference.reading import Reading
+from ..reference.readers import (
+    check_vl_config,
+    check_widths,
+    load_vision_tower,
+    load_vl_config,
+    load_vl_encoder_parts,
+)
+from ..reference.reading import ReaderConfig, Reading
 
 
 def generate_low_memory(
@@ -75,20 +84,22 @@ def generate_low_memory(
     source = _Source(model, revision, torch_dtype, torch.device(device), vl_model_id)
     call, references = _split_arguments({**kwargs, "prompt": prompt, "reference_image": reference_image})
     plan = read_inputs(source.get_host(), call, references)
-    states = source.read(plan)
+    pictures: Sequence[Reading | ReferenceEmbeds] = plan.acting_pictures
+    if any(isinstance(item, Reading) and item.provenance.reader != "text_encoder" for item in pictures):
+        pictures = source.read(pictures)
     free_memory()
-    pipe = source.load_pipeline(transformer=None, vae=None)
+    pipe = source.load_text_stage(pictures)
     warn_about_models(pipe, call["guidance_scale"], None)
     with torch.no_grad():
         text, negative = pipe.encode_text(plan)
-        ready = pipe.condition(plan, text, negative, states)
+        ready = pipe.condition(plan, text, negative, pipe.read_pictures(pictures))
     del pipe
     free_memory()
     painter = source.load_pipeline(text_encoder=None, tokenizer=None)
-    images = painter.paint(plan, text, ready, {name: call[name] for name in PAINTING_NAMES})
+    images = painter.paint(plan, text, negative, ready, {name: call[name] for name in PAINTING_NAMES})
     if not kwargs.get("return_dict", True):
         return (images,)
-    return ZImageVLPipelineOutput(images, ready.reports or None)
+    return ZImageVLPipelineOutput(images, ready.reports or None, ready.negative_reports or None)
 
 
 def _split_arguments(given: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -119,6 +130,7 @@ class _Source:
         self.at: dict[str, Any] = {} if revision is None else {"revision": revision}
         index: Any = ZImageVLPipeline.load_config(model, **self.at)
         self.index: dict[str, Any] = dict(index)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(model, subfolder="tokenizer", **self.at)
 
     def get_host(self) -> Host:
         """What a call is checked against, from the configs alone."""
@@ -127,28 +139,36 @@ class _Source:
         shell = ZImageVLPipeline(*[None] * 5, vl_model_id=None)  # pyright: ignore[reportArgumentType]
         return replace(
             shell.get_host(),
-            tokenizer=AutoTokenizer.from_pretrained(self.model, subfolder="tokenizer", **self.at),
-            width=self._text_width(),
+            tokenizer=self.tokenizer,
+            width=AutoConfig.from_pretrained(self.model, subfolder="text_encoder", **self.at).hidden_size,
             max_text_tokens=max_text_tokens(transformer["axes_lens"]),
             latent_channels=transformer["in_channels"],
             vae_scale_factor=2 ** (len(vae["block_out_channels"]) - 1),
-            reader=self.find_reader,
+            find_reader=self.find_reader,
         )
 
-    def _text_width(self) -> int:
-        return AutoConfig.from_pretrained(self.model, subfolder="text_encoder", **self.at).hidden_size
+    def find_reader(self, vl_reader: VLReader) -> ReaderSource:
+        """The reader asked for, saved with the model or named by it; its config and processor alone."""
+        text_config: Any = AutoConfig.from_pretrained(self.model, subfolder="text_encoder", **self.at)
+        if vl_reader == "text_encoder" and self._is_saved("vl_vision"):
+            vision: Any = Qwen3VLVisionConfig.from_pretrained(self.model, subfolder="vl_vision", **self.at)
+            processor: Any = AutoImageProcessor.from_pretrained(self.model, subfolder="vl_processor", **self.at)
+            return ReaderSource(ReaderConfig(text_config, vision), processor, str(self.model), self.at.get("revision"))
+        model_id, place = self._locate_vl_encoder()
+        config, processor = load_vl_config(model_id, **place)
+        if vl_reader == "text_encoder":
+            check_widths(config.vision_config.out_hidden_size, text_config.hidden_size)
+            found = ReaderConfig(text_config, config.vision_config)
+            return ReaderSource(found, processor, str(model_id), place.get("revision"))
+        check_vl_config(config, text_config.hidden_size)
+        return ReaderSource(config, processor, str(model_id), place.get("revision"))
 
-    def find_reader(self) -> ReaderSource:
-        """The VL encoder asked for, saved with the model or named by it; its config and processor alone."""
-        model_id, folders = self._locate_vl_encoder()
-        revision = self.at.get("revision") if folders else None
-        config, processor = load_vl_config(model_id, revision, **folders)
-        check_vl_config(config, self._text_width())
-        return ReaderSource(config, processor, str(model_id), revision)
+    def _is_saved(self, name: str) -> bool:
+        return self.vl_model_id is None and (self.index.get(name) or [None])[0] is not None
 
-    def _locate_vl_encoder(self) -> tuple[str | os.PathLike[str], dict[str, str]]:
-        if self.vl_model_id is None and (self.index.get("vl_encoder") or [None])[0] is not None:
-            return self.model, {"subfolder": "vl_encoder", "processor_subfolder": "vl_processor"}
+    def _locate_vl_encoder(self) -> tuple[str | os.PathLike[str], dict[str, Any]]:
+        if self._is_saved("vl_encoder"):
+            return self.model, {**self.at, "subfolder": "vl_encoder", "processor_subfolder": "vl_processor"}
         default = inspect.signature(ZImageVLPipeline.__init__).parameters["vl_model_id"].default
         wanted = self.vl_model_id or self.index.get("vl_model_id", default)
         if wanted is None:
@@ -158,25 +178,36 @@ class _Source:
             )
         return wanted, {}
 
-    def read(self, plan: Plan) -> list[ReferenceEmbeds]:
-        """The states of the plan's pictures, in its order."""
-        pictures = plan.acting_pictures
-        if not any(isinstance(item, Reading) for item in pictures):
-            return [item for item in pictures if isinstance(item, ReferenceEmbeds)]
-        model_id, folders = self._locate_vl_encoder()
-        given: dict[str, Any] = {**folders, **(self.at if folders else {})}
-        loaded, processor = load_vl_encoder_parts(model_id, dtype=self.dtype, **given)
+    def read(self, pictures: Sequence[Reading | ReferenceEmbeds]) -> list[ReferenceEmbeds]:
+        """The states of pictures, by the VL encoder; it is gone when this returns."""
+        model_id, place = self._locate_vl_encoder()
+        loaded, processor = load_vl_encoder_parts(model_id, dtype=self.dtype, **place)
         encoder: Any = loaded  # of which pyright does not know that `to` takes a device
-        parts: dict[str, Any] = dict.fromkeys(("scheduler", "vae", "text_encoder", "tokenizer", "transformer"))
+        parts: dict[str, Any] = dict.fromkeys(("scheduler", "vae", "text_encoder", "transformer"))
         reader = ZImageVLPipeline(
-            **parts, vl_encoder=encoder.to(self.device), vl_processor=processor, vl_model_id=None
+            **parts,
+            tokenizer=self.tokenizer,
+            vl_encoder=encoder.to(self.device),
+            vl_processor=processor,
+            vl_model_id=None,
         )
         return reader.read_pictures(pictures)
 
-    def load_pipeline(self, **parts: None) -> ZImageVLPipeline:
-        """A pipeline without these parts and without a VL encoder, on the device."""
+    def load_text_stage(self, pictures: Sequence[Reading | ReferenceEmbeds]) -> ZImageVLPipeline:
+        """A pipeline of the text encoder, with the vision tower where pictures are left to be read."""
+        left: dict[str, Any] = {"transformer": None, "vae": None}
+        if not any(isinstance(item, Reading) for item in pictures):
+            return self.load_pipeline(**left)
+        if self._is_saved("vl_vision"):
+            return self.load_pipeline(**left, keep=("vl_vision", "vl_processor"))
+        model_id, place = self._locate_vl_encoder()
+        tower, processor = load_vision_tower(model_id, dtype=self.dtype, **place)
+        return self.load_pipeline(**left, vl_vision=tower, vl_processor=processor)
+
+    def load_pipeline(self, keep: Sequence[str] = (), **parts: Any) -> ZImageVLPipeline:
+        """A pipeline with these parts, and no VL parts but those; None leaves a part out."""
         # Older diffusers ignore `dtype` silently; newer ones, which have this helper, call `torch_dtype` deprecated.
         dtype_name = "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
-        without = {"vl_encoder": None, "vl_processor": None, "vl_model_id": None, **parts}
-        options: dict[str, Any] = {dtype_name: self.dtype, **self.at, **without}
+        without = dict.fromkeys(name for name in ("vl_encoder", "vl_processor", "vl_vision") if name not in keep)
+        options: dict[str, Any] = {dtype_name: self.dtype, **self.at, **without, "vl_model_id": None, **parts}
         return ZImageVLPipeline.from_pretrained(self.model, **options).to(self.device)
