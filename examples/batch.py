@@ -21,20 +21,20 @@ MODEL = "toy"
 
 if MODEL == "toy":
     pipe, size, steps = load_toy_pipeline(), SIZE, STEPS
+    knobs = {"vl_alpha": 0.7, "vl_hidden_layer": -2, "vl_normalization": "token_rms"}
     prompts = ["a red circle on a white background", "a green cross on a gray background"]
     references = [draw_scene(Scene("square", "blue", "black")), draw_scene(Scene("triangle", "purple", "white"))]
 else:
-    pipe = ZImageVLPipeline.from_pretrained(MODEL, torch_dtype=torch.bfloat16)
+    pipe = ZImageVLPipeline.from_pretrained(MODEL, dtype=torch.bfloat16)
     pipe.enable_model_cpu_offload()
     prompts, references = ["a lighthouse at dusk", "a harbour at noon"], ["photo.jpg", "painting.jpg"]
     size, steps = 1024, 9
+    knobs = {"vl_alpha": 0.3}  # all else is the default
 
 output = pipe(
     prompts,
-    reference_image=references,  # one a prompt; a single picture would serve all
-    vl_alpha=0.7,
-    vl_hidden_layer=-2,
-    vl_normalization="token_rms",
+    reference_image=references,  # one per prompt; a single picture would serve all
+    **knobs,
     height=size,
     width=size,
     num_inference_steps=steps,

@@ -25,13 +25,15 @@ MODEL = "toy"
 
 if MODEL == "toy":
     pipe, size, steps = load_toy_pipeline(), SIZE, STEPS
+    knobs = {"vl_alpha": 0.7, "vl_hidden_layer": -2, "vl_normalization": "token_rms"}
     prompt, control = "a red circle on a white background", draw_scene(Scene("cross", "yellow", "gray"))
     reference = draw_scene(Scene("square", "blue", "black"))
 else:
-    pipe = ZImageVLPipeline.from_pretrained(MODEL, torch_dtype=torch.bfloat16)
+    pipe = ZImageVLPipeline.from_pretrained(MODEL, dtype=torch.bfloat16)
     pipe.enable_model_cpu_offload()
     prompt, control, reference = "a lighthouse at dusk", "edges.png", "photo.jpg"
     size, steps = 1024, 9
+    knobs = {"vl_alpha": 0.3}  # all else is the default
 
 if not hasattr(diffusers, "ZImageControlNetPipeline"):
     sys.exit(f"diffusers {diffusers.__version__} has no ZImageControlNetPipeline: install a newer one.")
@@ -53,18 +55,12 @@ else:
 
     repository = "alibaba-pai/Z-Image-Turbo-Fun-Controlnet-Union"
     weights = hf_hub_download(repository, "Z-Image-Turbo-Fun-Controlnet-Union.safetensors")
-    controlnet = diffusers.ZImageControlNetModel.from_single_file(weights, torch_dtype=torch.bfloat16)
+    controlnet = diffusers.ZImageControlNetModel.from_single_file(weights, dtype=torch.bfloat16)
 
-ready = pipe.encode_prompt_with_reference(
-    prompt,
-    reference,
-    vl_alpha=0.7,
-    vl_hidden_layer=-2,
-    vl_normalization="token_rms",
-    do_classifier_free_guidance=False,
-)
+ready = pipe.encode_prompt_with_reference(prompt, reference, **knobs, do_classifier_free_guidance=False)
 control = load_init_image(control, size, size)
-controlled = diffusers.ZImageControlNetPipeline(**pipe.z_image_components, controlnet=controlnet)
+# The same modules under the same offload; the ControlNet comes to them.
+controlled = pipe.to_pipe(diffusers.ZImageControlNetPipeline, controlnet=controlnet)
 image = controlled(
     prompt_embeds=ready.prompt_embeds,
     control_image=control,

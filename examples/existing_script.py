@@ -22,14 +22,16 @@ MODEL = "toy"
 
 if MODEL == "toy":
     toy, size, steps = load_toy_pipeline(), SIZE, STEPS
+    knobs = {"vl_alpha": 0.7, "vl_hidden_layer": -2, "vl_normalization": "token_rms"}
     pipe = ZImagePipeline(**toy.z_image_components)
     vl_parts = {"vl_encoder": toy.vl_encoder, "vl_processor": toy.vl_processor}
     prompt, reference = "a red circle on a white background", draw_scene(Scene("square", "blue", "black"))
 else:
-    pipe, vl_parts = ZImagePipeline.from_pretrained(MODEL, torch_dtype=torch.bfloat16), {}
+    pipe, vl_parts = ZImagePipeline.from_pretrained(MODEL, dtype=torch.bfloat16), {}
     pipe.enable_model_cpu_offload()
     prompt, reference = "a lighthouse at dusk", "photo.jpg"
     size, steps = 1024, 9
+    knobs = {"vl_alpha": 0.3}  # all else is the default
 
 call = {"height": size, "width": size, "num_inference_steps": steps, "guidance_scale": 0.0}
 
@@ -41,9 +43,7 @@ vl = ZImageVLPipeline.from_pipe(pipe, **vl_parts)
 after = vl(
     prompt,
     reference_image=reference,
-    vl_alpha=0.7,
-    vl_hidden_layer=-2,
-    vl_normalization="token_rms",
+    **knobs,
     **call,
     generator=torch.Generator().manual_seed(0),
 ).images[0]

@@ -22,34 +22,32 @@ MODEL = "toy"
 
 if MODEL == "toy":
     pipe, size, steps = load_toy_pipeline(), SIZE, STEPS
+    knobs = {"vl_alpha": 1.0, "vl_hidden_layer": -2, "vl_normalization": "token_rms"}
+    strength = 0.6
     prompt = "a green triangle on a white background"
     start = draw_scene(Scene("triangle", "green", "white"))
     reference = draw_scene(Scene("triangle", "purple", "white"))
 else:
-    pipe = ZImageVLPipeline.from_pretrained(MODEL, torch_dtype=torch.bfloat16)
+    pipe = ZImageVLPipeline.from_pretrained(MODEL, dtype=torch.bfloat16)
     pipe.enable_model_cpu_offload()
-    prompt, start, reference = "a lighthouse at dusk", "sketch.jpg", "photo.jpg"
-    size, steps = 1024, 9
+    # What the guide's author says "sort of worked" for style: the same picture as start and reference, nearly all of
+    # the start gone.
+    prompt, start, reference = "a lighthouse at dusk", "photo.jpg", "photo.jpg"
+    size, steps, strength = 1024, 9, 0.9
+    knobs = {"vl_alpha": 0.4}
 
-ready = pipe.encode_prompt_with_reference(
-    prompt,
-    reference,
-    vl_alpha=1.0,
-    vl_hidden_layer=-2,
-    vl_normalization="token_rms",
-    do_classifier_free_guidance=False,
-)
-img2img = ZImageImg2ImgPipeline(**pipe.z_image_components)  # the same modules, nothing is loaded twice
+ready = pipe.encode_prompt_with_reference(prompt, reference, **knobs, do_classifier_free_guidance=False)
+img2img = pipe.to_pipe(ZImageImg2ImgPipeline)  # the same modules under the same offload
 start = load_init_image(start, size, size)
 image = img2img(
     prompt_embeds=ready.prompt_embeds,
     image=start,
-    strength=0.6,
+    strength=strength,
     num_inference_steps=steps,
     guidance_scale=0.0,
     generator=torch.Generator().manual_seed(0),
 ).images[0]
-# zimage_vl.paint_from_image(pipe, prompt, start, 0.6, reference_image=reference, ...) is all of this in one call.
+# zimage_vl.paint_from_image(pipe, prompt, start, strength, reference_image=reference, ...) is all of this in one call.
 path = sys.argv[1] if len(sys.argv) > 1 else "img2img.png"
 make_image_grid([start, image], rows=1, cols=2).save(path)
 print(path)

@@ -25,30 +25,25 @@ MODEL = "toy"
 
 if MODEL == "toy":
     pipe, size, steps = load_toy_pipeline(), SIZE, STEPS
+    knobs = {"vl_alpha": 0.5, "vl_hidden_layer": -2, "vl_normalization": "token_rms"}
     prompt, box = "a purple triangle on a white background", (8, 8, 56, 56)
     start, reference = draw_scene(Scene("circle", "red", "white")), draw_scene(Scene("triangle", "purple", "white"))
 else:
-    pipe = ZImageVLPipeline.from_pretrained(MODEL, torch_dtype=torch.bfloat16)
+    pipe = ZImageVLPipeline.from_pretrained(MODEL, dtype=torch.bfloat16)
     pipe.enable_model_cpu_offload()
     prompt, box = "a lighthouse at dusk", (256, 128, 768, 896)
     start, reference = "sketch.jpg", "photo.jpg"
     size, steps = 1024, 9
+    knobs = {"vl_alpha": 0.3}  # all else is the default
 
 if not hasattr(diffusers, "ZImageInpaintPipeline"):
     sys.exit(f"diffusers {diffusers.__version__} has no ZImageInpaintPipeline: install a newer one.")
 
-ready = pipe.encode_prompt_with_reference(
-    prompt,
-    reference,
-    vl_alpha=0.5,
-    vl_hidden_layer=-2,
-    vl_normalization="token_rms",
-    do_classifier_free_guidance=False,
-)
+ready = pipe.encode_prompt_with_reference(prompt, reference, **knobs, do_classifier_free_guidance=False)
 start = load_init_image(start, size, size)
 mask = Image.new("L", start.size, 0)
 mask.paste(255, box)  # white is painted
-inpaint = diffusers.ZImageInpaintPipeline(**pipe.z_image_components)
+inpaint = pipe.to_pipe(diffusers.ZImageInpaintPipeline)  # the same modules under the same offload
 image = inpaint(
     prompt_embeds=ready.prompt_embeds,
     image=start,

@@ -21,12 +21,14 @@ MODEL = "toy"
 
 if MODEL == "toy":
     pipe, size, steps = load_toy_pipeline(), SIZE, STEPS
+    knobs = {"vl_alpha": 0.45, "vl_hidden_layer": -2, "vl_normalization": "token_rms"}
     prompt, reference = "a red circle on a white background", draw_scene(Scene("square", "blue", "black"))
 else:
-    pipe = ZImageVLPipeline.from_pretrained(MODEL, torch_dtype=torch.bfloat16)
+    pipe = ZImageVLPipeline.from_pretrained(MODEL, dtype=torch.bfloat16)
     pipe.enable_model_cpu_offload()
     prompt, reference = "a lighthouse at dusk", "photo.jpg"
     size, steps = 1024, 9
+    knobs = {"vl_alpha": 0.3}  # all else is the default
 
 rounds = refine_iteratively(
     pipe,
@@ -34,9 +36,7 @@ rounds = refine_iteratively(
     reference,
     4,
     on_round=lambda number, output: print(f"round {number}: influence {output.conditioning[0].influence:.3f}"),
-    vl_alpha=0.45,
-    vl_hidden_layer=-2,
-    vl_normalization="token_rms",
+    **knobs,
     height=size,
     width=size,
     num_inference_steps=steps,

@@ -23,7 +23,7 @@ if MODEL == "toy":
     pipe, size, steps = load_toy_pipeline(), SIZE, STEPS
     prompt, reference = "a red circle on a white background", draw_scene(Scene("square", "blue", "black"))
 else:
-    pipe = ZImageVLPipeline.from_pretrained(MODEL, torch_dtype=torch.bfloat16)
+    pipe = ZImageVLPipeline.from_pretrained(MODEL, dtype=torch.bfloat16)
     pipe.enable_model_cpu_offload()
     prompt, reference = "a lighthouse at dusk", "photo.jpg"
     size, steps = 1024, 9

@@ -21,13 +21,15 @@ MODEL = "toy"
 
 if MODEL == "toy":
     pipe, size, steps = load_toy_pipeline(), SIZE, STEPS
+    knobs = {"vl_alpha": 0.7, "vl_hidden_layer": -2, "vl_normalization": "token_rms"}
     prompt = "a red circle on a white background"
     references = [draw_scene(Scene("square", "blue", "black")), draw_scene(Scene("triangle", "green", "gray"))]
 else:
-    pipe = ZImageVLPipeline.from_pretrained(MODEL, torch_dtype=torch.bfloat16)
+    pipe = ZImageVLPipeline.from_pretrained(MODEL, dtype=torch.bfloat16)
     pipe.enable_model_cpu_offload()
     prompt, references = "a lighthouse at dusk", ["photo.jpg", "painting.jpg"]
     size, steps = 1024, 9
+    knobs = {"vl_alpha": 0.3}  # all else is the default
 
 images = []
 for weights in ([1, 0], [0.7, 0.3], [0.3, 0.7], [0, 1]):
@@ -35,9 +37,7 @@ for weights in ([1, 0], [0.7, 0.3], [0.3, 0.7], [0, 1]):
         prompt,
         reference_image=[references],  # a list in the list of prompts: these two act together
         reference_weights=weights,
-        vl_alpha=0.7,
-        vl_hidden_layer=-2,
-        vl_normalization="token_rms",
+        **knobs,
         height=size,
         width=size,
         num_inference_steps=steps,

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from zimage_vl import ReferenceEmbeds, ZImageVLPipeline, load_toy_pipeline
+from zimage_vl import ZImageVLPipeline, load_toy_pipeline
 from zimage_vl.toy import SIZE, STEPS, Scene, draw_scene
 
 
@@ -21,12 +21,14 @@ MODEL = "toy"
 
 if MODEL == "toy":
     pipe, size, steps = load_toy_pipeline(), SIZE, STEPS
+    knobs = {"vl_alpha": 0.7, "vl_hidden_layer": -2, "vl_normalization": "token_rms"}
     prompt, reference = "a red circle on a white background", draw_scene(Scene("square", "blue", "black"))
 else:
-    pipe = ZImageVLPipeline.from_pretrained(MODEL, torch_dtype=torch.bfloat16)
+    pipe = ZImageVLPipeline.from_pretrained(MODEL, dtype=torch.bfloat16)
     pipe.enable_model_cpu_offload()
     prompt, reference = "a lighthouse at dusk", "photo.jpg"
     size, steps = 1024, 9
+    knobs = {"vl_alpha": 0.3}  # all else is the default
 
 path = sys.argv[1] if len(sys.argv) > 1 else "two_stages.png"
 
@@ -38,10 +40,8 @@ pipe.unload_vl_encoder()
 # Two: in this process or another, as often as wanted.
 output = pipe(
     prompt,
-    reference_embeds=ReferenceEmbeds.load(embeds_path),
-    vl_hidden_layer=-2,
-    vl_alpha=0.7,
-    vl_normalization="token_rms",
+    reference_embeds=embeds_path,
+    **knobs,
     height=size,
     width=size,
     num_inference_steps=steps,
