@@ -18,6 +18,7 @@ from pipeline_samples import (
     PROMPT,
     SMALL,
     differ,
+    in_dtype,
     make_parent,
     make_picture,
     paint,
@@ -149,7 +150,7 @@ def test_plain_and_image_to_image_paint_with_our_embeddings() -> None:
 def test_diffusers_own_way_back_casts_all_but_the_vl_parts_unless_told() -> None:
     # When this fails diffusers has mended it (issue 12754), and `to_pipe` and its advice can go.
     ours = tiny_pipeline().to(dtype=torch.bfloat16)
-    told = ZImageImg2ImgPipeline.from_pipe(ours, torch_dtype=torch.bfloat16)
+    told = ZImageImg2ImgPipeline.from_pipe(ours, **in_dtype(torch.bfloat16))
     assert set(types_of(ours).values()) == set(types_of(told).values()) == {torch.bfloat16}
     ZImagePipeline.from_pipe(ours)
     assert types_of(ours) == {**dict.fromkeys(types_of(ours), torch.float32), "vl_encoder": torch.bfloat16}
