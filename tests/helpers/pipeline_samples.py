@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import ZImagePipeline
+from diffusers.utils import deprecation_utils
 from PIL import Image
 
 from tiny_models import tiny_image_processor, tiny_vl_encoder
@@ -18,6 +19,11 @@ PROMPT, OTHER_PROMPT = "a red circle", "a blue square on black"
 # The tiny VL encoder has few layers, and the random text encoder next to no range: a large alpha shows what happens.
 KNOBS: dict[str, Any] = {"vl_alpha": 0.6, "vl_hidden_layer": -2}
 SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 0.0}
+
+
+def in_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
+    """The argument by which this diffusers takes a dtype."""
+    return {"dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype": dtype}
 
 
 def make_picture(seed: int = 0, size: tuple[int, int] = (48, 32)) -> Image.Image:

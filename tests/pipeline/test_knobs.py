@@ -1,4 +1,4 @@
-"""Every knob of a call changes what is painted, and each does so by what `condition_prompt_embeds` makes of it."""
+"""Every knob of a call changes what is painted; the identities that hold between them hold for whole pictures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 
 from embedding_samples import put_sink
-from pipeline_samples import KNOBS, PROMPT, call, make_picture, paint, paint_with
+from pipeline_samples import KNOBS, PROMPT, call, differ, make_picture, paint, paint_with, same
 from tiny_models import tiny_pipeline
+from zimage_vl.blend.knobs import KNOBS as REGISTRY
 from zimage_vl.blend.regions import Region
 from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 from zimage_vl.reference.embeds import ReferenceEmbeds
@@ -20,6 +21,7 @@ from zimage_vl.reference.embeds import ReferenceEmbeds
 PICTURE, OTHER_PICTURE = make_picture(0, (64, 48)), make_picture(1, (64, 48))
 HALF_MASK = Image.new("L", (64, 48), 0)
 HALF_MASK.paste(255, (0, 0, 32, 48))
+LOUD: dict[str, Any] = {"vl_normalization": "none"}
 
 
 @pytest.fixture(scope="module")
@@ -27,8 +29,24 @@ def pipe() -> ZImageVLPipeline:
     return tiny_pipeline()
 
 
-def differ(a: Any, b: Any) -> bool:
-    return bool(np.abs(np.asarray(a) - np.asarray(b)).max() > 1e-4)
+@pytest.fixture(scope="module")
+def reference(pipe: ZImageVLPipeline) -> ReferenceEmbeds:
+    return pipe.encode_reference(PICTURE, PROMPT, layers=(-2,))
+
+
+def changed(reference: ReferenceEmbeds, states: torch.Tensor) -> ReferenceEmbeds:
+    return ReferenceEmbeds({-2: states}, reference.regions, reference.provenance)
+
+
+@pytest.fixture(scope="module")
+def outlying(pipe: ZImageVLPipeline, reference: ReferenceEmbeds) -> ReferenceEmbeds:
+    """One dimension of the image tokens spread 40 times as far as the text encoder's, one a fiftieth as far."""
+    states, image = reference.get_layer(-2).clone(), reference.regions == Region.IMAGE
+    for dim, factor in ((5, 40), (6, 1 / 50)):
+        column = states[image, dim]
+        wanted = factor * float(pipe.text_statistics().std[dim])
+        states[image, dim] = (column - column.mean()) / column.std() * wanted
+    return changed(reference, states)
 
 
 # Knob and value, and what the call is compared with where it is not the same call without it.
@@ -40,17 +58,13 @@ CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"vl_alpha": [0.6] * 16 + [0.0]}, {}),
     ({"vl_hidden_layer": -3}, {}),
     ({"vl_hidden_layer": -1}, {}),
-    ({"vl_hidden_layer": {-2: 1, -3: 1}}, {"vl_hidden_layer": {-2: 1, -3: 5}}),
+    ({"vl_hidden_layer": [-2, -3]}, {"vl_hidden_layer": {-2: 1, -3: 5}}),
     ({"vl_text": ""}, {}),
     ({"vl_text": "a yellow cross"}, {"vl_text": ""}),
     ({"vl_text_position": "before"}, {}),
     ({"vl_token_selection": "text"}, {}),
     ({"vl_token_selection": "image"}, {}),
-    # Anchored alignment lays only image tokens on the words: the markers count where all are pooled.
-    (
-        {"vl_token_selection": "image_no_markers", "vl_alignment": "pool"},
-        {"vl_token_selection": "image", "vl_alignment": "pool"},
-    ),
+    ({"vl_token_selection": "image_no_markers"}, {"vl_token_selection": "image"}),
     ({"vl_normalization": "per_dim"}, {}),
     ({"vl_normalization": "hybrid"}, {"vl_normalization": "per_dim"}),
     ({"vl_normalization": "token_rms"}, {}),
@@ -58,16 +72,14 @@ CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"vl_target_std": 7.0}, {}),
     ({"vl_target_std": 7.0, "vl_normalization": "hybrid"}, {"vl_normalization": "hybrid"}),
     ({"vl_alignment": "pool"}, {}),
-    ({"vl_alignment": "interpolate"}, {"vl_alignment": "pool"}),
-    ({"vl_alignment": "truncate"}, {"vl_alignment": "interpolate"}),
+    ({"vl_alignment": "anchored"}, {"vl_alignment": "pool"}),
+    ({"vl_alignment": "truncate"}, {}),
     ({"vl_alignment": "concat"}, {}),
+    ({"vl_alignment": "concat", "vl_concat_tokens": 2}, {"vl_alignment": "concat"}),
     ({"vl_blend_mode": "slerp"}, {}),
     ({"vl_blend_mode": "adain"}, {}),
     ({"vl_blend_mode": "adain_per_dim"}, {"vl_blend_mode": "adain"}),
-    (
-        {"vl_blend_mode": "style_delta", "neutral_image": OTHER_PICTURE, "vl_normalization": "none"},
-        {"vl_normalization": "none"},
-    ),
+    ({"vl_blend_mode": "style_delta", "neutral_image": OTHER_PICTURE}, LOUD),
     # In more than two steps: before diffusers 0.39 the last one does nothing.
     ({"vl_start": 0.5, "num_inference_steps": 4}, {"num_inference_steps": 4}),
     ({"vl_end": 0.5, "num_inference_steps": 4}, {"num_inference_steps": 4}),
@@ -85,91 +97,67 @@ def test_every_knob_changes_the_picture(pipe: ZImageVLPipeline, number: int) -> 
     assert differ(first, paint(pipe))
 
 
-def test_several_references_and_their_weights(pipe: ZImageVLPipeline) -> None:
-    both = [[PICTURE, OTHER_PICTURE]]
-    equal = paint_with(pipe, both)
-    assert differ(equal, paint_with(pipe, PICTURE))
-    assert differ(equal, paint_with(pipe, both, reference_weights=[1, 4]))
-    np.testing.assert_array_equal(equal, paint_with(pipe, both, reference_weights=[2, 2]))
+def test_every_knob_and_choice_is_tried() -> None:
+    elsewhere = {"reference_image", "reference_embeds", "reference_weights"}  # test_pipeline_z_image_vl.py
+    below = {"vl_outlier_masking", "vl_outlier_threshold", "vl_exclude_sinks"}
+    assert {name for knobs, _ in CHANGES for name in knobs} >= set(REGISTRY) - elsewhere - below
+    for name, knob in REGISTRY.items():
+        tried = {
+            value for pair in CHANGES for knobs in pair for key, value in knobs.items() if key == name and knob.choices
+        }
+        assert name in below or tried >= set(knob.choices) - {knob.default}, name
 
 
-def test_the_neutral_picture_itself_counts(pipe: ZImageVLPipeline) -> None:
-    style = {"vl_blend_mode": "style_delta", "vl_normalization": "none"}
+def test_the_neutral_picture_itself_counts(pipe: ZImageVLPipeline, reference: ReferenceEmbeds) -> None:
+    style = {"vl_blend_mode": "style_delta"}
     one, other = (paint_with(pipe, PICTURE, neutral_image=n, **style) for n in (OTHER_PICTURE, make_picture(5)))
     assert differ(one, other)
     # A reference that is its own neutral picture has no style of its own.
-    np.testing.assert_array_equal(paint_with(pipe, PICTURE, neutral_image=PICTURE, **style), paint(pipe))
-    ready = (
-        pipe.encode_reference(PICTURE, PROMPT, layers=(-2,)),
-        pipe.encode_reference(OTHER_PICTURE, PROMPT, layers=(-2,)),
-    )
-    embeds = paint(pipe, reference_embeds=ready[0], neutral_image=ready[1], **{**KNOBS, **style})
-    np.testing.assert_array_equal(embeds, one)
+    same(paint_with(pipe, PICTURE, neutral_image=PICTURE, **style), paint(pipe))
+    neutral = pipe.encode_reference(OTHER_PICTURE, PROMPT, layers=(-2,))
+    same(paint(pipe, reference_embeds=reference, neutral_image=neutral, **{**KNOBS, **style}), one)
 
 
 # ---- Sinks and outliers, which tiny models have none of ----
-
-
-@pytest.fixture(scope="module")
-def reference(pipe: ZImageVLPipeline) -> ReferenceEmbeds:
-    return pipe.encode_reference(PICTURE, PROMPT, layers=(-2,))
-
-
-def changed(reference: ReferenceEmbeds, states: torch.Tensor) -> ReferenceEmbeds:
-    return ReferenceEmbeds({-2: states}, reference.regions, reference.provenance)
 
 
 def test_leaving_out_sinks_changes_the_picture_and_the_report(
     pipe: ZImageVLPipeline, reference: ReferenceEmbeds
 ) -> None:
     sunk = changed(reference, put_sink(reference.get_layer(-2), 0))
-    with_sink = call(pipe, reference_embeds=sunk, **KNOBS)
-    without = call(pipe, reference_embeds=sunk, vl_exclude_sinks=True, **KNOBS)
+    with_sink, without = (call(pipe, reference_embeds=sunk, vl_exclude_sinks=flag, **KNOBS) for flag in (False, True))
     assert differ(with_sink.images, without.images)
-    assert with_sink.conditioning[0].reference_sinks == without.conditioning[0].reference_sinks == ((0,),)
-    assert with_sink.conditioning[0].references[0].dropped_sinks == ()
-    assert without.conditioning[0].references[0].dropped_sinks == (0,)
+    reports = [output.conditioning[0] for output in (with_sink, without)]
+    assert [report.reference_sinks for report in reports] == [((0,),)] * 2
+    assert [report.references[0].dropped_sinks for report in reports] == [(), (0,)]
     # Without a sink there is nothing to leave out.
-    same = [paint(pipe, reference_embeds=reference, vl_exclude_sinks=flag, **KNOBS) for flag in (False, True)]
-    np.testing.assert_array_equal(*same)
-
-
-@pytest.fixture(scope="module")
-def outlying(pipe: ZImageVLPipeline, reference: ReferenceEmbeds) -> ReferenceEmbeds:
-    """One dimension of the image tokens spread 40 times as far as the text encoder's."""
-    states, image = reference.get_layer(-2).clone(), reference.regions == Region.IMAGE
-    column = states[image, 5]
-    wanted = 40 * float(pipe.text_statistics().std[5])
-    states[image, 5] = (column - column.mean()) / column.std() * wanted
-    return changed(reference, states)
+    same(*[paint(pipe, reference_embeds=reference, vl_exclude_sinks=flag, **KNOBS) for flag in (False, True)])
 
 
 def test_masking_outliers_changes_the_picture_and_the_report(
     pipe: ZImageVLPipeline, outlying: ReferenceEmbeds
 ) -> None:
-    modes = {
-        mode: call(pipe, reference_embeds=outlying, vl_outlier_masking=mode, **KNOBS)
-        for mode in ("none", "zero", "clamp", "scale")
-    }
-    images = [output.images for output in modes.values()]
+    given = {**KNOBS, "reference_embeds": outlying}
+    outputs = {mode: call(pipe, vl_outlier_masking=mode, **given) for mode in ("none", "zero", "clamp", "scale")}
+    images = [output.images for output in outputs.values()]
     assert all(differ(a, b) for i, a in enumerate(images) for b in images[:i])
-    assert modes["none"].conditioning[0].masked_dimensions == []
+    reports = {mode: output.conditioning[0] for mode, output in outputs.items()}
+    assert reports["none"].masked_dimensions == []
     for mode in ("zero", "clamp", "scale"):
-        report = modes[mode].conditioning[0]
-        assert 5 in report.masked_dimensions
-        assert report.masked_dim_ratios[5] == pytest.approx(40, rel=1e-3)
-        assert report.masked_dim_directions[5] == "excess"
-
-
-def test_the_threshold_decides_what_is_an_outlier(pipe: ZImageVLPipeline, outlying: ReferenceEmbeds) -> None:
-    clamp = {**KNOBS, "vl_outlier_masking": "clamp", "reference_embeds": outlying}
-    assert differ(paint(pipe, **clamp), paint(pipe, vl_outlier_threshold=20.0, **clamp))
+        assert reports[mode].masked_dim_ratios[5] == pytest.approx(40, rel=1e-3)
+        assert reports[mode].masked_dim_directions[5] == "excess"
+    # A deficit is masked by zero alone, and reported by the others as left.
+    assert reports["zero"].masked_dim_directions[6] == "deficit"
+    for mode in ("clamp", "scale"):
+        assert reports[mode].left_dim_ratios[6] == pytest.approx(50, rel=1e-3)
+    clamp = {**given, "vl_outlier_masking": "clamp"}
+    assert differ(images[2], paint(pipe, vl_outlier_threshold=20.0, **clamp))
     high = call(pipe, vl_outlier_threshold=1e6, **clamp)
     assert high.conditioning[0].masked_dimensions == []
-    np.testing.assert_array_equal(high.images, paint(pipe, reference_embeds=outlying, **KNOBS))
+    same(high.images, images[0])
 
 
-# ---- What a mask hides ----
+# ---- Identities of the whole call ----
 
 
 def test_hidden_pixels_leave_no_trace(pipe: ZImageVLPipeline) -> None:
@@ -177,11 +165,8 @@ def test_hidden_pixels_leave_no_trace(pipe: ZImageVLPipeline) -> None:
     outside.paste(OTHER_PICTURE.crop((32, 0, 64, 48)), (32, 0))
     inside.paste(OTHER_PICTURE.crop((0, 0, 32, 48)), (0, 0))
     masked = paint_with(pipe, PICTURE, reference_mask=HALF_MASK)
-    np.testing.assert_array_equal(paint_with(pipe, outside, reference_mask=HALF_MASK), masked)
+    same(paint_with(pipe, outside, reference_mask=HALF_MASK), masked)
     assert differ(paint_with(pipe, inside, reference_mask=HALF_MASK), masked)
-
-
-# ---- Identities of the whole call ----
 
 
 def test_token_rms_does_not_hear_how_loud_a_reference_is(pipe: ZImageVLPipeline, reference: ReferenceEmbeds) -> None:
@@ -192,19 +177,23 @@ def test_token_rms_does_not_hear_how_loud_a_reference_is(pipe: ZImageVLPipeline,
 
 
 def test_influence_and_effective_alpha_grow_with_alpha(pipe: ZImageVLPipeline) -> None:
-    reports = [
-        call(pipe, reference_image=PICTURE, **{**KNOBS, "vl_alpha": a}).conditioning[0] for a in (0.0, 0.2, 0.6, 1.0)
-    ]
+    alphas = (0.0, 0.2, 0.6, 1.0)
+    reports = [call(pipe, reference_image=PICTURE, **{**KNOBS, "vl_alpha": a}).conditioning[0] for a in alphas]
     influences = [report.influence for report in reports]
-    assert influences[0] == 0
+    assert influences[0] == 0 < influences[1]
     assert influences == sorted(influences)
-    assert influences[1] > 0
     assert torch.equal(reports[3].effective_alpha, torch.ones(reports[3].text_tokens))
-    assert [r.out_tokens == r.text_tokens == len(pipe.tokenize_prompt(PROMPT)) for r in reports] == [True] * 4
+    assert all(r.out_tokens == r.text_tokens == len(pipe.tokenize_prompt(PROMPT)) for r in reports)
 
 
-def test_a_shorter_prompt_and_the_text_beside_the_picture_are_cut_alike(pipe: ZImageVLPipeline) -> None:
-    long = "a red circle on a white background " * 3
-    output = call(pipe, long, reference_image=PICTURE, max_sequence_length=20, **KNOBS)
-    assert output.conditioning[0].text_tokens == 20
-    assert np.isfinite(output.images).all()
+def test_concat_says_what_it_appended(pipe: ZImageVLPipeline) -> None:
+    tokens = len(pipe.tokenize_prompt(PROMPT))
+    for knobs, appended in (
+        ({"vl_alpha": 0.3}, round(0.3 * tokens)),
+        ({"vl_alpha": 0.001}, 1),
+        ({"vl_concat_tokens": 7}, 7),
+    ):
+        output = call(pipe, reference_image=PICTURE, vl_alignment="concat", **{**KNOBS, **knobs})
+        report = output.conditioning[0]
+        assert (report.appended_tokens, report.out_tokens, report.influence) == (appended, tokens + appended, None)
+        assert differ(output.images, paint(pipe))

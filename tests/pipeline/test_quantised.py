@@ -11,22 +11,30 @@ from pathlib import Path
 from typing import Any
 
 import diffusers
-import numpy as np
 import pytest
 import torch
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from transformers import Qwen3VLForConditionalGeneration
 
-from dtype_name import DTYPE
-from pipeline_samples import KNOBS, PROMPT, make_picture, paint, paint_with
+from pipeline_samples import (
+    KNOBS,
+    PROMPT,
+    differ,
+    in_dtype,
+    make_picture,
+    paint,
+    paint_with,
+    quiet,
+    same,
+    save_vl_parts,
+)
 from tiny_models import tiny_pipeline
 from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
-from zimage_vl.reference.readers import check_vl_encoder, execution_device
+from zimage_vl.reference.readers import check_vl_encoder
 
 
 OLD_DIFFUSERS = tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 38)
 PICTURE = make_picture(0)
-same = np.testing.assert_array_equal
 
 
 @pytest.fixture(autouse=True)
@@ -44,9 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def load(folder: Path, **kwargs: Any) -> Any:
-    pipe = ZImageVLPipeline.from_pretrained(folder, **{DTYPE: torch.float32}, **kwargs)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return quiet(ZImageVLPipeline.from_pretrained(folder, **in_dtype(torch.float32), **kwargs))
 
 
 def load_torchao(folder: Path) -> Any:
@@ -64,7 +70,7 @@ def load_torchao(folder: Path) -> Any:
     transformer = ZImageTransformer2DModel.from_pretrained(
         folder / "transformer",
         quantization_config=TransformerConfig(Int8WeightOnlyConfig()),
-        torch_dtype=torch.float32,
+        **in_dtype(torch.float32),
     )
     return load(folder, vl_encoder=encoder, transformer=transformer)
 
@@ -117,17 +123,16 @@ def test_it_is_quantised_and_says_much_the_same(pipe: Any, painted: Any, folder:
     )
     error = float((states - exact).norm() / exact.norm())
     assert 1e-4 < error < 0.1
-    assert np.abs(painted - paint(pipe)).max() > 1e-2
+    assert differ(painted, paint(pipe), 1e-2)
     same(painted, paint_with(pipe, PICTURE))
 
 
 def test_our_checks_take_it(pipe: Any) -> None:
     check_vl_encoder(pipe.vl_encoder, 32)
-    assert execution_device(pipe.vl_encoder).type == "cpu"
     assert pipe.vl_encoder.dtype == pipe.text_encoder.dtype == torch.float32
     ready = pipe.encode_prompt_with_reference(PROMPT, PICTURE, do_classifier_free_guidance=False, **KNOBS)
     assert ready.prompt_embeds[0].dtype == torch.float32
-    with pytest.raises(ValueError, match="expected hidden size 64"):
+    with pytest.raises(ValueError, match=r"32.*64|64.*32"):
         check_vl_encoder(pipe.vl_encoder, 64)
 
 
@@ -156,8 +161,7 @@ def test_from_pipe_and_back(pipe: Any, painted: Any) -> None:
     again = ZImageVLPipeline.from_pipe(plain, **parts)
     components = ZImageVLPipeline(**plain.components, **parts)
     for made in (again, components):
-        made.set_progress_bar_config(disable=True)
-        same(paint_with(made, PICTURE), painted)
+        same(paint_with(quiet(made), PICTURE), painted)
 
 
 def test_a_quantised_model_loaded_later_joins(pipe: Any, painted: Any, folder: Path) -> None:
@@ -188,10 +192,7 @@ def test_a_quantised_text_encoder(folder: Path) -> None:
         device_map="cpu",
     )
     pipe = load(folder, text_encoder=text_encoder, vl_encoder=None, vl_processor=None)
-    tiny = tiny_pipeline()
-    tiny.vl_encoder.save_pretrained(folder / "vl")
-    tiny.vl_processor.save_pretrained(folder / "vl")
-    pipe.load_vl_encoder(str(folder / "vl"))
+    pipe.load_vl_encoder(save_vl_parts(folder / "vl"))
     assert pipe.vl_encoder.dtype == torch.float32, "not of the type that the text encoder computes in"
-    assert np.abs(paint_with(pipe, PICTURE) - paint(pipe)).max() > 1e-2
+    assert differ(paint_with(pipe, PICTURE), paint(pipe), 1e-2)
     assert pipe.text_statistics().std.isfinite().all()

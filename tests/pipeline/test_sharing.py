@@ -13,12 +13,12 @@ import torch
 from diffusers import ZImageImg2ImgPipeline, ZImagePipeline
 from transformers import Qwen3VLProcessor
 
-from dtype_name import DTYPE
 from pipeline_samples import (
     KNOBS,
     PROMPT,
     SMALL,
     differ,
+    in_dtype,
     make_parent,
     make_picture,
     paint,
@@ -150,7 +150,7 @@ def test_plain_and_image_to_image_paint_with_our_embeddings() -> None:
 def test_diffusers_own_way_back_casts_all_but_the_vl_parts_unless_told() -> None:
     # When this fails diffusers has mended it (issue 12754), and `to_pipe` and its advice can go.
     ours = tiny_pipeline().to(dtype=torch.bfloat16)
-    told = ZImageImg2ImgPipeline.from_pipe(ours, **{DTYPE: torch.bfloat16})
+    told = ZImageImg2ImgPipeline.from_pipe(ours, **in_dtype(torch.bfloat16))
     assert set(types_of(ours).values()) == set(types_of(told).values()) == {torch.bfloat16}
     ZImagePipeline.from_pipe(ours)
     assert types_of(ours) == {**dict.fromkeys(types_of(ours), torch.float32), "vl_encoder": torch.bfloat16}
@@ -215,7 +215,11 @@ def index(folder: Path) -> dict[str, object]:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    content = {"_class_name": "ZImageVLPipeline", "vae": ["diffusers", "AutoencoderKL"]}
+    content = {
+        "_class_name": "ZImageVLPipeline",
+        "_diffusers_version": "0.36.0",
+        "vae": ["diffusers", "AutoencoderKL"],
+    }
     (tmp_path / "model_index.json").write_text(json.dumps(content), encoding="utf-8")
     return tmp_path
 

@@ -1,4 +1,4 @@
-"""Statistics in a file: whose they are, and that nobody else's are taken."""
+"""The text encoder's statistics: which prompts, that they are what the encoder says of them, and whose a file is."""
 
 from __future__ import annotations
 
@@ -6,35 +6,104 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 
+from embedding_samples import PUBLISHED_SINK, make_states, put_sink
+from pipeline_samples import KNOBS, differ, make_picture, paint_with, record_runs, same
 from tiny_models import tiny_pipeline, tiny_text_encoder, tiny_tokenizer
-from zimage_vl.pipeline.calibration import calibration_prompts_sha256
-from zimage_vl.pipeline.text_statistics import TextStatistics
+from zimage_vl.pipeline import text_statistics
+from zimage_vl.pipeline.text_statistics import (
+    CALIBRATION_PROMPTS,
+    STATISTICS_FILE,
+    TextStatistics,
+    calibration_prompts_sha256,
+    measure_text_statistics,
+)
+from zimage_vl.reference.files import write_tensor_file
 
 
 TOKENIZER = tiny_tokenizer()
-PIPE = tiny_pipeline(with_vl=False)
+PIPE = tiny_pipeline()
 MEASURED = TextStatistics.measure(PIPE, "a/model")
+PICTURE = make_picture(0)
 
 
-def encoder(**kwargs: Any) -> Any:
-    return tiny_text_encoder(tokenizer=TOKENIZER, **kwargs)
+# ---- Measuring ----
 
 
-def test_what_is_measured_is_the_pipelines_own() -> None:
+def encode(prompts: list[str]) -> list[torch.Tensor]:
+    """As many tokens as words, each prompt's own numbers."""
+    return [make_states(len(prompt.split()) + 4, seed=len(prompt)) for prompt in prompts]
+
+
+def test_the_prompts_are_many_in_several_scripts_and_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths = [len(prompt.split()) for prompt in CALIBRATION_PROMPTS]
+    assert len(set(CALIBRATION_PROMPTS)) == len(CALIBRATION_PROMPTS) == 40
+    assert (min(lengths), max(lengths) in range(95, 110)) == (1, True)
+    scripts = {"latin": "a", "han": "灯", "kana": "の", "hangul": "눈", "cyrillic": "лес", "arabic": "منارة"}
+    for script, sign in scripts.items():
+        assert any(sign in prompt for prompt in CALIBRATION_PROMPTS), script
+    assert all(prompt == " ".join(prompt.split()) for prompt in CALIBRATION_PROMPTS)
+    before = calibration_prompts_sha256()
+    monkeypatch.setattr(text_statistics, "CALIBRATION_PROMPTS", (*CALIBRATION_PROMPTS[:-1], "another"))
+    assert calibration_prompts_sha256() != before
+
+
+def test_all_tokens_of_all_prompts_are_measured_and_nothing_can_be_changed() -> None:
+    weight = torch.ones(1, requires_grad=True)
+
+    def spoil(prompts: list[str]) -> list[torch.Tensor]:
+        made = [states * weight for states in encode(prompts)]
+        prompts[:] = ["spoilt"] * len(prompts)
+        return made
+
+    tokens = torch.cat(encode(list(CALIBRATION_PROMPTS))).double().numpy()
+    for measured in (measure_text_statistics(encode), measure_text_statistics(spoil)):
+        assert measured.count == len(tokens)
+        assert not measured.std.requires_grad
+        np.testing.assert_allclose(measured.mean.numpy(), tokens.mean(axis=0), rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(measured.std.numpy(), tokens.std(axis=0, ddof=1), rtol=1e-5)
+
+
+def test_sinks_can_be_left_out() -> None:
+    def with_sinks(prompts: list[str]) -> list[torch.Tensor]:
+        return [put_sink(make_states(20, 512, seed=len(p)), 0, PUBLISHED_SINK) for p in prompts]
+
+    with_them, without = (measure_text_statistics(with_sinks, exclude) for exclude in (False, True))
+    assert (with_them.count, without.count) == (40 * 20, 40 * 19)
+    assert (with_them.exclude_sinks, without.exclude_sinks) == (False, True)
+    # One token of 20 with 13504 and the others near 0: 13504 * sqrt(p (1 - p)).
+    assert float(with_them.std[4]) == pytest.approx(13504 * (0.05 * 0.95) ** 0.5, rel=0.01)
+    assert float(without.std[4]) == pytest.approx(10, rel=0.1)
+
+
+def test_a_pipeline_measures_its_own_encoder_once_and_another_one_anew() -> None:
+    pipe = tiny_pipeline(with_vl=False)
+    with record_runs(pipe) as runs:
+        measured = pipe.text_statistics()
+        assert pipe.text_statistics() is measured
+        assert len(runs) == 10  # 40 prompts, 4 at a time
+        assert pipe.text_statistics(exclude_sinks=True).exclude_sinks
+    with torch.no_grad():
+        embeds = pipe.encode_prompt(list(CALIBRATION_PROMPTS), do_classifier_free_guidance=False)[0]
+    torch.testing.assert_close(measured.std, torch.cat(embeds).std(dim=0), rtol=1e-3, atol=1e-4)
+    assert measured.count == sum(len(x) for x in embeds)
+    assert not measured.std.requires_grad
+    pipe.register_modules(text_encoder=tiny_text_encoder(seed=9, tokenizer=TOKENIZER))
+    assert not torch.equal(pipe.text_statistics().std, measured.std)
+
+
+# ---- In a file ----
+
+
+def test_a_file_gives_back_what_went_in(tmp_path: Path) -> None:
     assert MEASURED.statistics is PIPE.text_statistics()
     assert (MEASURED.model_id, MEASURED.layer, MEASURED.width, MEASURED.dtype) == ("a/model", -2, 32, "float32")
     assert MEASURED.prompts_sha256 == calibration_prompts_sha256()
     assert set(MEASURED.versions) >= {"zimage_vl", "torch", "transformers", "diffusers"}
-    assert not MEASURED.statistics.exclude_sinks
-    assert TextStatistics.measure(PIPE, "a/model", exclude_sinks=True).statistics.exclude_sinks
-
-
-def test_a_file_gives_back_what_went_in(tmp_path: Path) -> None:
     MEASURED.save(tmp_path / "a.safetensors")
     loaded = TextStatistics.load(tmp_path / "a.safetensors")
     assert torch.equal(loaded.statistics.mean, MEASURED.statistics.mean)
@@ -44,23 +113,51 @@ def test_a_file_gives_back_what_went_in(tmp_path: Path) -> None:
     loaded.save(tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
     with safe_open(str(tmp_path / "a.safetensors"), "pt") as opened:
-        assert opened.metadata()["schema"] == "zimage_vl.pipeline.text_statistics"
+        assert opened.metadata()["schema"] == "zimage_vl.text_statistics"
+    without = TextStatistics.measure(PIPE, "a/model", exclude_sinks=True)
+    without.save(tmp_path / "c.safetensors")
+    assert TextStatistics.load(tmp_path / "c.safetensors").statistics.exclude_sinks is True
 
 
-def test_sinks_left_out_are_remembered(tmp_path: Path) -> None:
-    TextStatistics.measure(PIPE, "a/model", exclude_sinks=True).save(tmp_path / "a.safetensors")
-    assert TextStatistics.load(tmp_path / "a.safetensors").statistics.exclude_sinks is True
-
-
-def test_another_encoders_statistics_are_refused_by_name() -> None:
+def test_another_encoders_statistics_are_refused_by_name(tmp_path: Path) -> None:
     MEASURED.check_fits(PIPE.text_encoder)
-    MEASURED.check_fits(encoder())
-    with pytest.raises(ValueError, match=r"of 'a/model' \(fingerprint .{12}\), which is not this text encoder"):
-        MEASURED.check_fits(encoder(seed=5))
-    with pytest.raises(ValueError, match="layer -1 of 'a/model'; Z-Image reads layer -2"):
+    MEASURED.check_fits(tiny_text_encoder(tokenizer=TOKENIZER))
+    for encoder, what in (
+        (tiny_text_encoder(seed=5, tokenizer=TOKENIZER), "fingerprint"),
+        (tiny_text_encoder(width=64, tokenizer=TOKENIZER), "width 32; this text encoder has width 64"),
+    ):
+        with pytest.raises(ValueError, match=f"of 'a/model', {what}"):
+            MEASURED.check_fits(encoder)
+    with pytest.raises(ValueError, match="layer -1; this text encoder has layer -2"):
         replace(MEASURED, layer=-1).check_fits(PIPE.text_encoder)
-    with pytest.raises(ValueError, match=r"of 'a/model', which is 32 wide; this text encoder is 64 wide"):
-        MEASURED.check_fits(encoder(width=64))
+    MEASURED.save(tmp_path / "a.safetensors")
+    other = tiny_pipeline(text_encoder=tiny_text_encoder(seed=9))
+    with pytest.raises(ValueError, match=r"of 'a/model'.*zimage-vl statistics"):
+        other.load_text_statistics(tmp_path / "a.safetensors")
+    assert other._statistics == {}
+
+
+def test_statistics_from_a_file_spare_the_measurement_and_decide_what_is_painted(tmp_path: Path) -> None:
+    MEASURED.save(tmp_path / "a.safetensors")
+    fresh, knobs = tiny_pipeline(), {**KNOBS, "vl_normalization": "per_dim"}
+    expected, loaded = paint_with(PIPE, PICTURE, **knobs), fresh.load_text_statistics(tmp_path / "a.safetensors")
+    with record_runs(fresh) as runs:
+        same(paint_with(fresh, PICTURE, **knobs), expected)
+    assert runs.count("text_encoder") == 1
+    assert fresh.text_statistics() is loaded.statistics
+    wider = replace(MEASURED.statistics, std=MEASURED.statistics.std * torch.linspace(0.2, 5.0, 32))
+    replace(MEASURED, statistics=wider).save(tmp_path / "b.safetensors")
+    fresh.load_text_statistics(tmp_path / "b.safetensors")
+    assert differ(paint_with(fresh, PICTURE, **knobs), expected)
+
+
+def refused(tmp_path: Path, message: str, tensors: dict[str, torch.Tensor], **changes: Any) -> None:
+    metadata = {key: value for key, value in {**MEASURED.to_metadata(), **changes}.items() if value is not None}
+    write_tensor_file(tmp_path / "a.safetensors", STATISTICS_FILE, tensors, metadata)
+    with pytest.raises(ValueError, match=message) as refusal:
+        TextStatistics.load(tmp_path / "a.safetensors")
+    assert "a.safetensors" in str(refusal.value)
+    assert "zimage-vl statistics" in str(refusal.value)
 
 
 @pytest.mark.parametrize(
@@ -69,30 +166,16 @@ def test_another_encoders_statistics_are_refused_by_name() -> None:
         ({"width": "33"}, "its metadata say width 33, its tensors 32"),
         ({"count": "many"}, "invalid literal"),
         ({"count": "1"}, "at least two tokens"),
+        ({"layer": "-2.5"}, "invalid literal"),
         ({"exclude_sinks": "perhaps"}, "is refused"),
         ({"exclude_sinks": "1"}, "its metadata cannot be read"),
         ({"versions": "[]"}, "its metadata cannot be read"),
+        ({"versions": "[" * 100_000}, "is refused"),
         ({"fingerprint": None}, "'fingerprint' is missing"),
-        ({"schema": "zimage_vl.reference_embeds"}, "holds no text-encoder statistics"),
-        ({"schema_version": "9"}, "schema version '9'"),
     ],
 )
-def test_other_and_contradicting_files_are_refused(
-    changes: dict[str, str | None], message: str, tmp_path: Path
-) -> None:
-    tensors = {"mean": MEASURED.statistics.mean, "std": MEASURED.statistics.std}
-    metadata = {
-        **MEASURED.to_metadata(),
-        "schema": "zimage_vl.pipeline.text_statistics",
-        "schema_version": "1",
-        **changes,
-    }
-    path = tmp_path / "a.safetensors"
-    save_file(tensors, str(path), {key: value for key, value in metadata.items() if value is not None})
-    with pytest.raises(ValueError, match=message) as refused:
-        TextStatistics.load(path)
-    assert "a.safetensors" in str(refused.value)
-    assert "zimage-vl statistics" in str(refused.value)
+def test_files_that_contradict_themselves_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
+    refused(tmp_path, message, {"mean": MEASURED.statistics.mean, "std": MEASURED.statistics.std}, **changes)
 
 
 @pytest.mark.parametrize(
@@ -102,10 +185,8 @@ def test_other_and_contradicting_files_are_refused(
         {"mean": torch.zeros(32), "std": torch.full((32,), float("nan"))},
         {"mean": torch.zeros(32), "std": -torch.ones(32)},
         {"mean": torch.zeros(31), "std": torch.ones(32)},
+        {"mean": torch.zeros(32, dtype=torch.int32), "std": torch.ones(32)},
     ],
 )
 def test_bad_numbers_are_refused(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    metadata = {**MEASURED.to_metadata(), "schema": "zimage_vl.pipeline.text_statistics", "schema_version": "1"}
-    save_file(tensors, str(tmp_path / "a.safetensors"), metadata)
-    with pytest.raises(ValueError, match=r"a\.safetensors is refused"):
-        TextStatistics.load(tmp_path / "a.safetensors")
+    refused(tmp_path, r"a\.safetensors is refused", tensors)

@@ -44,6 +44,7 @@ _ALL_KNOBS = (
         "none",
         '"none", "palette", "blur", "greyscale", a function',
         "done to the picture before it is read: palette keeps its colours, greyscale its shapes",
+        ("none", "palette", "blur", "greyscale"),
     ),
     Knob("vl_alpha", 0.3, "0..1; one per text token; {place: 0..1}", "0 is the text alone, 1 the reference alone"),
     Knob(

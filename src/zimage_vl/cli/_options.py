@@ -22,6 +22,8 @@ Command = TypeVar("Command", bound=Callable[..., None])
 # Names that are older or shorter than the knob's own, which is an option too: --hidden-layer beside --layer.
 _SHORT_NAMES: dict[str, tuple[str, ...]] = {
     "reference_image": ("--reference", "-r"),
+    "negative_reference_image": ("--negative-reference",),
+    "negative_reference_embeds": ("--negative-embeds",),
     "reference_embeds": ("--embeds",),
     "reference_mask": ("--reference-mask", "--mask"),
     "vl_alpha": ("--alpha", "-a"),
@@ -37,6 +39,8 @@ _TYPED: dict[str, tuple[str, str]] = {
     "reference_embeds": ("FILE", "of `zimage-vl extract`, again for several"),
     "reference_weights": ("NUMBERS", "such as 2,1"),
     "reference_mask": ("PATH|URL", ""),
+    "negative_reference_image": ("PATH|URL", "needs --guidance; again for several"),
+    "negative_reference_embeds": ("FILE", "of `zimage-vl extract`, again for several"),
     "neutral_image": ("PATH|URL", ""),
     "vl_alpha": (
         "ALPHA",
@@ -45,6 +49,7 @@ _TYPED: dict[str, tuple[str, str]] = {
     "vl_hidden_layer": ("LAYER", "such as -6, several as -6,-8, with weights as -6:1,-8:3"),
     "vl_text": ("TEXT", ""),
 }
+_SEVERAL = ("vl_alpha", *(f"{side}reference_{kind}" for side in ("", "negative_") for kind in ("image", "embeds")))
 # What the library's messages call the other options: by their names, and by others.
 _SAME = ("height", "init_image", "iterations", "layers", "max_pixels", "negative_prompt", "prompt", "strength")
 _ARGUMENTS = {
@@ -163,7 +168,7 @@ def _annotate(knob: Knob) -> Any:
     parser: Callable[[str], Any] | None = {"vl_hidden_layer": parse_layer, "reference_weights": parse_numbers}.get(
         knob.name
     )
-    kind: type = list[str] if knob.name in ("reference_image", "reference_embeds", "vl_alpha") else str
+    kind: type = list[str] if knob.name in _SEVERAL else str
     if knob.choices:
         metavar, form, parser = "CHOICE", ", ".join(knob.choices), choose(knob.choices)
     elif isinstance(knob.default, bool):

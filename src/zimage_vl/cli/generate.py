@@ -56,6 +56,14 @@ if TYPE_CHECKING:
 
 _REAL_SIDE, _REAL_STEPS = 1024, 9  # Z-Image-Turbo's own card
 _STRENGTH = 0.6  # diffusers' own
+_PICTURES = (
+    "reference_image",
+    "reference_embeds",
+    "neutral_image",
+    "reference_mask",
+    "negative_reference_image",
+    "negative_reference_embeds",
+)
 _OFFLOADS = ("none", "model", "sequential")
 _SEVERAL = "name-0.png, name-1.png"
 _RECIPES = f"{', '.join(RECIPES)}: ready settings; options beside it take precedence."
@@ -105,8 +113,7 @@ def generate(
     knobs = {name: value for name, value in knobs.items() if value not in (None, [])}
     given = {name: value for name, value in locals().items() if name != "knobs"} | {"given_knobs": knobs}
     _check_together(given)
-    files = [knobs.get(name) for name in ("reference_mask", "neutral_image")]
-    files += [*knobs.get("reference_image", ()), *knobs.get("reference_embeds", ()), init_image, statistics]
+    files: list[Any] = [init_image, statistics, *(path for name in _PICTURES for path in _listed(knobs.get(name, ())))]
     for path in (round_path(p, i, iterations) for p in numbered_paths(output, num_images) for i in range(iterations)):
         check_output_path(path, overwrite=overwrite, inputs=[*files, model, vl_model])
     references = _read_references(knobs, recipe)
@@ -191,7 +198,10 @@ def _check_together(given: Mapping[str, Any]) -> None:
             "--iterations above 1 needs a `reference_image` to begin with: the later rounds read pictures, so "
             "that the VL model is needed anyway."
         )
-    if not has_image and not has_embeds and (knobs or given["recipe"] is not None):
+    negative = [name for name in knobs if name.startswith("negative_")]
+    if negative and not given["guidance"]:
+        raise ValueError(f"`{negative[0]}` does nothing without guidance: add --guidance, as 4.0.")
+    if not has_image and not has_embeds and not negative and (knobs or given["recipe"] is not None):
         useless = " and ".join(f"`{name}`" for name in knobs) or "--recipe"
         raise ValueError(f"{useless} does nothing without `reference_image` or `reference_embeds`: add one of these.")
 
@@ -230,12 +240,12 @@ def _read_references(given: Mapping[str, Any], recipe: str | None) -> _Reference
         has_neutral_image="neutral_image" in knobs,
     )
     sources: list[dict[str, str]] = []
-    for name in ("reference_image", "reference_embeds", "neutral_image", "reference_mask"):
+    for name in _PICTURES:
         if name not in knobs:
             continue
         option, found = option_names(name)[0], list[Any]()
-        for given_source in knobs[name] if isinstance(knobs[name], list) else [knobs[name]]:
-            if name == "reference_embeds":
+        for given_source in _listed(knobs[name]):
+            if name.endswith("_embeds"):
                 found.append(ReferenceEmbeds.load(given_source))
                 sources.append({"option": option, **_describe_file(Path(given_source))})
             else:
@@ -250,6 +260,10 @@ def _read_references(given: Mapping[str, Any], recipe: str | None) -> _Reference
     if count and conditioning.is_inert:
         note("Alpha is 0 everywhere: the reference is not read, and this is the prompt's own picture.")
     return _References(knobs, sources, conditioning)
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _read_picture(option: str, source: str) -> tuple[Any, dict[str, str]]:

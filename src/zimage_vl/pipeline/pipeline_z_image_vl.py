@@ -901,7 +901,7 @@ def _declare_vl_parts_as_components() -> None:
     `DiffusionPipeline.from_pretrained(folder, vl_encoder=mine)` takes a parameter with a default for a setting, and
     would put the folder's encoder in the place of `mine` without a word.
     """
-    signature = inspect.signature(ZImageVLPipeline.__init__)
+    signature = inspect.signature(ZImageVLPipeline.__init__, eval_str=True)
     parameters = [
         parameter.replace(default=parameter.empty) if name.startswith("vl_") and name != "vl_model_id" else parameter
         for name, parameter in signature.parameters.items()

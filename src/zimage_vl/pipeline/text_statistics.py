@@ -231,6 +231,8 @@ class TextStatistics:
             exclude_sinks, versions = json.loads(metadata["exclude_sinks"]), json.loads(metadata["versions"])
             if not isinstance(exclude_sinks, bool) or not isinstance(versions, dict):
                 raise ValueError("its metadata cannot be read")
+            if not all(tensor.is_floating_point() for tensor in tensors.values()):
+                raise ValueError("its tensors do not hold floating-point numbers")
             loaded = cls(
                 EmbeddingStatistics(tensors["mean"], tensors["std"], int(metadata["count"]), exclude_sinks),
                 model_id=metadata["model_id"],
@@ -242,7 +244,7 @@ class TextStatistics:
             )
             if metadata["width"] != str(loaded.width):
                 raise ValueError(f"its metadata say width {metadata['width']}, its tensors {loaded.width}")
-        except (KeyError, ValueError, TypeError, AttributeError) as error:
+        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
             raise ValueError(f"{Path(path)} is refused: {reason}. To mend it, {STATISTICS_FILE.remedy}.") from error
         return loaded

@@ -31,7 +31,7 @@ from torch import Tensor
 #: What `load_reference_image` reads.
 ReferenceImage = Union[PIL.Image.Image, "np.ndarray[Any, Any]", Tensor, str, "os.PathLike[str]", bytes]
 
-#: What `treat_picture` does.
+#: What `treat_picture` does; the registry of knobs names them too.
 TREATMENTS = ("none", "palette", "blur", "greyscale")
 Treatment = str | Callable[[PIL.Image.Image], ReferenceImage]
 _PALETTE_PATCHES = 4  # along the longer side
