@@ -110,9 +110,7 @@ def test_without_a_reference_it_is_the_parent_and_loads_no_vl_parts(saved: Saved
 
 
 @pytest.mark.parametrize("by_path", [False, True])
-def test_embeddings_that_the_package_saved_serve_the_single_file(
-    saved: Saved, offline: Worker, by_path: bool
-) -> None:
+def test_embeddings_that_the_package_saved_serve_the_single_file(saved: Saved, offline: Worker, by_path: bool) -> None:
     options: dict[str, Any] = {"custom_pipeline": str(BUNDLE), "vl_model_id": None}
     if by_path:
         call = {**saved.embeds_call, "reference_embeds": str(saved.embeds)}

@@ -186,7 +186,7 @@ def test_nan_is_found_and_names_its_stage(pipe: Any, tmp_path: Path) -> None:
     with torch.no_grad():
         broken.transformer.layers[0].attention.to_q.weight.fill_(float("nan"))
     broken.save_pretrained(tmp_path)
-    with pytest.raises(ValueError, match="NaN.*the transformer"):
+    with pytest.raises(ValueError, match=r"NaN.*the transformer"):
         generate_low_memory(tmp_path, PROMPT, **F32, **settings(output_type="pil"))
 
 
