@@ -5,7 +5,7 @@ Each line of its input is a JSON object:
     {"source": "folder or repo", "kwargs": {...}, "call": {...}, "embeds": "file" or null, "out": "images.npy"}
 
 With "passed", the folder of a VL encoder, that encoder is loaded first and passed; with "over", the pipeline is made
-by `from_pipe` over a plain one.
+by `from_pipe` over a plain one, with "None" given for what is not passed.
 
 and each line of its output one that says what was loaded, or the error. `import zimage_vl` fails in this process.
 """
@@ -45,6 +45,8 @@ def answer(order: dict[str, Any]) -> dict[str, Any]:
         if tuple(map(int, diffusers.__version__.split(".")[:2])) < (0, 38):
             kwargs.pop("trust_remote_code")  # taken there for an argument of the pipeline
         plain = ZImagePipeline.from_pretrained(order["source"])
+        if order["over"] == "None":  # diffusers wants to be told that the VL parts are left out
+            kwargs = {"vl_encoder": None, "vl_processor": None, **kwargs}
         pipe = DiffusionPipeline.from_pipe(plain, **{DTYPE: torch.float32}, **kwargs)
     else:
         pipe = DiffusionPipeline.from_pretrained(order["source"], **kwargs)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import ZImagePipeline
-from diffusers.utils import deprecation_utils
 from PIL import Image
 
+from dtype_name import DTYPE
 from tiny_models import tiny_image_processor, tiny_vl_encoder
 
 
@@ -23,7 +23,7 @@ SMALL: dict[str, Any] = {"height": 32, "width": 32, "num_inference_steps": 2, "g
 
 def in_dtype(dtype: torch.dtype) -> dict[str, torch.dtype]:
     """The argument by which this diffusers takes a dtype."""
-    return {"dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype": dtype}
+    return {DTYPE: dtype}
 
 
 def make_picture(seed: int = 0, size: tuple[int, int] = (48, 32)) -> Image.Image:

@@ -25,10 +25,11 @@ from hub_stub import HubStub
 from loading_processes import Worker, vl_repository
 from loading_worker import paint
 from tiny_models import tiny_components, tiny_pipeline, tiny_vl_encoder
+from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
+from zimage_vl.reference.embeds import ReferenceEmbeds
 
 
-TESTS = Path(__file__).parent.parent / "helpers"
-BUNDLE = TESTS.parent / "pipelines" / "zimage_vl"
+BUNDLE = Path(__file__).parents[2] / "pipelines" / "zimage_vl"
 CODE = BUNDLE / "pipeline.py"
 CODE_REPO, BASE_REPO, WHOLE_REPO = "someone/zimage-vl", "someone/z-image", "someone/z-image-vl"
 GATED = tuple(map(int, diffusers.__version__.split(".")[:2])) >= (0, 38)
@@ -88,8 +89,6 @@ def test_the_reference_counts_in_what_is_compared(saved: Saved) -> None:
 
 def test_the_constructors_annotations_are_of_the_kinds_that_diffusers_0_36_reads() -> None:
     # Classes and typing's Optional or Union; names as strings and `X | None` are beyond it, and from_pretrained fails.
-    from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
-
     for parameter in list(inspect.signature(ZImageVLPipeline.__init__).parameters.values())[1:]:
         annotation = parameter.annotation
         assert inspect.isclass(annotation) or get_origin(annotation) is Union, f"{parameter.name}: {annotation!r}"
@@ -110,10 +109,31 @@ def test_without_a_reference_it_is_the_parent_and_loads_no_vl_parts(saved: Saved
     assert answer["missing"] == ["vl_encoder", "vl_processor"]
 
 
-def test_embeddings_that_the_package_saved_serve_the_single_file(saved: Saved, offline: Worker) -> None:
-    options = {"custom_pipeline": str(BUNDLE), "vl_model_id": None}
-    answer = offline.load(saved.plain, saved.embeds_call, embeds=saved.embeds, **options)
-    assert_same(answer, saved.images)
+@pytest.mark.parametrize("by_path", [False, True])
+def test_embeddings_that_the_package_saved_serve_the_single_file(saved: Saved, offline: Worker, by_path: bool) -> None:
+    options: dict[str, Any] = {"custom_pipeline": str(BUNDLE), "vl_model_id": None}
+    if by_path:
+        call = {**saved.embeds_call, "reference_embeds": str(saved.embeds)}
+    else:
+        call, options["embeds"] = saved.embeds_call, saved.embeds
+    assert_same(offline.load(saved.plain, call, **options), saved.images)
+
+
+def test_the_single_file_beside_the_package_in_one_process(saved: Saved) -> None:
+    pipe = diffusers.DiffusionPipeline.from_pretrained(saved.whole, trust_remote_code=True)
+    single = sys.modules[type(pipe).__module__]
+    assert not isinstance(pipe, ZImageVLPipeline)
+    for name, ours in ZImageVLPipeline.recipes.items():
+        assert dict(pipe.recipes[name]) == dict(ours)
+    # Embeddings of each serve the other, and each reads the other's files.
+    package, call = tiny_pipeline(), saved.embeds_call
+    made = [p.encode_reference(str(saved.reference), TEXT_CALL["prompt"], layers=(-2,)) for p in (pipe, package)]
+    assert [type(one) for one in made] == [single.ReferenceEmbeds, ReferenceEmbeds]
+    for owner, given in ((package, made[0]), (pipe, made[1]), (package, [[made[0]]])):
+        np.testing.assert_array_equal(paint(owner, {**call, "reference_embeds": given}, None), saved.images)
+    made[0].save(saved.folder / "single.safetensors")
+    again = package.load_reference(saved.folder / "single.safetensors")
+    np.testing.assert_array_equal(paint(package, {**call, "reference_embeds": again}, None), saved.images)
 
 
 def test_a_saved_folder_alone_restores_everything(saved: Saved, offline: Worker) -> None:
@@ -136,7 +156,7 @@ def test_the_single_file_saves_folders_that_describe_themselves_too(saved: Saved
     assert_same(offline.load(again, saved.call), saved.images)
 
 
-def test_a_passed_vl_encoder_goes_before_the_saved_one(saved: Saved, offline: Worker) -> None:
+def test_a_passed_vl_encoder_takes_precedence_over_the_saved_one(saved: Saved, offline: Worker) -> None:
     # diffusers alone loads the saved one in its place, and says nothing.
     other = saved.folder / "other_vl"
     mine = tiny_vl_encoder(seed=7)
@@ -156,10 +176,13 @@ def test_a_passed_vl_encoder_goes_before_the_saved_one(saved: Saved, offline: Wo
 
 
 def test_over_a_plain_pipeline_that_is_loaded_already(saved: Saved, offline: Worker) -> None:
-    answer = offline.load(saved.plain, saved.call, over=True, custom_pipeline=str(BUNDLE), **vl_parts(saved))
-    assert_same(answer, saved.images)
-    passed = vl_parts(saved)["vl_model_id"]
-    assert offline.load(saved.plain, over=True, passed=passed, custom_pipeline=str(BUNDLE))["has_passed"]
+    options = {"custom_pipeline": str(BUNDLE), **vl_parts(saved)}
+    assert_same(offline.load(saved.plain, saved.call, over="None", **options), saved.images)
+    # diffusers' own from_pipe takes no component for optional that another pipeline does not declare.
+    refused = offline.load(saved.plain, over="nothing", **options)
+    assert "expected" in refused["error"]
+    assert "vl_encoder" in refused["error"]
+    assert offline.load(saved.plain, over="None", passed=options["vl_model_id"], **options)["has_passed"]
 
 
 def test_a_saved_folder_names_its_code(saved: Saved) -> None:
@@ -170,8 +193,6 @@ def test_a_saved_folder_names_its_code(saved: Saved) -> None:
 
 
 def test_the_packages_class_loads_a_saved_folder_by_its_own_code(saved: Saved) -> None:
-    from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
-
     pipe = ZImageVLPipeline.from_pretrained(saved.whole)
     assert type(pipe) is ZImageVLPipeline
     np.testing.assert_array_equal(paint(pipe, saved.call, None), saved.images)

@@ -193,9 +193,16 @@ def test_the_image_processor_stands_in_only_for_a_while() -> None:
     full = SimpleNamespace(image_processor=object())
     pipe = SimpleNamespace(vl_processor=full)
     pipe.register_modules = lambda **parts: vars(pipe).update(parts)
-    with pytest.raises(KeyboardInterrupt), image_processor_alone(pipe):
-        assert pipe.vl_processor is full.image_processor
-        raise KeyboardInterrupt
+    seen: list[object] = []
+
+    def save() -> None:
+        with image_processor_alone(pipe):
+            seen.append(pipe.vl_processor)
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        save()
+    assert seen == [full.image_processor]
     assert pipe.vl_processor is full
     for other in (None, object()):
         pipe.vl_processor = other

@@ -3,16 +3,29 @@
 from __future__ import annotations
 
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from diffusers import ZImageImg2ImgPipeline
+from diffusers import ZImageImg2ImgPipeline, ZImagePipeline
 from PIL import Image
-from test_residency import Table, offloaded, table  # noqa: F401 - a fixture
 
-from pipeline_samples import KNOBS, OTHER_PROMPT, PROMPT, make_picture, record_runs, seeded
+from offload_table import install_table
+from pipeline_samples import (
+    KNOBS,
+    OTHER_PROMPT,
+    PROMPT,
+    differ,
+    make_parent,
+    make_picture,
+    quiet,
+    record_runs,
+    same,
+    save_vl_parts,
+    seeded,
+)
 from tiny_models import tiny_pipeline
 from zimage_vl.workflows.image_to_image import fit_size, load_init_image, paint_from_image
 from zimage_vl.workflows.rounds import refine_iteratively
@@ -20,7 +33,6 @@ from zimage_vl.workflows.rounds import refine_iteratively
 
 START, PICTURE = make_picture(3, (32, 32)), make_picture(0)
 SMALL: dict[str, Any] = {"num_inference_steps": 4, "guidance_scale": 0.0, "output_type": "np"}
-same = np.testing.assert_array_equal
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +48,7 @@ def paint_by_hand(pipe: Any, seed: int = 0, **kwargs: Any) -> Any:
     """The same with diffusers alone, as a script would."""
     guided = kwargs.pop("guided", False)
     ready = pipe.encode_prompt_with_reference(PROMPT, PICTURE, do_classifier_free_guidance=guided, **KNOBS)
-    other = ZImageImg2ImgPipeline(**pipe.z_image_components)
-    other.set_progress_bar_config(disable=True)
+    other = quiet(ZImageImg2ImgPipeline(**pipe.z_image_components))
     embeds = {"prompt_embeds": ready.prompt_embeds, "negative_prompt_embeds": ready.negative_prompt_embeds or None}
     return other(image=START, strength=0.6, generator=seeded(seed), **{**SMALL, **kwargs}, **embeds).images
 
@@ -48,7 +59,7 @@ def test_it_is_diffusers_image_to_image_bit_for_bit(pipe: Any) -> None:
     assert output.conditioning[0].influence > 0
     guided = paint(pipe, reference_image=PICTURE, guidance_scale=3.0, **KNOBS).images
     same(guided, paint_by_hand(pipe, guided=True, guidance_scale=3.0))
-    assert np.abs(guided - output.images).max() > 1e-4
+    assert differ(guided, output.images)
 
 
 def test_reference_start_picture_and_strength_count(pipe: Any) -> None:
@@ -59,13 +70,27 @@ def test_reference_start_picture_and_strength_count(pipe: Any) -> None:
         paint(pipe, strength=0.3).images,
     ]
     for index, one in enumerate(pictures):
-        assert all(np.abs(one - other).max() > 1e-4 for other in pictures[index + 1 :])
+        assert all(differ(one, other) for other in pictures[index + 1 :])
     assert paint(pipe).conditioning is None
 
 
-def test_ready_embeddings_are_the_picture_they_are_of(pipe: Any) -> None:
+def test_ready_embeddings_are_the_picture_they_are_of(pipe: Any, tmp_path: Path) -> None:
+    embeds, expected = pipe.encode_reference(PICTURE, PROMPT, (-2,)), paint(pipe, reference_image=PICTURE, **KNOBS)
+    embeds.save(tmp_path / "a.safetensors")
+    for given in (embeds, tmp_path / "a.safetensors"):
+        same(paint(pipe, reference_embeds=given, **KNOBS).images, expected.images)
+
+
+def test_a_plain_pipeline_of_an_existing_script_serves(pipe: Any, tmp_path: Path) -> None:
+    plain = make_parent(pipe)
+    same(paint(plain).images, paint(pipe).images)
     embeds = pipe.encode_reference(PICTURE, PROMPT, (-2,))
-    same(paint(pipe, reference_embeds=embeds, **KNOBS).images, paint(pipe, reference_image=PICTURE, **KNOBS).images)
+    expected = paint(pipe, reference_image=PICTURE, **KNOBS).images
+    same(paint(plain, reference_embeds=embeds, **KNOBS).images, expected)
+    plain.register_to_config(_vl_model_id=save_vl_parts(tmp_path))
+    same(paint(plain, reference_image=PICTURE, **KNOBS).images, expected)
+    assert type(plain) is ZImagePipeline
+    assert set(plain.components) == set(pipe.z_image_components)
 
 
 def test_each_of_several_is_what_it_is_alone(pipe: Any) -> None:
@@ -98,8 +123,9 @@ def test_each_round_paints_over_the_same_start_picture(pipe: Any) -> None:
     assert np.asarray(rounds[0].images[0]).tolist() != np.asarray(rounds[1].images[0]).tolist()
 
 
-def test_under_offload_it_is_the_same_and_nothing_stays(table: Table, pipe: Any) -> None:  # noqa: F811
-    away = offloaded()
+def test_under_offload_it_is_the_same_and_nothing_stays(monkeypatch: pytest.MonkeyPatch, pipe: Any) -> None:
+    table, away = install_table(monkeypatch), tiny_pipeline()
+    away.enable_model_cpu_offload(device="cpu")
     same(paint(away, reference_image=PICTURE, **KNOBS).images, paint(pipe, reference_image=PICTURE, **KNOBS).images)
     assert table.resident == {}
     assert table.most <= 2  # the transformer, and the small VAE that has read the start picture
@@ -118,9 +144,15 @@ def fail(*_: Any) -> Any:
         ({"strength": 0}, ValueError, "`strength` must be above 0"),
         ({"strength": 1.5}, ValueError, r"at most 1, got 1\.5"),
         ({"strength": float("nan")}, ValueError, "`strength`"),
-        ({"vl_start": 0.5}, ValueError, "`vl_start` is refused here"),
-        ({"latents": torch.zeros(1)}, TypeError, "latents"),
-        ({"alpha": 0.5}, TypeError, "alpha"),
+        ({"vl_start": 0.5}, TypeError, "takes no `vl_start`"),
+        ({"latents": torch.zeros(1)}, TypeError, "takes no `latents`"),
+        ({"prompt_embeds": []}, TypeError, "takes no `prompt_embeds`"),
+        ({"alpha": 0.5}, TypeError, "no argument `alpha` here: use vl_alpha"),
+        ({"text_tokens_only": True}, TypeError, "vl_token_selection"),
+        ({"guidance_scale": float("nan")}, ValueError, "guidance_scale"),
+        ({"output_type": "png"}, ValueError, "output_type"),
+        ({"callback_on_step_end": 7}, TypeError, "callback_on_step_end"),
+        ({"max_sequence_length": 0}, ValueError, "max_sequence_length"),
         ({"width": 30}, ValueError, "`width`.*divisible by 4"),
         ({"num_inference_steps": 0}, ValueError, "num_inference_steps"),
         ({"start": [START, START]}, ValueError, "2 pictures for 1 prompts"),
@@ -133,6 +165,17 @@ def test_refused_before_any_model_runs(pipe: Any, kwargs: dict[str, Any], error:
     with record_runs(pipe) as runs, pytest.raises((error, FileNotFoundError), match=match):
         paint(pipe, **kwargs)
     assert runs == []
+
+
+@pytest.mark.parametrize("weight", ["transformer.layers.0.attention.to_q.weight", "vae.decoder.conv_out.bias"])
+@pytest.mark.parametrize("output_type", ["pil", "pt"])
+def test_what_is_painted_is_checked_for_nan(weight: str, output_type: str) -> None:
+    pipe = tiny_pipeline()
+    model, _, name = weight.partition(".")
+    with torch.no_grad():
+        getattr(pipe, model).get_parameter(name).fill_(float("nan"))
+    with pytest.raises(ValueError, match="NaN or infinity in the pictures that were painted"):
+        paint(pipe, output_type=output_type)
 
 
 def test_sizes() -> None:
@@ -149,7 +192,7 @@ def test_sizes() -> None:
         load_init_image(photo, width=50)
 
 
-def test_what_stands_over_is_cut_off_and_nothing_is_stretched() -> None:
+def test_the_overflow_is_cropped_and_nothing_is_stretched() -> None:
     wide = Image.new("RGB", (96, 32), "red")
     wide.paste("blue", (32, 0, 64, 32))
     assert load_init_image(wide, 32, 32).getcolors() == [(1024, (0, 0, 255))]

@@ -15,7 +15,7 @@ from diffusers import ZImageTransformer2DModel
 from PIL import Image
 from transformers import Qwen3Model, Qwen3VLForConditionalGeneration
 
-from pipeline_samples import KNOBS, OTHER_PROMPT, PROMPT, SMALL, make_picture, seeded
+from pipeline_samples import KNOBS, OTHER_PROMPT, PROMPT, SMALL, in_dtype, make_picture, quiet, save_vl_parts, seeded
 from tiny_models import tiny_pipeline
 from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 from zimage_vl.workflows.low_memory import generate_low_memory
@@ -56,13 +56,7 @@ CALLS: dict[str, dict[str, Any]] = {
         "vl_hidden_layer": {-2: 1, 3: 2},
     },
     "a mask": {"reference_image": PICTURE, **KNOBS, "reference_mask": MASK, "vl_max_pixels": 1024},
-    "a style": {
-        "reference_image": PICTURE,
-        "neutral_image": OTHER,
-        **KNOBS,
-        "vl_blend_mode": "style_delta",
-        "vl_normalization": "none",
-    },
+    "a style": {"reference_image": PICTURE, "neutral_image": OTHER, **KNOBS, "vl_blend_mode": "style_delta"},
     "a window": {
         "reference_image": PICTURE,
         **KNOBS,
@@ -81,16 +75,15 @@ CALLS: dict[str, dict[str, Any]] = {
         "prompt": [PROMPT, OTHER_PROMPT],
         "reference_image": [PICTURE, OTHER],
         **KNOBS,
-        "vl_alpha": [{"default": 0.5}, {"default": 0.0}],
+        "vl_alpha": [0.5, 0.0],
     },
+    "a batch with and without": {"prompt": [PROMPT, OTHER_PROMPT], "reference_image": [None, OTHER], **KNOBS},
 }
 
 
 @pytest.fixture(scope="module")
 def pipe(folder: Path) -> Any:
-    pipe = ZImageVLPipeline.from_pretrained(folder)
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return quiet(ZImageVLPipeline.from_pretrained(folder, **in_dtype(torch.float32)))
 
 
 @pytest.mark.parametrize("name", CALLS)
@@ -146,26 +139,9 @@ def test_each_model_is_gone_before_the_next_is_loaded(
     assert [name for name, model in watch.models if model() is not None] == []
 
 
-def test_only_the_blocks_that_are_needed_are_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    blocks: list[int] = []
-    load = Qwen3VLForConditionalGeneration.from_pretrained
-
-    def note(*args: Any, **kwargs: Any) -> Any:
-        model = load(*args, **kwargs)
-        blocks.append(len(model.model.language_model.layers))
-        return model
-
-    monkeypatch.setattr(Qwen3VLForConditionalGeneration, "from_pretrained", note)
-    for layer in (-3, {-3: 1, -2: 0.5}):
-        generate_low_memory(folder, PROMPT, PICTURE, **F32, **settings(vl_hidden_layer=layer))
-    assert blocks == [4, 5]
-
-
 def test_a_vl_encoder_from_elsewhere_and_none_at_all(folder: Path, pipe: Any, tmp_path: Path) -> None:
-    plain, vl = tmp_path / "plain", tmp_path / "vl"
+    plain, vl = tmp_path / "plain", save_vl_parts(tmp_path / "vl")
     tiny_pipeline(with_vl=False).save_pretrained(plain)
-    pipe.vl_encoder.save_pretrained(vl)
-    pipe.vl_processor.save_pretrained(vl)
     arguments = settings(reference_image=PICTURE, **KNOBS)
     ours: Any = generate_low_memory(plain, PROMPT, vl_model_id=vl, **F32, **arguments)
     expected = pipe(PROMPT, **settings(reference_image=PICTURE, **KNOBS)).images
@@ -176,8 +152,12 @@ def test_a_vl_encoder_from_elsewhere_and_none_at_all(folder: Path, pipe: Any, tm
 
 
 REFUSED: list[tuple[type[Exception], str, dict[str, Any]]] = [
-    (TypeError, "unexpected arguments", {"prompt_embeds": []}),
-    (TypeError, "unexpected arguments", {"vl_aplha": 0.5}),
+    (TypeError, "takes no `prompt_embeds`", {"prompt_embeds": []}),
+    (TypeError, "no argument `vl_aplha` here: use vl_alpha", {"vl_aplha": 0.5}),
+    (TypeError, "vl_token_selection", {"text_tokens_only": True}),
+    (ValueError, "`guidance_scale`", {"guidance_scale": float("nan")}),
+    (ValueError, "`output_type`", {"output_type": "png"}),
+    (TypeError, "`callback_on_step_end`", {"callback_on_step_end": 7}),
     (ValueError, "`vl_alpha`", {"vl_alpha": 1.5}),
     (ValueError, "`height`", {"height": 33}),
     (ValueError, "`latents`", {"latents": torch.zeros(1, 4, 8, 8)}),
@@ -199,6 +179,15 @@ def test_what_is_refused_is_refused_before_weights_are_read(
         monkeypatch.setattr(model, "from_pretrained", never)
     with pytest.raises(error, match=reason):
         generate_low_memory(folder, PROMPT, **F32, **settings(**{"reference_image": PICTURE, **arguments}))
+
+
+def test_nan_is_found_and_names_its_stage(pipe: Any, tmp_path: Path) -> None:
+    broken = tiny_pipeline()
+    with torch.no_grad():
+        broken.transformer.layers[0].attention.to_q.weight.fill_(float("nan"))
+    broken.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=r"NaN.*the transformer"):
+        generate_low_memory(tmp_path, PROMPT, **F32, **settings(output_type="pil"))
 
 
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:

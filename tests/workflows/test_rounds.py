@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from test_patch_grid import noise, white_box
 
-from tiny_models import tiny_pipeline
+from tiny_models import noise, tiny_pipeline, white_box
 from zimage_vl.workflows.rounds import refine_iteratively
 
 

@@ -240,7 +240,7 @@ def _read_call(host: Host, call: Mapping[str, Any]) -> Plan:
     count = len(prompts if prompts is not None else cast("list[Tensor]", embeds))
     guided = call.get("do_classifier_free_guidance")
     if guided is None:
-        guided = host.is_guided(_check_finite("guidance_scale", call.get("guidance_scale", 5.0), at_least=0))
+        guided = host.is_guided(_check_guidance(call.get("guidance_scale", 5.0)))
     elif not isinstance(guided, bool):
         raise TypeError(f"`do_classifier_free_guidance` must be True or False, got {guided!r}.")
     negatives, negative_embeds = call.get("negative_prompt"), call.get("negative_prompt_embeds")
@@ -356,6 +356,7 @@ def _check_lengths(host: Host, prompts: Sequence[str], length: int) -> None:
 def check_painting(host: Host, call: Mapping[str, Any], count: int) -> None:
     """Check the arguments that only painting needs, by diffusers' names."""
     _check_whole("num_inference_steps", call["num_inference_steps"])
+    _check_guidance(call["guidance_scale"])
     images = count * _check_whole("num_images_per_prompt", call["num_images_per_prompt"])
     multiple = host.vae_scale_factor * 2
     sides = []
@@ -404,6 +405,10 @@ def _check_callback(host: Host, callback: Any, inputs: Any) -> None:
     unknown = [name for name in inputs or () if name not in host.callback_inputs]
     if unknown:
         raise ValueError(f"`callback_on_step_end_tensor_inputs` may name {list(host.callback_inputs)}, got {unknown}.")
+
+
+def _check_guidance(value: Any) -> float:
+    return _check_finite("guidance_scale", value, at_least=0)
 
 
 def _check_whole(name: str, value: Any) -> int:

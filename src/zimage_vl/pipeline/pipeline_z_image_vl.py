@@ -896,10 +896,11 @@ PAINTING_NAMES = tuple(name for name in CALL_NAMES if "prompt" not in name or na
 
 
 def _declare_vl_parts_as_components() -> None:
-    """Give the VL parts no default in the signature that diffusers reads.
+    """Give the VL parts no default in the signature that diffusers reads, and all parameters their real types.
 
     `DiffusionPipeline.from_pretrained(folder, vl_encoder=mine)` takes a parameter with a default for a setting, and
-    would put the folder's encoder in the place of `mine` without a word.
+    would put the folder's encoder in the place of `mine` without a word. diffusers 0.36 reads the types there too, and
+    in the single file they are strings.
     """
     signature = inspect.signature(ZImageVLPipeline.__init__, eval_str=True)
     parameters = [

@@ -141,6 +141,7 @@ def paint_from_image(
     _check_strength(strength)
     call = {name: parameter.default for name, parameter in _DEFAULTS.items()} | paint
     call |= {"height": height, "width": width, "num_images_per_prompt": num_images_per_prompt}
+    call |= {"guidance_scale": guidance_scale}
     prompts = [prompt] if isinstance(prompt, str) else list(prompt)
     count = len(prompts)
     check_painting(vl.get_host(), call | {"generator": generator, "output_type": output_type, "latents": None}, count)
