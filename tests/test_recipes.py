@@ -14,8 +14,9 @@ import torch
 from conditioning_samples import TEXT, TEXT_REGIONS, condition
 from embedding_samples import make_reference
 from zimage_vl import recipes
-from zimage_vl.blend.knobs import KNOBS, VLConditioning
+from zimage_vl.blend.knobs import VLConditioning
 from zimage_vl.blend.regions import Region
+from zimage_vl.blend.registry import KNOBS
 from zimage_vl.recipes import RECIPES
 
 

@@ -53,7 +53,7 @@ def read_version(file: Path = VERSION_FILE) -> str:
 
 def knob_table() -> str:
     """Get the table of all call parameters about references, in Markdown, from `zimage_vl.blend.knobs.KNOBS`."""
-    from zimage_vl.blend.knobs import KNOBS
+    from zimage_vl.blend.registry import KNOBS
 
     lines = ["| argument | values | default | meaning |", "|---|---|---|---|"]
     for knob in KNOBS.values():

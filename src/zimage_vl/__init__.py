@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from .blend.align import align_sequence
     from .blend.condition import condition_prompt_embeds
     from .blend.embedding_statistics import EmbeddingStatistics, find_sink_tokens, per_dimension_correlation
-    from .blend.knobs import KNOBS, VLConditioning
+    from .blend.knobs import VLConditioning
     from .blend.mix import (
         blend_adain,
         blend_adain_per_dim,
@@ -51,7 +51,6 @@ if TYPE_CHECKING:
     from .workflows.rounds import refine_iteratively
 
 __all__ = [
-    "KNOBS",
     "ConditioningReport",
     "EmbeddingStatistics",
     "PromptConditioning",
@@ -98,10 +97,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
         "find_sink_tokens",
         "per_dimension_correlation",
     ),
-    "blend.knobs": (
-        "KNOBS",
-        "VLConditioning",
-    ),
+    "blend.knobs": ("VLConditioning",),
     "blend.mix": (
         "blend_adain",
         "blend_adain_per_dim",

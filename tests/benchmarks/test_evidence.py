@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 import torch
 
-from zimage_vl import KNOBS, Region, load_toy_pipeline
+from zimage_vl import Region, load_toy_pipeline
+from zimage_vl.blend.registry import KNOBS
 
 
 ROOT = Path(__file__).parents[2]

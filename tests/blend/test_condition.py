@@ -464,7 +464,9 @@ def test_a_neutral_that_does_not_match_is_refused() -> None:
     moved = ReferenceEmbeds({-6: STATES}, make_regions(9, 5))
     with pytest.raises(ValueError, match="same tokens"):
         condition(**WAYS["style_delta"], neutral=moved)
-    with pytest.raises(ValueError, match="needs `neutral` and no other takes it: got one with 'linear'"):
+    with pytest.raises(
+        ValueError, match="has_neutral_image=True alone: got one with False and vl_blend_mode 'linear'"
+    ):
         condition(neutral=REFERENCE)
     conditioning = VLConditioning(**WAYS["style_delta"])
     with pytest.raises(ValueError, match="got None with 'style_delta'"):

@@ -32,7 +32,7 @@ from pipeline_samples import (
     seeded,
 )
 from tiny_models import tiny_image_processor, tiny_pipeline, tiny_transformer, tiny_vl_encoder
-from zimage_vl.blend.knobs import KNOBS as REGISTRY
+from zimage_vl.blend.registry import KNOBS as REGISTRY
 from zimage_vl.pipeline import inputs
 from zimage_vl.pipeline.inputs import Plan, max_text_tokens, read_inputs, warn_about_models
 from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline

@@ -12,8 +12,8 @@ from PIL import Image
 from embedding_samples import put_sink
 from pipeline_samples import KNOBS, PROMPT, call, differ, make_picture, paint, paint_with, same
 from tiny_models import tiny_pipeline
-from zimage_vl.blend.knobs import KNOBS as REGISTRY
 from zimage_vl.blend.regions import Region
+from zimage_vl.blend.registry import KNOBS as REGISTRY
 from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 from zimage_vl.reference.embeds import ReferenceEmbeds
 

@@ -188,7 +188,11 @@ def _check_needs(
         got = f"exclude_sinks={statistics.exclude_sinks}: measure them alike"
         raise ValueError(f"vl_exclude_sinks is {excluded}, but `text_statistics` were measured with {got}.")
     if (neutral is not None) != knobs.has_neutral_image:
-        raise ValueError(f"`neutral` is {neutral!r:.20}, but has_neutral_image is {knobs.has_neutral_image}.")
+        got = "None" if neutral is None else "one"
+        raise ValueError(
+            f"`neutral` goes with has_neutral_image=True alone: got {got} with {knobs.has_neutral_image} and "
+            f"vl_blend_mode {knobs.vl_blend_mode!r}."
+        )
     if knobs.needs_muted and not all(reference.muted_states for reference in references):
         raise ValueError(
             "vl_blend_mode 'style_delta' needs a `neutral_image`, or references that were read muted too: encode them "
@@ -262,9 +266,6 @@ def _lay_reference(
         selected_tokens=int(kept.sum()),
         aligned_tokens=len(aligned) if one_to_one else None,
         covered_tokens=int(covered.sum()) if one_to_one and not text.appended else None,
-        text=None,
-        reader=None,
-        treatment=None,
         weight=share,
         layer_weights=knobs.layer_weights,
         std_before=get_overall_std(states[kept]),

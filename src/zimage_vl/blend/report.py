@@ -68,9 +68,6 @@ class ReferenceReport:
     selected_tokens: int  # that took part: the selection's, less dropped sinks
     aligned_tokens: int | None  # after alignment; None where nothing was aligned ("adain_per_dim")
     covered_tokens: int | None  # text tokens it lies on; None with "adain_per_dim" and "concat"
-    text: str | None  # that stood beside the picture; with `vl_describe` the VL encoder's own
-    reader: str | None  # that read it
-    treatment: str | None  # done to the picture before
     weight: float  # its share among the references
     layer_weights: dict[int, float]  # the layers that were mixed
     std_before: float  # over the tokens that took part, after mixing layers
@@ -79,6 +76,9 @@ class ReferenceReport:
     masking: OutlierMaskingInfo  # the outlier dimensions found, masked or left alone
     sinks: tuple[int, ...]  # positions of the attention sinks in its whole sequence
     dropped_sinks: tuple[int, ...]  # positions of selected tokens dropped as sinks, its own or its neutral twin's
+    text: str | None = None  # that stood beside the picture; with `vl_describe` the VL encoder's own
+    reader: str | None = None  # that read it
+    treatment: str | None = None  # done to the picture before
 
 
 @dataclass(frozen=True, eq=False)

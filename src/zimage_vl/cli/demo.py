@@ -34,19 +34,18 @@ if TYPE_CHECKING:
 
 DEFAULT_OUTPUT = Path("outputs/demo.png")
 ALPHAS = (0.0, 0.15, 0.3, 0.5, 0.7, 1.0)
-_DEFAULTS = [
-    KNOBS[name].default for name in ("vl_token_selection", "vl_hidden_layer", "vl_alignment", "vl_normalization")
-]
+_DEFAULTS = [KNOBS[name].default for name in ("vl_token_selection", "vl_alignment", "vl_normalization")]
+_DEFAULT_LAYER = -6  # of the reader that the default is
 # Heading of a block to the knobs it is painted with.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "default: {} tokens, layer {}, {}, {}".format(*_DEFAULTS): {},
+    f"default: {_DEFAULTS[0]} tokens, layer {_DEFAULT_LAYER}, {_DEFAULTS[1]}, {_DEFAULTS[2]}": {},
     "text tokens, layer -2, token_rms": {
         "vl_token_selection": "text",
         "vl_hidden_layer": -2,
         "vl_normalization": "token_rms",
     },
 }
-LAYERS = (_DEFAULTS[1], -2)  # all that the settings ask for: a reference is read once
+LAYERS = (_DEFAULT_LAYER, -2)  # all that the settings ask for: a reference is read once
 
 _OUTPUT = f"PNG file to write. Default: {DEFAULT_OUTPUT}, or with a number where that is taken; its folder is made."
 _PAIRS = "Pairs of prompt and reference, 1 to 50."

@@ -12,7 +12,7 @@ import torch
 from diffusers import ZImageImg2ImgPipeline
 from PIL import Image, ImageOps
 
-from ..blend.knobs import KNOBS
+from ..blend.registry import KNOBS
 from ..pipeline.inputs import check_painted, check_painting, refuse_unknown, warn_about_models
 from ..pipeline.offload import freed_after_error
 from ..pipeline.pipeline_z_image_vl import ZImageVLPipeline, ZImageVLPipelineOutput
