@@ -469,7 +469,7 @@ def test_a_neutral_that_does_not_match_is_refused() -> None:
     ):
         condition(neutral=REFERENCE)
     conditioning = VLConditioning(**WAYS["style_delta"])
-    with pytest.raises(ValueError, match="got None with 'style_delta'"):
+    with pytest.raises(ValueError, match="got None with True and vl_blend_mode 'style_delta'"):
         condition_prompt_embeds(TEXT, TEXT_REGIONS, [REFERENCE], conditioning)
 
 

@@ -272,7 +272,6 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--start 0.5 --end 0.5", "--start must be below --end"),
         ("--tokens text --outlier-masking zero", "would do nothing"),
         ("--recipe guide --outlier-masking zero", "would do nothing"),
-        ("--blend-mode style_delta", "--neutral-image"),
         ("--concat-tokens 2", "--concat-tokens is for --alignment 'concat' alone"),
         ("--reference-weights 1,2", "--reference-weights has 2 numbers for 1 references"),
         ("--reference-weights much", "'much' is not one or more numbers"),
