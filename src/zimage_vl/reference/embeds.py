@@ -328,7 +328,7 @@ def as_reference_embeds(reference: object) -> ReferenceEmbeds:
         )
     other = cast("ReferenceEmbeds", reference)
     provenance = ReferenceProvenance.from_metadata(other.provenance.to_metadata())
-    return ReferenceEmbeds(other.hidden_states, other.regions, provenance, other.muted_states)
+    return ReferenceEmbeds(other.hidden_states, other.regions, provenance, getattr(other, "muted_states", {}))
 
 
 def describe_width(width: int) -> str:
