@@ -46,7 +46,7 @@ def answer(order: dict[str, Any]) -> dict[str, Any]:
             kwargs.pop("trust_remote_code")  # taken there for an argument of the pipeline
         plain = ZImagePipeline.from_pretrained(order["source"])
         if order["over"] == "None":  # diffusers wants to be told that the VL parts are left out
-            kwargs = {"vl_encoder": None, "vl_processor": None, **kwargs}
+            kwargs = {"vl_encoder": None, "vl_processor": None, "vl_vision": None, **kwargs}
         pipe = DiffusionPipeline.from_pipe(plain, **{DTYPE: torch.float32}, **kwargs)
     else:
         pipe = DiffusionPipeline.from_pretrained(order["source"], **kwargs)

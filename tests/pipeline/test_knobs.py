@@ -84,6 +84,11 @@ CHANGES: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"vl_start": 0.5, "num_inference_steps": 4}, {"num_inference_steps": 4}),
     ({"vl_end": 0.5, "num_inference_steps": 4}, {"num_inference_steps": 4}),
     ({"vl_max_pixels": 1024}, {}),
+    ({"vl_reader": "text_encoder"}, {}),
+    ({"vl_treatment": "palette"}, {"vl_treatment": "blur"}),
+    ({"vl_treatment": "greyscale"}, {}),
+    ({"vl_describe": True}, {}),
+    ({"negative_reference_image": OTHER_PICTURE, "guidance_scale": 3.0}, {"guidance_scale": 3.0}),
     ({"reference_mask": HALF_MASK}, {}),
 ]
 
@@ -98,7 +103,8 @@ def test_every_knob_changes_the_picture(pipe: ZImageVLPipeline, number: int) -> 
 
 
 def test_every_knob_and_choice_is_tried() -> None:
-    elsewhere = {"reference_image", "reference_embeds", "reference_weights"}  # test_pipeline_z_image_vl.py
+    # Those of test_pipeline_z_image_vl.py, and those of below.
+    elsewhere = {"reference_image", "reference_embeds", "reference_weights", "negative_reference_embeds"}
     below = {"vl_outlier_masking", "vl_outlier_threshold", "vl_exclude_sinks"}
     assert {name for knobs, _ in CHANGES for name in knobs} >= set(REGISTRY) - elsewhere - below
     for name, knob in REGISTRY.items():

@@ -100,13 +100,13 @@ def test_the_constructors_annotations_are_of_the_kinds_that_diffusers_0_36_reads
 def test_the_local_folder_paints_what_the_package_paints(saved: Saved, offline: Worker) -> None:
     answer = offline.load(saved.plain, saved.call, custom_pipeline=str(BUNDLE), **vl_parts(saved))
     assert_same(answer, saved.images)
-    assert answer["missing"] == []
+    assert answer["missing"] == ["vl_vision"]
 
 
 def test_without_a_reference_it_is_the_parent_and_loads_no_vl_parts(saved: Saved, offline: Worker) -> None:
     answer = offline.load(saved.plain, TEXT_CALL, custom_pipeline=str(BUNDLE), **vl_parts(saved))
     assert_same(answer, saved.text_images)
-    assert answer["missing"] == ["vl_encoder", "vl_processor"]
+    assert answer["missing"] == ["vl_encoder", "vl_processor", "vl_vision"]
 
 
 @pytest.mark.parametrize("by_path", [False, True])
@@ -139,13 +139,13 @@ def test_the_single_file_beside_the_package_in_one_process(saved: Saved) -> None
 def test_a_saved_folder_alone_restores_everything(saved: Saved, offline: Worker) -> None:
     answer = offline.load(saved.whole, saved.call)
     assert_same(answer, saved.images)
-    assert answer["missing"] == []
+    assert answer["missing"] == ["vl_vision"]
 
 
 def test_a_folder_saved_without_vl_parts_loads_without_them(saved: Saved, offline: Worker) -> None:
     answer = offline.load(saved.without, saved.embeds_call, embeds=saved.embeds)
     assert_same(answer, saved.images)
-    assert answer["missing"] == ["vl_encoder", "vl_processor"]
+    assert answer["missing"] == ["vl_encoder", "vl_processor", "vl_vision"]
     assert answer["vl_model_id"] is None
 
 
@@ -169,9 +169,9 @@ def test_a_passed_vl_encoder_takes_precedence_over_the_saved_one(saved: Saved, o
         assert_same(answer, expected)
     answer = offline.load(saved.plain, passed=other, custom_pipeline=str(BUNDLE), vl_model_id=None)
     assert answer["has_passed"]
-    assert answer["missing"] == ["vl_processor"]
+    assert answer["missing"] == ["vl_processor", "vl_vision"]
     without = offline.load(saved.whole, vl_encoder=None, vl_processor=None)
-    assert without["missing"] == ["vl_encoder", "vl_processor"]
+    assert without["missing"] == ["vl_encoder", "vl_processor", "vl_vision"]
     assert without["vl_model_id"] is None
 
 
@@ -334,7 +334,7 @@ def test_a_saved_folder_uploaded_to_the_hub_loads_by_its_id_alone(saved: Saved, 
     sha = hub.commit_folder(WHOLE_REPO, saved.whole)
     answer = online.load(WHOLE_REPO, saved.call, revision=sha)
     assert_same(answer, saved.images)
-    assert answer["missing"] == []
+    assert answer["missing"] == ["vl_vision"]
 
 
 def test_the_packages_class_loads_a_repository_by_its_own_code(saved: Saved, hub: HubStub, tmp_path: Path) -> None:

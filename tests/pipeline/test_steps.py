@@ -16,7 +16,7 @@ from zimage_vl.pipeline.steps import StepCallback
 
 PICTURE = make_picture(0)
 STEPS = 4
-INSIDE, OUTSIDE = [torch.ones(2, 3)], [torch.zeros(2, 3)]
+INSIDE, OUTSIDE = {"prompt_embeds": [torch.ones(2, 3)]}, {"prompt_embeds": [torch.zeros(2, 3)]}
 
 
 @pytest.fixture(scope="module")
@@ -36,9 +36,9 @@ def test_each_callback_sets_the_step_to_come(window: list[bool]) -> None:
     step = make_step(window)
     for number in range(3):
         given = step(None, number, 0, {"latents": torch.zeros(1)})["prompt_embeds"]
-        assert given[0] is (INSIDE if window[min(number + 1, 2)] else OUTSIDE)[0]
+        assert given[0] is (INSIDE if window[min(number + 1, 2)] else OUTSIDE)["prompt_embeds"][0]
         given.clear()  # the lists given are not handed on
-    assert len(INSIDE) == len(OUTSIDE) == 1
+    assert len(INSIDE["prompt_embeds"]) == len(OUTSIDE["prompt_embeds"]) == 1
 
 
 @pytest.mark.parametrize("window", [[], [True, True]])
@@ -59,12 +59,12 @@ def test_the_users_callback_sees_what_it_asked_for_and_has_the_last_word() -> No
 
     step = make_step([True, False], user, ("prompt_embeds",))
     assert step.tensor_inputs == ["latents", "prompt_embeds"]
-    outputs = step("pipe", 0, 11, {"prompt_embeds": INSIDE, "latents": "ours"})
+    outputs = step("pipe", 0, 11, {**INSIDE, "latents": "ours"})
     assert outputs == {"prompt_embeds": own, "latents": "theirs"}
     assert step.latents == "theirs"
     assert seen[0][:3] == ("pipe", 0, 11)
     assert list(seen[0][3]) == ["prompt_embeds"]
-    assert seen[0][3]["prompt_embeds"][0] is OUTSIDE[0]
+    assert seen[0][3]["prompt_embeds"][0] is OUTSIDE["prompt_embeds"][0]
 
 
 # ---- Windows ----
