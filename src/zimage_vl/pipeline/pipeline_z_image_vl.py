@@ -742,7 +742,7 @@ class ZImageVLPipeline(ZImagePipeline):
                 states.append(item)
                 continue
             models = self._require_reader(item.provenance.reader)
-            key = (*((weakref.ref(m), m.dtype) for m in models), item.key, item.with_text is not None)
+            key = (*((weakref.ref(m), m.dtype) for m in models), id(self.vl_processor), item.key, bool(item.with_text))
             if key not in self._readings:
                 self._readings[key] = self._read_one(item, models)
             self._readings.move_to_end(key)
