@@ -6,6 +6,7 @@ import configparser
 import importlib.metadata
 import re
 import sys
+import sysconfig
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_the_environment_is_what_its_lock_says(environment: str, name: str) -> N
     found = pins(name, f"3.{sys.version_info[1]}", SYSTEMS[0])
     installed = {
         canonicalize_name(distribution.metadata["Name"]): distribution.version.split("+")[0]
-        for distribution in importlib.metadata.distributions()
+        for distribution in importlib.metadata.distributions(path=[sysconfig.get_path("purelib")])
         if distribution.metadata["Name"] not in ("pip", "zimage-vl")
     }
     assert installed == {package: found.get(package) for package in installed}
