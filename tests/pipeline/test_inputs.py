@@ -288,7 +288,7 @@ def test_embeddings_for_other_pipelines_are_checked_alike(pipe: ZImageVLPipeline
     wrong: list[tuple[Any, str, dict[str, Any]]] = [
         (ValueError, "`vl_start` is refused here", {"vl_start": 0.5}),
         (ValueError, "`vl_end` is refused here", {"vl_end": 0.5}),
-        (TypeError, "no argument `vl_aplha` here: use vl_alpha", {"vl_aplha": 0.5}),
+        (TypeError, "no argument `vl_aplha` here. Did you mean vl_alpha", {"vl_aplha": 0.5}),
         (ValueError, "max_sequence_length", {"max_sequence_length": 0}),
         (ValueError, "needs a reference", {"reference_image": None, "vl_text": "a circle"}),
         (ValueError, "vl_alpha", {"vl_alpha": 1.5}),
@@ -411,9 +411,12 @@ def test_an_unknown_argument_names_the_one_that_was_meant(pipe: ZImageVLPipeline
         "text_with_image": "use vl_text",
         "alpha": "use vl_alpha",
         "hidden_layer": "use vl_hidden_layer",
-        "vl_aplha": "use vl_alpha",
+        "vl_aplha": "Did you mean vl_alpha",
+        "strength": "use zimage_vl.paint_from_image",
+        "vl_embeds": "use reference_embeds",
+        "steps": "those about references are",
         "blend_mode": "use vl_blend_mode",
-        "zzz": "the arguments about references are reference_image, .*vl_max_pixels",
+        "zzz": "those about references are reference_image, .*vl_max_pixels",
     }
     for name, remedy in meant.items():
         refused(pipe, f"no argument `{name}` here.*{remedy}", error=TypeError, **{name: 1})
@@ -594,3 +597,46 @@ def test_small_long_and_large_references(pipe: ZImageVLPipeline, size: tuple[int
     assert np.isfinite(
         pipe(PROMPT, reference_image=make_picture(2, size), vl_max_pixels=limit, **SMALL).images[0]
     ).all()
+
+
+@pytest.mark.parametrize(
+    ("knobs", "error", "sentence"),
+    [
+        ({"num_inference_steps": 10**30}, ValueError, "at most 10000"),
+        ({"vl_alpha": -(10**400), "reference_image": PICTURE}, ValueError, "a number from 0 to 1"),
+        (
+            {"guidance_scale": 2.0, "negative_prompt": "a", "negative_prompt_embeds": [torch.ones(3, 32)]},
+            ValueError,
+            "`negative_prompt` or `negative_prompt_embeds`, not both",
+        ),
+    ],
+)
+def test_what_would_hang_overflow_or_be_ignored_is_refused(
+    pipe: ZImageVLPipeline, knobs: dict[str, Any], error: type[Exception], sentence: str
+) -> None:
+    refused(pipe, sentence, error=error, **knobs)
+
+
+def test_a_negative_reference_meets_negative_embeddings_of_any_length(pipe: ZImageVLPipeline) -> None:
+    ready, _ = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)
+    output = call(
+        pipe, negative_reference_image=PICTURE, negative_prompt_embeds=ready, **{**KNOBS, "guidance_scale": 2.0}
+    )
+    assert output.negative_conditioning[0].text_tokens == len(ready[0])
+
+
+@pytest.mark.parametrize(
+    ("knobs", "error"),
+    [
+        ({"vl_reader": "x"}, ValueError),
+        ({"muted": "x"}, TypeError),
+        ({"describe": 1}, TypeError),
+        ({"describe": True, "vl_reader": "text_encoder"}, ValueError),
+        ({"max_sequence_length": 0}, ValueError),
+    ],
+)
+def test_encode_reference_refuses_as_the_call_does(
+    pipe: ZImageVLPipeline, knobs: dict[str, Any], error: type[Exception]
+) -> None:
+    with pytest.raises(error, match=r"must be|needs vl_reader"):
+        pipe.encode_reference(PICTURE, PROMPT, layers=(-2,), **knobs)

@@ -153,7 +153,7 @@ def test_a_vl_encoder_from_elsewhere_and_none_at_all(folder: Path, pipe: Any, tm
 
 REFUSED: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (TypeError, "takes no `prompt_embeds`", {"prompt_embeds": []}),
-    (TypeError, "no argument `vl_aplha` here: use vl_alpha", {"vl_aplha": 0.5}),
+    (TypeError, "no argument `vl_aplha` here. Did you mean vl_alpha", {"vl_aplha": 0.5}),
     (TypeError, "vl_token_selection", {"text_tokens_only": True}),
     (ValueError, "`guidance_scale`", {"guidance_scale": float("nan")}),
     (ValueError, "`output_type`", {"output_type": "png"}),

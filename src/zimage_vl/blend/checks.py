@@ -34,9 +34,12 @@ def check_number(name: str, value: object, expected: str, accepts: Callable[[flo
     """
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}` must be {expected}, got {value!r} of type {type(value).__name__}.")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:
+        number = float("nan")
     if number != number or not accepts(number):
-        raise ValueError(f"`{name}` must be {expected}, got {value!r}.")
+        raise ValueError(f"`{name}` must be {expected}, got {value!r:.80}.")
     return number
 
 

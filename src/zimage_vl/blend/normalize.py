@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import torch
 from torch import Tensor
@@ -46,6 +46,15 @@ def scale_embeddings(embeddings: Tensor, target_std: float) -> Tensor:
     return (embeddings.float() * get_scale_factor(embeddings, target_std)).to(embeddings.dtype)
 
 
+def _check_statistics(reference: object) -> EmbeddingStatistics:
+    if not isinstance(getattr(reference, "std", None), Tensor):
+        raise TypeError(
+            "`reference` must be the text encoder's statistics, to compare spreads with: take "
+            f"`pipe.text_statistics()` or EmbeddingStatistics.from_embeddings(...), got {type(reference).__name__}."
+        )
+    return cast("EmbeddingStatistics", reference)
+
+
 def normalize_per_dimension(embeddings: Tensor, reference: EmbeddingStatistics) -> Tensor:
     """Normalise each dimension, `(x - mean_d) / std_d * ref_std_d + ref_mean_d`.
 
@@ -56,6 +65,7 @@ def normalize_per_dimension(embeddings: Tensor, reference: EmbeddingStatistics) 
         >>> normalize_per_dimension(torch.tensor([[-1.0, 7.0], [0.0, 7.0], [1.0, 7.0]]), reference).tolist()
         [[3.0, 7.0], [5.0, 7.0], [7.0, 7.0]]
     """
+    reference = _check_statistics(reference)
     x = check_embeddings("embeddings", embeddings, reference.mean.shape[0])
     std = get_dimension_std(x)
     normalized = (x - x.mean(dim=0)) / torch.where(std > 0, std, 1.0) * reference.std.to(x) + reference.mean.to(x)
@@ -121,16 +131,12 @@ class OutlierMaskingInfo:
 def _find_outliers(
     embeddings: Tensor, reference: EmbeddingStatistics | None, threshold: float
 ) -> list[tuple[int, float, OutlierDirection]]:
-    if not hasattr(reference, "std") or reference is None:
-        raise TypeError(
-            "`reference` must be the text encoder's statistics, to compare spreads with: take "
-            f"`pipe.text_statistics()` or EmbeddingStatistics.from_embeddings(...), got {type(reference).__name__}."
-        )
+    statistics = _check_statistics(reference)
     threshold = check_number("threshold", threshold, "a number above 1", lambda x: 1 < x < float("inf"))
-    x = check_embeddings("embeddings", embeddings, reference.std.shape[0])
+    x = check_embeddings("embeddings", embeddings, statistics.std.shape[0])
     if x.shape[0] < 2:
         return []
-    std, ref_std = get_dimension_std(x).double(), reference.std.to(x.device, torch.float64)
+    std, ref_std = get_dimension_std(x).double(), statistics.std.to(x.device, torch.float64)
     quotients = torch.where((std == 0) & (ref_std == 0), 1.0, std / ref_std)
     ratios = torch.maximum(quotients, 1 / quotients)  # (dims,)
     dims = [int(d) for d in torch.nonzero(ratios > threshold).flatten()]

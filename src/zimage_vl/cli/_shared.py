@@ -228,8 +228,10 @@ def choose_device(device: str | None) -> str:
     return device
 
 
-def check_model_name(model: str, vl_model: str | None = None) -> None:
-    """Refuse what can be no model, without asking the Hub, and a VL model beside the toy."""
+def check_model_name(model: str, vl_model: str | None = None, revision: str | None = None) -> None:
+    """Refuse what can be no model, without asking the Hub, and a VL model or a revision beside the toy."""
+    if revision is not None and model == TOY_MODEL:
+        raise ValueError("--revision does nothing with --model toy, which comes with this package: leave it out.")
     if vl_model is not None and model == TOY_MODEL:
         raise ValueError("--vl-model does nothing with --model toy, which has a VL model of its own: leave one out.")
     for option, name in (("--model", model), ("--vl-model", vl_model)):

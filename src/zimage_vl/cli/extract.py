@@ -105,10 +105,15 @@ def extract(
     Complete files of an earlier run are kept. Every reference gets a line in DIR/manifest.jsonl. One that cannot be
     read does not end the run: the exit code is then 3. The files' paths are printed.
     """
-    check_model_name(model, vl_model)
+    check_model_name(model, vl_model, revision)
     check_text("--text", text)
     precision = dtype or (DtypeChoice.FLOAT32 if model == TOY_MODEL else DtypeChoice.BFLOAT16)
     settings = ExtractSettings(model, vl_model, revision, precision.value, text, text_position, layers, max_pixels)
+    if output.suffix in (".safetensors", ".pt") and not output.is_dir():
+        raise ValueError(
+            f"--output is a folder, which gets a file per picture, got {output}. Name a folder; then: zimage-vl "
+            "generate --embeds FOLDER/FILE."
+        )
     _check_folder(output)
     run = _Run(settings, output, choose_device(device), dry_run)
     sources = find_sources(references)

@@ -165,7 +165,7 @@ def round_path(path: Path, number: int, rounds: int) -> Path:
 
 def _check_together(given: Mapping[str, Any]) -> None:
     """Refuse options that are no text, or that cannot be had or do nothing beside the others."""
-    check_model_name(given["model"], given["vl_model"])
+    check_model_name(given["model"], given["vl_model"], given["revision"])
     knobs, start = given["given_knobs"], given["init_image"]
     texts = [("--prompt", given["prompt"]), ("--negative-prompt", given["negative_prompt"])]
     texts += [("`vl_text`", knobs.get("vl_text")), *(("`vl_alpha`", text) for text in knobs.get("vl_alpha", ()))]

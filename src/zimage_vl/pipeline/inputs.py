@@ -45,21 +45,31 @@ _GUIDE_NAMES = {
     "alpha": "vl_alpha",
     "hidden_layer": "vl_hidden_layer",
     "image": "reference_image",
-    "image_tokens_only": 'vl_token_selection="image"',
+    "callback": "callback_on_step_end",
+    "image_tokens_no_markers": 'vl_token_selection="image_no_markers"',
+    "image_tokens_only": 'vl_token_selection="image" (for False "all")',
+    "init_image": "zimage_vl.paint_from_image, or pipe.to_pipe(ZImageImg2ImgPipeline)",
+    "ip_adapter_image": "reference_image",
+    "layer": "vl_hidden_layer",
+    "mask_image": "pipe.to_pipe(ZImageInpaintPipeline)",
     "normalization_mode": "vl_normalization",
     "outlier_masking": "vl_outlier_masking",
     "outlier_threshold": "vl_outlier_threshold",
-    "scale_to_text": 'vl_normalization="global"',
+    "scale_to_text": 'vl_normalization="global" (for False "none")',
+    "strength": "zimage_vl.paint_from_image, or pipe.to_pipe(ZImageImg2ImgPipeline)",
     "target_std": "vl_target_std",
     "text": "vl_text",
-    "text_tokens_only": 'vl_token_selection="text"',
+    "text_tokens_only": 'vl_token_selection="text" (for False "all")',
     "text_with_image": "vl_text",
+    "vl_embeddings": "reference_embeds",
+    "vl_embeds": "reference_embeds",
 }
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # The transformer pads captions to a multiple of this, and sets the picture one position behind them.
 _CAPTION_MULTIPLE = 32
 # More tokens than any chat template of Qwen3 puts around a prompt.
 _TEMPLATE_TOKENS = 64
+_MOST_STEPS = 10_000
 
 _inputs_logger = logging.get_logger(__name__)
 _warned: set[str] = set()
@@ -171,7 +181,7 @@ def read_inputs(host: Host, call: Mapping[str, Any], arguments: Mapping[str, Any
     if negative and not plan.guided:
         raise ValueError(
             "A negative reference acts on the negative prompt, and this call has none: it needs guidance, "
-            "guidance_scale above 1 (which Z-Image-Turbo is not made for)."
+            "guidance_scale above 0, in diffusers 0.36 above 1 (for which Z-Image-Turbo is not made)."
         )
     if not own and not negative:
         return plan
@@ -194,12 +204,13 @@ def _has_reference(knobs: Mapping[str, Any], side: str = "") -> bool:
 def refuse_unknown(names: Sequence[str]) -> None:
     """Refuse arguments that do not exist, naming those that were meant."""
     for name in names:
-        near = difflib.get_close_matches(name, KNOBS, n=1, cutoff=0.5) or difflib.get_close_matches(
-            f"vl_{name}", KNOBS, n=1, cutoff=0.7
-        )
-        meant = _GUIDE_NAMES.get(name) or (near[0] if near else "")
-        hint = f": use {meant}" if meant else f"; the arguments about references are {', '.join(KNOBS)}"
-        raise TypeError(f"There is no argument `{name}` here{hint}.")
+        own = f"vl_{name}" if f"vl_{name}" in KNOBS else _GUIDE_NAMES.get(name)
+        near = difflib.get_close_matches(name, KNOBS, n=1, cutoff=0.75)
+        if own is not None:
+            hint = f": use {own}"
+        else:
+            hint = f". Did you mean {near[0]}?" if near else f"; those about references are {', '.join(KNOBS)}"
+        raise TypeError(f"There is no argument `{name}` here{hint}" + ("" if hint.endswith("?") else "."))
 
 
 def warn_once(message: str) -> None:
@@ -244,6 +255,8 @@ def _read_call(host: Host, call: Mapping[str, Any]) -> Plan:
     elif not isinstance(guided, bool):
         raise TypeError(f"`do_classifier_free_guidance` must be True or False, got {guided!r}.")
     negatives, negative_embeds = call.get("negative_prompt"), call.get("negative_prompt_embeds")
+    if guided and negatives is not None and negative_embeds is not None:
+        raise ValueError("Pass `negative_prompt` or `negative_prompt_embeds`, not both.")
     if negatives is not None and guided:
         negatives = _check_texts("negative_prompt", negatives)
         negatives = negatives * count if len(negatives) == 1 else negatives
@@ -355,7 +368,8 @@ def _check_lengths(host: Host, prompts: Sequence[str], length: int) -> None:
 
 def check_painting(host: Host, call: Mapping[str, Any], count: int) -> None:
     """Check the arguments that only painting needs, by diffusers' names."""
-    _check_whole("num_inference_steps", call["num_inference_steps"])
+    if _check_whole("num_inference_steps", call["num_inference_steps"]) > _MOST_STEPS:
+        raise ValueError(f"`num_inference_steps` may be at most {_MOST_STEPS}, got {call['num_inference_steps']}.")
     _check_guidance(call["guidance_scale"])
     images = count * _check_whole("num_images_per_prompt", call["num_images_per_prompt"])
     multiple = host.vae_scale_factor * 2
@@ -445,10 +459,15 @@ def _read_negatives(
     given = {name: knobs[f"negative_{name}"] for name in ("reference_image", "reference_embeds")}
     plain: dict[str, Any] = {"reference_weights": None, "reference_mask": None, "vl_text": None}
     prompts = plan.negative_prompts
-    if plan.prompts is not None:
+    if plan.negative_prompt_embeds is None:
         prompts = prompts or [""] * len(conditionings)
-    elif knobs["negative_reference_image"] is not None:
+    elif given["reference_image"] is not None:
         plain["vl_text"] = ""
+    if None not in given.values():
+        raise ValueError("Pass `negative_reference_image` or `negative_reference_embeds`, not both.")
+    if given["reference_embeds"] is not None:  # read before: what is said of reading is the positive's
+        reading = ("vl_text_position", "vl_max_pixels", "vl_treatment", "vl_describe")
+        plain |= {name: KNOBS[name].default for name in reading}
     acting: list[VLConditioning] = []
     for one in conditionings:
         alpha: Any = one.vl_alpha

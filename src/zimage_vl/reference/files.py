@@ -83,6 +83,8 @@ def read_tensor_file(path: str | os.PathLike[str], kind: FileKind) -> tuple[dict
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file {path}.")
+    if path.is_dir():
+        raise ValueError(f"{path} is a folder: name a file in it with {kind.contents}.")
     if not path.is_file():  # reading a pipe or a device could wait for ever
         raise ValueError(f"{path} is no regular file; expected a file with {kind.contents}.")
     try:

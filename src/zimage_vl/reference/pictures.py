@@ -100,7 +100,10 @@ def read_image_bytes(source: str | os.PathLike[str], name: str = "reference_imag
     if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
         return _download(source, label)
     try:
-        mode = os.stat(source).st_mode
+        found = os.stat(source)
+        mode = found.st_mode
+        if found.st_size > _MAX_DOWNLOAD_BYTES:
+            raise ValueError(f"it is larger than {_MAX_DOWNLOAD_BYTES} bytes")
         if stat.S_ISREG(mode):  # reading a pipe or a device could wait for ever
             return Path(source).read_bytes()
     except FileNotFoundError as error:

@@ -35,7 +35,8 @@ def generate_low_memory(
     prompt: str | list[str],
     reference_image: ReferenceImage | list[Any] | None = None,
     *,
-    torch_dtype: torch.dtype = torch.bfloat16,
+    dtype: torch.dtype = torch.bfloat16,
+    torch_dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
     revision: str | None = None,
     vl_model_id: str | os.PathLike[str] | None = None,
@@ -55,7 +56,8 @@ def generate_low_memory(
         model: Folder or Hub id of a Z-Image.
         prompt: As in the call.
         reference_image: As in the call.
-        torch_dtype: Of all weights.
+        dtype: Of all weights.
+        torch_dtype: The same, by its older name.
         device: Where each model runs.
         revision: Branch, tag or commit of `model` on the Hub.
         vl_model_id: Folder or Hub id of the VL encoder; None is the one saved with the model, or that it names.
@@ -75,13 +77,13 @@ def generate_low_memory(
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     load_toy_pipeline().save_pretrained(folder)
         ...     output = generate_low_memory(
-        ...         folder, "a blue square", draw_scene(Scene("circle", "red", "white")), torch_dtype=torch.float32,
+        ...         folder, "a blue square", draw_scene(Scene("circle", "red", "white")), dtype=torch.float32,
         ...         height=64, width=64, num_inference_steps=8, guidance_scale=0.0,
         ...     )
         >>> output.images[0].size
         (64, 64)
     """
-    source = _Source(model, revision, torch_dtype, torch.device(device), vl_model_id)
+    source = _Source(model, revision, torch_dtype or dtype, torch.device(device), vl_model_id)
     call, references = _split_arguments({**kwargs, "prompt": prompt, "reference_image": reference_image})
     plan = read_inputs(source.get_host(), call, references)
     pictures: Sequence[Reading | ReferenceEmbeds] = plan.acting_pictures

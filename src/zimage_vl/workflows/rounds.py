@@ -59,6 +59,9 @@ def refine_iteratively(
     """
     _check_iterations(iterations, reference_image, kwargs)
     generators = _given_generators(kwargs.get("generator"))
+    for generator in generators:
+        if not isinstance(generator, torch.Generator):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"`generator` must be a torch.Generator or a list, got {type(generator).__name__}.")
     states = [generator.get_state() for generator in generators]
     outputs: list[Any] = []
     for number in range(iterations):
