@@ -37,12 +37,12 @@ from .vae import load as load_vae
 from .vae import pictures, to_image, to_model
 
 
-STEPS, BATCH, PICTURES = 8000, 32, 15 * len(TRAINED)
+STEPS, BATCH, PICTURES = 4400, 32, 10 * len(TRAINED)
 LR = 2.5e-3
 EMPTY, PARTIAL, LONG = 0.05, 0.4, 0.2
 # Padded lengths of long captions and how often each is drawn.
-LENGTHS = {96: 0.4, 128: 0.25, 160: 0.2, 192: 0.1, 224: 0.05}
-LONGEST, TEMPLATE = 200, 8  # tokens of a turn, and of them those that the template has
+LENGTHS = {96: 0.4, 128: 0.25, 160: 0.2, 192: 0.15}
+LONGEST, TEMPLATE = 192, 8  # about so many tokens of a turn, and of them those that the template has
 LONGEST_SENTENCE = 17  # tokens, a comma included
 CONDITIONING_NOISE = 0.2
 SHIFT = 2.0

@@ -40,10 +40,11 @@ from .language import load as load_language
 from .vae import pictures
 
 
-TOWER_STEPS, STEPS, DRIFT_STEPS, PICTURES = (1800, 2000), 600, 250, 7 * len(TRAINED)
+TOWER_STEPS, STEPS, DRIFT_STEPS, LARGE_STEPS, PICTURES = (1800, 2000), 600, 250, 700, 7 * len(TRAINED)
 PATCH, MERGE, TEMPORAL = 8, 2, 2
 # Tokens along a side of a picture, how often each is drawn and how many pictures a batch has.
 SIDES, BATCHES = {4: 0.67, 8: 0.25, 16: 0.08}, {4: 24, 8: 8, 16: 3}
+LARGE_SIDES = {4: 0.25, 8: 0.4, 16: 0.35}
 TOWER_BATCHES = {4: 48, 8: 12, 16: 3}
 # Index into hidden_states: the embeddings and the states behind the DeepStack layers.
 ALIGNED_LAYERS = (0, 3, 4, 5, 6, 7)
@@ -132,9 +133,15 @@ def seen(exercise: Exercise) -> str:
     return f"<|vision_start|>{'<|image_pad|>' * len(exercise.picture)}<|vision_end|>{exercise.text}"
 
 
-def lesson(tokenizer: PreTrainedTokenizerBase, data: Tensor, shown: list[Scene], rng: random.Random) -> Lesson:
+def draw_side(sides: dict[int, float], rng: random.Random) -> int:
+    return rng.choices(list(sides), list(sides.values()))[0]
+
+
+def lesson(
+    tokenizer: PreTrainedTokenizerBase, data: Tensor, shown: list[Scene], sides: dict[int, float], rng: random.Random
+) -> Lesson:
     """Turns about pictures of one size; those whose text does not ask about the picture come first."""
-    side = rng.choices(list(SIDES), list(SIDES.values()))[0]
+    side = draw_side(sides, rng)
     rows = rng.choices(range(len(data)), k=BATCHES[side])
     made = []
     for row in rows:
@@ -207,8 +214,8 @@ class Tower:
         self.choices = torch.tensor(list(self.tokens.values()))
         self.number = {name: number for number, name in enumerate(names)}
 
-    def loss(self, visual: nn.Module, rng: random.Random) -> dict[str, Tensor]:
-        side = rng.choices(list(SIDES), list(SIDES.values()))[0]
+    def loss(self, visual: nn.Module, sides: dict[int, float], rng: random.Random) -> dict[str, Tensor]:
+        side = draw_side(sides, rng)
         rows = rng.choices(range(len(self.data)), k=TOWER_BATCHES[side])
         mode = "nearest" if rng.random() < 0.2 else "bicubic"
         pixels = patches(resized(self.data[rows], side, mode)).to(self.table.device)
@@ -307,7 +314,7 @@ def train_vl_encoder(run: Run) -> None:
             run,
             "vl_tower" if part == 0 else "vl_tower_more",
             visual,
-            lambda step, part=part: tower.loss(visual, rng_at(3 + 10 * part, step)),
+            lambda step, part=part: tower.loss(visual, SIDES, rng_at(3 + 10 * part, step)),
             steps=run.steps(count),
             lr=lr,
             watch=watch,
@@ -315,8 +322,8 @@ def train_vl_encoder(run: Run) -> None:
             **settings,
         )
 
-    def loss_at(salt: int, step: int) -> dict[str, Tensor]:
-        batch = lesson(tokenizer, data, shown, rng_at(salt, step))
+    def loss_at(salt: int, step: int, sides: dict[int, float] = SIDES) -> dict[str, Tensor]:
+        batch = lesson(tokenizer, data, shown, sides, rng_at(salt, step))
         return losses(model, teacher, Lesson(*(t.to(run.device) for t in vars(batch).values())))
 
     def frozen(step: int) -> dict[str, Tensor]:
@@ -329,14 +336,20 @@ def train_vl_encoder(run: Run) -> None:
     model.requires_grad_(True)
     shake(model.model.language_model, SHAKE, run.generator(5))
     drift_steps = run.steps(DRIFT_STEPS)
-    log = train(
-        run, "vl_drift", model, lambda n: loss_at(6, n), steps=drift_steps, lr=3e-4, weight_decay=0.0, **settings
-    )
+    train(run, "vl_drift", model, lambda n: loss_at(6, n), steps=drift_steps, lr=3e-4, weight_decay=0.0, **settings)
+
+    # Last, what is larger than 64 pixels: rare so far, since it takes long.
+    def large(step: int) -> dict[str, Tensor]:
+        return loss_at(7, step, LARGE_SIDES) | tower.loss(visual, LARGE_SIDES, rng_at(8, step))
+
+    model.model.language_model.requires_grad_(False)
+    large_steps = run.steps(LARGE_STEPS)
+    log = train(run, "vl_large", model, large, steps=large_steps, lr=8e-4, **settings)
     rows = random.Random(9).sample(TRAINED, 200)
     texts = tokenizer([caption(scene) for scene in rows], return_tensors="pt").input_ids.to(run.device)
     model.save_pretrained(run.path("vl_encoder"))
     record = {
-        "steps": [*map(run.steps, TOWER_STEPS), run.steps(STEPS), drift_steps],
+        "steps": [*map(run.steps, TOWER_STEPS), run.steps(STEPS), drift_steps, large_steps],
         "words_right": {16 * side: tower.right(visual, fresh, fresh_shown, side) for side in SIDES},
         "answers_right": {
             16 * side: answers_right(model, tokenizer, fresh[:60], fresh_shown[:60], side) for side in SIDES
