@@ -38,6 +38,7 @@ from zimage_vl.toy.world2 import ATTRIBUTES, SIZE, STEPS, disagreeing_pairs, dra
 
 READ_AT = 256
 DEFAULTS = {"vl_hidden_layer": -2, "vl_alignment": "interpolate", "vl_normalization": "global"}
+MARKER, IMAGE = 1, 2  # of `ReferenceEmbeds.regions`
 OPEN = ("shape", "background")  # named where something is to be open
 BATCH = 20
 
@@ -131,6 +132,8 @@ class Bench:
     def measure(self, named: Collection[str], alpha: float, **knobs: Any) -> Outcome:
         prompts, embeds = self.prompts(named), self.embeds(named)
         settings = {**DEFAULTS, "vl_alpha": alpha, **knobs}
+        if settings.get("vl_blend_mode") == "adain_per_dim":
+            del settings["vl_alignment"]  # it needs none and refuses one
         return self.call(
             lambda rows: {
                 "prompt": [prompts[n] for n in rows],
@@ -171,8 +174,14 @@ class States:
         )
         return tuple(states[0] for states in out.hidden_states)
 
-    def selected(self, kind: str, layer: int = -2) -> list[Tensor]:
-        return [embeds.select(kind, layer) for embeds in self.embeds]
+    def picture_tokens(self) -> Tensor:
+        """Get the states of all image tokens at layer -2, of all references."""
+        return torch.cat([embeds.hidden_states[-2][embeds.regions == IMAGE] for embeds in self.embeds])
+
+    def text_tokens(self) -> Tensor:
+        """Get those of the text around and behind the pictures, without the sink."""
+        return torch.cat([embeds.hidden_states[-2][1:][(embeds.regions[1:] > IMAGE) | (embeds.regions[1:] < MARKER)]
+                          for embeds in self.embeds])  # fmt: skip
 
 
 def sink_row(states: States) -> Row:
@@ -202,8 +211,8 @@ def sink_row(states: States) -> Row:
 
 def spread_row(states: States) -> Row:
     reference = EmbeddingStatistics.from_embeddings([row[-2] for row in states.text], exclude_sinks=True)
-    text = per_dimension_correlation(torch.cat([s[1:] for s in states.selected("text")]), reference)
-    image = per_dimension_correlation(torch.cat(states.selected("image_no_markers")), reference)
+    text = per_dimension_correlation(states.text_tokens(), reference)
+    image = per_dimension_correlation(states.picture_tokens(), reference)
     return Row(
         "per-dimension std against the text encoder's (sinks left out): VL text tokens; image tokens",
         ">= .99; .6 to .85",
@@ -216,7 +225,7 @@ def outlier_row(states: States) -> Row:
     found = {}
     for exclude in (False, True):
         reference = EmbeddingStatistics.from_embeddings([row[-2] for row in states.text], exclude_sinks=exclude)
-        found[exclude] = get_outlier_dimensions(torch.cat(states.selected("image_no_markers")), reference)
+        found[exclude] = get_outlier_dimensions(states.picture_tokens(), reference)
     first = states.text[0][-2][0]
     sink = {int(first.argmax()), int(first.argmin())}
     dims = ", ".join(f"{dim} ({ratio:.0f}x)" for dim, ratio in found[False]) or "none"
@@ -259,7 +268,7 @@ def dose_row(bench: Bench, none: Outcome, none_open: Outcome) -> Row:
 
 def size_row(states: States) -> Row:
     text = median_rms(torch.cat([row[-2] for row in states.text]))
-    image = median_rms(torch.cat(states.selected("image_no_markers")))
+    image = median_rms(states.picture_tokens())
     return Row(
         "ordinary RMS of image tokens over text tokens'", "about .7", f"{image / text:.2f}", 0.6 <= image / text <= 0.8
     )
@@ -294,7 +303,7 @@ def layer_row(bench: Bench) -> Row:
 
 def adain_row(bench: Bench, none: Outcome) -> Row:
     token = bench.measure(EVERYTHING, 1.0, vl_blend_mode="adain")
-    dims = bench.measure(EVERYTHING, 1.0, vl_blend_mode="adain_per_dim", vl_alignment="interpolate")
+    dims = bench.measure(EVERYTHING, 1.0, vl_blend_mode="adain_per_dim")
     inert = max(abs(token.prompt[name] - none.prompt[name]) for name in ATTRIBUTES)
     return Row(
         "AdaIN at alpha 1: per token, largest change; per dimension, colour followed and shape kept",

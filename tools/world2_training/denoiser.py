@@ -37,7 +37,7 @@ from .vae import load as load_vae
 from .vae import pictures, to_image, to_model
 
 
-STEPS, BATCH, PICTURES = 4400, 32, 10 * len(TRAINED)
+STEPS, BATCH, PICTURES = 4800, 32, 10 * len(TRAINED)
 LR = 2.5e-3
 EMPTY, PARTIAL, LONG = 0.05, 0.4, 0.2
 # Padded lengths of long captions and how often each is drawn.

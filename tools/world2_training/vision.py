@@ -40,7 +40,8 @@ from .language import load as load_language
 from .vae import pictures
 
 
-TOWER_STEPS, STEPS, DRIFT_STEPS, LARGE_STEPS, PICTURES = (1800, 2000), 600, 250, 700, 7 * len(TRAINED)
+TOWER_STEPS, STEPS, DRIFT_STEPS, LARGE_STEPS = (1800, 2000), 600, 250, 700
+LAST_STEPS, PICTURES = (1500, 200), 7 * len(TRAINED)
 PATCH, MERGE, TEMPORAL = 8, 2, 2
 # Tokens along a side of a picture, how often each is drawn and how many pictures a batch has.
 SIDES, BATCHES = {4: 0.67, 8: 0.25, 16: 0.08}, {4: 24, 8: 8, 16: 3}
@@ -305,7 +306,9 @@ def train_vl_encoder(run: Run) -> None:
     tower = Tower(tokenizer, teacher.embed_tokens.weight.detach(), data, shown)
 
     def watch(step: int, _: object) -> None:
-        print(f"[vl_tower] {step}: {tower.right(visual, fresh, fresh_shown, 4)}", flush=True)
+        for side in SIDES:
+            right = tower.right(visual, fresh[:60], fresh_shown[:60], side)
+            print(f"[vl_tower] {step}, {16 * side} pixels: {right}", flush=True)
 
     settings = {"save_every": 200}
     # Two cycles: the shapes are the slow attribute.
@@ -344,12 +347,26 @@ def train_vl_encoder(run: Run) -> None:
 
     model.model.language_model.requires_grad_(False)
     large_steps = run.steps(LARGE_STEPS)
-    log = train(run, "vl_large", model, large, steps=large_steps, lr=8e-4, **settings)
+    train(run, "vl_large", model, large, steps=large_steps, lr=8e-4, **settings)
+    # Their shapes come slowest: the tower alone once more, then the whole.
+    last_steps = [run.steps(count) for count in LAST_STEPS]
+    train(
+        run,
+        "vl_last_tower",
+        visual,
+        lambda step: tower.loss(visual, LARGE_SIDES, rng_at(9, step)),
+        steps=last_steps[0],
+        lr=1.5e-3,
+        watch=watch,
+        watch_every=500,
+        **settings,
+    )
+    log = train(run, "vl_last", model, lambda n: large(large_steps + n), steps=last_steps[1], lr=4e-4, **settings)
     rows = random.Random(9).sample(TRAINED, 200)
     texts = tokenizer([caption(scene) for scene in rows], return_tensors="pt").input_ids.to(run.device)
     model.save_pretrained(run.path("vl_encoder"))
     record = {
-        "steps": [*map(run.steps, TOWER_STEPS), run.steps(STEPS), drift_steps, large_steps],
+        "steps": [*map(run.steps, TOWER_STEPS), run.steps(STEPS), drift_steps, large_steps, *last_steps],
         "words_right": {16 * side: tower.right(visual, fresh, fresh_shown, side) for side in SIDES},
         "answers_right": {
             16 * side: answers_right(model, tokenizer, fresh[:60], fresh_shown[:60], side) for side in SIDES
