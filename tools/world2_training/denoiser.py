@@ -37,7 +37,7 @@ from .vae import load as load_vae
 from .vae import pictures, to_image, to_model
 
 
-STEPS, BATCH, PICTURES = 4800, 32, 10 * len(TRAINED)
+STEPS, MORE_STEPS, BATCH, PICTURES = 5000, 12000, 32, 10 * len(TRAINED)
 LR = 2.5e-3
 EMPTY, PARTIAL, LONG = 0.05, 0.4, 0.2
 # Padded lengths of long captions and how often each is drawn.
@@ -252,23 +252,14 @@ def train_transformer(run: Run) -> None:
         shown.load_state_dict({k.removeprefix("transformer."): v for k, v in state.items() if k.startswith("transf")})
         print(f"[transformer] exam after {step}: {exam(shown, vae, captions)}", flush=True)
 
-    log = train(
-        run,
-        "transformer",
-        both,
-        loss_at,
-        steps=steps,
-        lr=LR,
-        rate=rate,
-        decay=0.998,
-        log_every=50,
-        save_every=100,
-        optimizer=lambda _: MuonAndAdamW(both, LR),
-        watch=watch,
-        watch_every=500,
-    )
+    more = run.steps(MORE_STEPS)
+    settings = {"rate": rate, "decay": 0.998, "log_every": 50, "save_every": 100, "watch_every": 500}
+    settings |= {"optimizer": lambda _: MuonAndAdamW(both, LR), "watch": watch}
+    train(run, "transformer", both, loss_at, steps=steps, lr=LR, **settings)
+    # A second, longer cycle: captions that name little, and shapes, come slowest.
+    log = train(run, "transformer_more", both, lambda n: loss_at(steps + n), steps=more, lr=LR, **settings)
     model.save_pretrained(run.path("transformer"))
-    run.finish("transformer", {"steps": steps, "log": log[-1], "exam": exam(model, vae, captions, 200)})
+    run.finish("transformer", {"steps": [steps, more], "log": log[-1], "exam": exam(model, vae, captions, 200)})
 
 
 def load(run: Run) -> ZImageTransformer2DModel:
@@ -277,6 +268,7 @@ def load(run: Run) -> ZImageTransformer2DModel:
     if folder.exists():
         return ZImageTransformer2DModel.from_pretrained(folder).to(run.device).eval()
     model = new_transformer()
-    state = torch.load(run.path("transformer.state.pt"), weights_only=False)["average"]
+    states = (run.path(f"{part}.state.pt") for part in ("transformer_more", "transformer"))
+    state = torch.load(next(filter(Path.exists, states)), weights_only=False)["average"]
     model.load_state_dict({k.removeprefix("transformer."): v for k, v in state.items() if k.startswith("transf")})
     return model.to(run.device).eval()

@@ -113,8 +113,9 @@ def _record(run: Run, stage: str) -> dict[str, Any]:
     """Get what a stage wrote when it ended, or how far it is."""
     if run.is_done(stage):
         return json.loads(run.path(f"{stage}.json").read_text())
-    state = torch.load(run.path(f"{stage}.state.pt"), weights_only=False)
-    return {"steps": state["step"], "ended": False, "log": state["log"][-1]}
+    parts = [path for name in (stage, f"{stage}_more") if (path := run.path(f"{name}.state.pt")).exists()]
+    states = [torch.load(path, weights_only=False) for path in parts]
+    return {"steps": [state["step"] for state in states], "ended": False, "log": states[-1]["log"][-1]}
 
 
 def pack(run: Run) -> None:
@@ -142,5 +143,8 @@ def pack(run: Run) -> None:
         "bytes": total,
         "sha256": {str(p.relative_to(target)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
     }
+    notes = run.path("notes.txt")
+    if notes.exists():  # what a person has to add about this run
+        manifest["notes"] = notes.read_text().strip()
     _write_json(target / "manifest.json", manifest)
     print(f"[pack] {len(files)} files, {total / 2**20:.2f} MiB in {target}")

@@ -41,11 +41,11 @@ from .vae import pictures
 
 
 TOWER_STEPS, STEPS, DRIFT_STEPS, LARGE_STEPS = (1800, 2000), 600, 250, 700
-LAST_STEPS, PICTURES = (1500, 200), 7 * len(TRAINED)
+LAST_STEPS, PICTURES = (2400, 150), 7 * len(TRAINED)
 PATCH, MERGE, TEMPORAL = 8, 2, 2
 # Tokens along a side of a picture, how often each is drawn and how many pictures a batch has.
 SIDES, BATCHES = {4: 0.67, 8: 0.25, 16: 0.08}, {4: 24, 8: 8, 16: 3}
-LARGE_SIDES = {4: 0.25, 8: 0.4, 16: 0.35}
+LARGE_SIDES = {4: 0.2, 8: 0.35, 16: 0.45}
 TOWER_BATCHES = {4: 48, 8: 12, 16: 3}
 # Index into hidden_states: the embeddings and the states behind the DeepStack layers.
 ALIGNED_LAYERS = (0, 3, 4, 5, 6, 7)
@@ -321,7 +321,7 @@ def train_vl_encoder(run: Run) -> None:
             steps=run.steps(count),
             lr=lr,
             watch=watch,
-            watch_every=500,
+            watch_every=600,
             **settings,
         )
 
@@ -358,7 +358,7 @@ def train_vl_encoder(run: Run) -> None:
         steps=last_steps[0],
         lr=1.5e-3,
         watch=watch,
-        watch_every=500,
+        watch_every=600,
         **settings,
     )
     log = train(run, "vl_last", model, lambda n: large(large_steps + n), steps=last_steps[1], lr=4e-4, **settings)
