@@ -11,7 +11,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-import toy_fidelity
+import fidelity_bench
 import toy_quality
 
 from zimage_vl.toy.captions import caption
@@ -43,13 +43,13 @@ def test_an_even_spread_has_a_share_of_one() -> None:
 
 def test_kept_and_followed_are_means_over_the_attributes_asked_for() -> None:
     shares = {"shape": 1.0, "colour": 0.5, "background": 0.0, "fill": 0.0, "place": 0.0}
-    outcome = toy_fidelity.Outcome(shares, {name: 1 - share for name, share in shares.items()}, 0.9)
+    outcome = fidelity_bench.Outcome(shares, {name: 1 - share for name, share in shares.items()}, 0.9)
     assert outcome.kept(("shape", "colour")) == 0.75
     assert outcome.followed(("shape", "colour")) == 0.25
-    assert toy_fidelity.others(("shape", "background")) == ["colour", "fill", "place"]
+    assert fidelity_bench.others(("shape", "background")) == ["colour", "fill", "place"]
 
 
 def test_the_median_rms_leaves_a_sink_out_of_account() -> None:
     states = torch.ones(5, 4)
     states[0] = 1000
-    assert toy_fidelity.median_rms(states) == pytest.approx(1.0)
+    assert fidelity_bench.median_rms(states) == pytest.approx(1.0)

@@ -102,7 +102,7 @@ def test_long_captions_fill_their_length(tokenizer, longest: int) -> None:
             pass
 
     for _ in range(8):
-        texts = [t for t in Drawn().draw([SCENE] * 4, rng) if t.count(',') > 6]
+        texts = [t for t in Drawn().draw([SCENE] * 4, rng) if t.count(",") > 6]
         for text in texts:
             assert 64 <= len(tokenizer(turn(tokenizer, text)).input_ids) <= 200
     text = denoiser.caption_of_length(SCENE, EVERYTHING, longest - 8, rng)
