@@ -45,6 +45,7 @@ LENGTHS = {96: 0.4, 128: 0.25, 160: 0.2, 192: 0.15}
 LONGEST, TEMPLATE = 192, 8  # about so many tokens of a turn, and of them those that the template has
 LONGEST_SENTENCE = 17  # tokens, a comma included
 CONDITIONING_NOISE = 0.2
+TRACE, TRACED = 1.0, 0.5  # the most of another picture in a noisy one (times sigma), and how often
 SHIFT = 2.0
 READ_LAYERS, READING = (1, 3), 0.1  # the layers that the readers read, and the weight of what they get wrong
 
@@ -240,10 +241,19 @@ def train_transformer(run: Run) -> None:
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
         u = torch.rand(BATCH, generator=generator).to(x0.device)
         sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
-        mixed = torch.lerp(x0, noise, sigma[:, None, None, None])
+        wide = sigma[:, None, None, None]
+        mixed, target = torch.lerp(x0, noise, wide), x0 - noise
+        if step >= steps:
+            # In the second cycle some pictures come with a trace of another one, as they do in a few coarse steps of
+            # sampling; the way out of it is the caption's. What is off counts as noise.
+            other = latents[rng.choices(range(len(latents)), k=BATCH)]
+            trace = TRACE * torch.rand(BATCH, generator=generator).to(x0.device)
+            trace = (trace * (torch.rand(BATCH, generator=generator).to(x0.device) < TRACED))[:, None, None, None]
+            mixed = mixed + trace * (1 - wide) * wide * (other - x0)
+            target = target - trace * (1 - wide) * (other - x0)
         with torch.autocast(run.device.split(":")[0], dtype=torch.bfloat16, enabled=run.half):
             out, seen = forward(model, mixed, 1 - sigma, cap, real, ropes[length])
-        flow = (out.float() - (x0 - noise)).square().mean()
+        flow = (out.float() - target).square().mean()
         return {"flow": flow, "read": READING * readers.loss(seen, values[rows])}
 
     def watch(step: int, average: Average | None) -> None:
