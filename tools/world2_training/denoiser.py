@@ -46,7 +46,7 @@ LONGEST, TEMPLATE = 192, 8  # about so many tokens of a turn, and of them those 
 LONGEST_SENTENCE = 17  # tokens, a comma included
 CONDITIONING_NOISE = 0.2
 TRACE, TRACED = 1.0, 0.5  # the most of another picture in a noisy one (times sigma), and how often
-SHIFT = 2.0
+SHIFT, DWELLING = 2.0, 5.0  # of the scheduler, and of half of the second cycle's batches
 READ_LAYERS, READING = (1, 3), 0.1  # the layers that the readers read, and the weight of what they get wrong
 
 
@@ -240,7 +240,9 @@ def train_transformer(run: Run) -> None:
         x0 = latents[rows]
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
         u = torch.rand(BATCH, generator=generator).to(x0.device)
-        sigma = SHIFT * u / (1 + (SHIFT - 1) * u)
+        # The second cycle dwells on noisy pictures: there it is decided what is painted of that which is open.
+        shift = SHIFT if step < steps or rng.random() < 0.5 else DWELLING
+        sigma = shift * u / (1 + (shift - 1) * u)
         wide = sigma[:, None, None, None]
         mixed, target = torch.lerp(x0, noise, wide), x0 - noise
         if step >= steps:
