@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,13 +18,14 @@ from torch import Tensor, nn
 @dataclass(frozen=True)
 class Run:
     """Where a stage works and how: folder, seed, device, a factor on its number of steps (for rehearsals), and
-    whether the transformer's training is compiled (a third quicker on a CPU; needs a C compiler)."""
+    whether the transformer's training is compiled (quicker on a CPU; needs a C compiler) or runs in bfloat16."""
 
     folder: Path
     seed: int = 0
     device: str = "cpu"
     scale: float = 1.0
     compile: bool = False
+    half: bool = False
 
     def steps(self, full: int) -> int:
         return max(2, round(full * self.scale))
@@ -93,20 +95,25 @@ def train(
     parameters: Iterable[nn.Parameter] | None = None,
     log_every: int = 50,
     save_every: int = 250,
+    optimizer: Callable[[list[nn.Parameter]], Any] | None = None,
+    watch: Callable[[int, Average | None], None] | None = None,
+    watch_every: int = 1000,
 ) -> list[dict[str, float]]:
     """Train `module` for `steps`; `loss_at(step)` returns named losses whose sum is minimised.
 
     Leaves the averaged weights (where `decay` is given) in `module` and returns the log. An interrupted run continues
-    from its last saved state.
+    from its last saved state. `optimizer` makes another one than AdamW; `watch` is shown the averaged weights every
+    `watch_every` steps.
     """
     trained = [p for p in (parameters or module.parameters()) if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=lr, betas=betas, weight_decay=weight_decay)
+    adam = torch.optim.AdamW
+    optim = optimizer(trained) if optimizer else adam(trained, lr=lr, betas=betas, weight_decay=weight_decay)
     average = Average(module, decay) if decay else None
     state_file, first, log = run.path(f"{stage}.state.pt"), 0, []
     if state_file.exists():
         state = torch.load(state_file, weights_only=False)
         module.load_state_dict(state["module"])
-        optimizer.load_state_dict(state["optimizer"])
+        optim.load_state_dict(state["optimizer"])
         first, log = state["step"], state["log"]
         if average:
             average.shadow = state["average"]
@@ -114,13 +121,13 @@ def train(
     module.train()
     started = time.monotonic()
     for step in range(first, steps):
-        for group in optimizer.param_groups:
+        for group in optim.param_groups:
             group["lr"] = lr * rate(step, steps)
         losses = loss_at(step)
-        optimizer.zero_grad(set_to_none=True)
+        optim.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        optim.step()
         if average:
             average.update(module, step)
         if step % log_every == 0 or step == steps - 1:
@@ -133,12 +140,14 @@ def train(
                 state_file,
                 {
                     "module": module.state_dict(),
-                    "optimizer": optimizer.state_dict(),
+                    "optimizer": optim.state_dict(),
                     "average": average.shadow if average else None,
                     "step": step + 1,
                     "log": log,
                 },
             )
+        if watch and (step + 1) % watch_every == 0:
+            watch(step + 1, average)
     if average:
         module.load_state_dict(average.shadow)
     module.eval()

@@ -16,12 +16,15 @@ CHECKPOINT = Path(__file__).parent / "checkpoint"
 TOY_MODEL_ID = "toy"
 
 
-def load_toy_pipeline() -> ZImageVLPipeline:
+def load_toy_pipeline(checkpoint: Path | None = None) -> ZImageVLPipeline:
     """The toy world's `ZImageVLPipeline`: a trained miniature of every model, of the real classes, in float32 on the
     CPU.
 
     It paints 64 x 64 pictures of one coloured shape in a fraction of a second; call it with `height=64, width=64,
     num_inference_steps=8, guidance_scale=0.0`. What it shows is about the toy and not about the real models.
+
+    Args:
+        checkpoint: Another folder that the training packed; None is the one that comes with the package.
 
     Raises:
         FileNotFoundError: The checkpoint is missing from the installation.
@@ -34,21 +37,22 @@ def load_toy_pipeline() -> ZImageVLPipeline:
         >>> judge(image).shape
         'circle'
     """
-    if not (CHECKPOINT / "manifest.json").is_file():
+    folder = checkpoint or CHECKPOINT
+    if not (folder / "manifest.json").is_file():
         raise FileNotFoundError(
-            f"The toy checkpoint is missing from {CHECKPOINT}. Install the package again; in a checkout it is made by "
+            f"The toy checkpoint is missing from {folder}. Install the package again; in a checkout it is made by "
             "`python tools/train_toy.py`."
         )
     dtype = torch.float32
-    scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(CHECKPOINT / "scheduler")
+    scheduler: Any = FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler")
     pipe = ZImageVLPipeline(
         scheduler=scheduler,
-        vae=AutoencoderKL.from_pretrained(CHECKPOINT / "vae", torch_dtype=dtype),
-        text_encoder=Qwen3Model.from_pretrained(CHECKPOINT / "text_encoder", dtype=dtype),
-        tokenizer=AutoTokenizer.from_pretrained(CHECKPOINT / "tokenizer"),
-        transformer=ZImageTransformer2DModel.from_pretrained(CHECKPOINT / "transformer", torch_dtype=dtype),
-        vl_encoder=Qwen3VLForConditionalGeneration.from_pretrained(CHECKPOINT / "vl_encoder", dtype=dtype),
-        vl_processor=AutoImageProcessor.from_pretrained(CHECKPOINT / "vl_processor"),
+        vae=AutoencoderKL.from_pretrained(folder / "vae", torch_dtype=dtype),
+        text_encoder=Qwen3Model.from_pretrained(folder / "text_encoder", dtype=dtype),
+        tokenizer=AutoTokenizer.from_pretrained(folder / "tokenizer"),
+        transformer=ZImageTransformer2DModel.from_pretrained(folder / "transformer", torch_dtype=dtype),
+        vl_encoder=Qwen3VLForConditionalGeneration.from_pretrained(folder / "vl_encoder", dtype=dtype),
+        vl_processor=AutoImageProcessor.from_pretrained(folder / "vl_processor"),
         vl_model_id=None,
     )
     pipe.vl_encoder.name_or_path = TOY_MODEL_ID  # not the path of an installation
