@@ -138,7 +138,7 @@ def test_what_does_not_fit_is_refused_by_name(
         ((path, "--statistics", path), "holds no text-encoder statistics"),
         ((tmp_path / "other.safetensors", "--statistics", path), "holds statistics itself"),
         ((tmp_path / "gone.safetensors",), "There is no file"),
-        ((tmp_path,), "is no regular file"),
+        ((tmp_path,), "is a folder"),
         ((tmp_path / "fifo",), "is no regular file"),
         ((tmp_path / "pickle.safetensors",), "is a pickle"),
         ((tmp_path / "text.safetensors",), "not a complete safetensors file"),
