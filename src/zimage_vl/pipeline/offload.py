@@ -32,7 +32,9 @@ def lock_of_models(pipe: Any) -> Generator[None]:
 
     A call keeps its state on the pipeline and its scheduler, and offload moves one model at a time.
     """
-    modules = sorted((part for part in pipe.components.values() if isinstance(part, nn.Module)), key=id)
+    # By name: diffusers' `components` reads signatures each time.
+    parts = (pipe.vl_encoder, pipe.vl_vision, pipe.text_encoder, pipe.transformer, pipe.vae)
+    modules = sorted((part for part in parts if isinstance(part, nn.Module)), key=id)
     with ExitStack() as held:
         for module in modules:
             with _module_locks_lock:
