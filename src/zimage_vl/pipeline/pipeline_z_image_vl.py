@@ -181,6 +181,7 @@ class ZImageVLPipeline(ZImagePipeline):
         self._statistics: dict[bool, tuple[Any, EmbeddingStatistics]] = {}
         self._readings: OrderedDict[Any, ReferenceEmbeds] = OrderedDict()
         self._state: Literal["idle", "encoding", "painting"] = "idle"
+        self._device_of_call: torch.device | None = None
 
     # ---- The VL encoder ----
 
@@ -650,7 +651,15 @@ class ZImageVLPipeline(ZImagePipeline):
                     yield
             finally:
                 if outermost:
-                    self._state = "idle"
+                    self._state, self._device_of_call = "idle", None
+
+    @property
+    def _execution_device(self) -> torch.device:
+        if self._state == "idle":
+            return super()._execution_device
+        if self._device_of_call is None:  # diffusers walks through all modules for it
+            self._device_of_call = super()._execution_device
+        return self._device_of_call
 
     def _plan(self, call: Mapping[str, Any], arguments: Mapping[str, Any]) -> Plan:
         plan = read_inputs(self.get_host(), call, arguments)
