@@ -177,8 +177,9 @@ def _check_needs(
         )
     if (neutral is not None) != knobs.has_neutral_image:
         raise ValueError(f"`neutral` goes with has_neutral_image=True alone, got {knobs.has_neutral_image}.")
-    if not references:
-        raise ValueError("`references` must hold at least one reference where alpha is not 0, got none.")
+    if not references or len(knobs.reference_weights or references) != len(references):
+        expected = "at least one" if knobs.reference_weights is None else len(knobs.reference_weights)
+        raise ValueError(f"`references` must be {expected}, as `reference_weights` are, got {len(references)}.")
     for reference in references:
         if knobs.needs_muted and not reference.muted_states:
             raise ValueError(

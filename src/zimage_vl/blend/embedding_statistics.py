@@ -20,7 +20,7 @@ def get_token_rms(embeddings: Tensor) -> Tensor:
 
 
 def find_sink_tokens(embeddings: Tensor, factor: float = 8.0) -> Tensor:
-    """Find attention sinks: the tokens whose RMS is above `factor` (> 0) times the (lower) median RMS of their sequence.
+    """Find attention sinks: the tokens whose RMS is above `factor` (> 0) times the (lower) median of their sequence.
 
     Qwen3 parks its attention on the first token of a turn, whose hidden state is some 27 times as large as an ordinary
     one and makes up about 97 % of the variance of a prompt's embeddings. Takes a whole sequence, gives `(tokens,)`

@@ -215,7 +215,7 @@ def _find_conflicts(knobs: VLConditioning) -> Iterator[str]:
 def _find_unused(knobs: VLConditioning) -> Iterator[str]:
     std, masking, normalization = knobs.vl_target_std, knobs.vl_outlier_masking, knobs.vl_normalization
     if std is not None and normalization not in ("global", "hybrid"):
-        yield f"`vl_target_std` {std} is for 'global' and 'hybrid': vl_normalization {normalization!r} does nothing with it."
+        yield f"`vl_target_std` {std} does nothing with vl_normalization {normalization!r}, unlike 'global'."
     if masking == "none" and knobs.vl_outlier_threshold != KNOBS["vl_outlier_threshold"].default:
         yield f"`vl_outlier_threshold` {knobs.vl_outlier_threshold} does nothing with vl_outlier_masking 'none'."
     if masking in ("clamp", "scale") and normalization == "per_dim":
