@@ -9,8 +9,8 @@
 # Disk: `read_image_bytes` reads a picture, `_read_tower` the files of the tower; `read_tensor_file` and `write_tensor_file` reference embeddings, statistics;
 #   `ZImageVLPipeline.save_pretrained` and `ZImageVLPipeline.save_config` are the parent's, after which
 #   `make_self_describing`, `read_single_file` and `_replace_text` put this file into the folder and name it there.
-# State of others, put back after a reading: `early_exit` shortens a language model, `_capturing`, `isolate_patches`,
-#   `_muted_features` and `see_picture` hook its blocks and the vision tower, `describe_picture` lets the model generate.
+# State of others, put back after a reading: `_read_layers` shortens a language model and hooks its blocks, `_isolating`,
+#   `_muting` and `see_picture` hook the vision tower, `describe_picture` lets the model generate.
 #   Not put back: `bring_to_device`, `offload_models` and `forget_model` move models as accelerate's offload does;
 #   `_declare_vl_parts_as_components` sets a signature here.
 
