@@ -223,7 +223,7 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, content: str) -> str:
     )
 
 
-def _template_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
+def template_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
     """What the template puts before and after a content, found once; None where it does not keep to that."""
     template, begin, end = _templates.get(tokenizer, (None, "", ""))
     if template is None or template != tokenizer.chat_template:
@@ -238,7 +238,7 @@ def _template_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None
 
 def _render(tokenizer: PreTrainedTokenizerBase, content: str) -> tuple[str, int]:
     """The content in its template, and where in it the content begins, in characters."""
-    ends = _template_ends(tokenizer)
+    ends = template_ends(tokenizer)
     rendered = _apply_template(tokenizer, content)
     if ends is None or rendered != ends[0] + content + ends[1]:
         raise ValueError(
