@@ -1,10 +1,10 @@
 #!/usr/bin/env python
-"""Join the package into the single file that diffusers loads from the Hub.
+"""Join the package into the files that diffusers loads from the Hub: the pipeline, and the block of modular ones.
 
-    python tools/build_pipeline.py            # writes pipelines/zimage_vl/pipeline.py
-    python tools/build_pipeline.py --check    # exits with 1 when it is not what the sources give, or its map is wrong
+    python tools/build_pipeline.py            # writes pipeline.py and block.py to the folders of pipelines/
+    python tools/build_pipeline.py --check    # exits with 1 when they are not what the sources give, or a map is wrong
 
-setup.py copies it into the wheel, so that a pipeline that the installed package saves can carry its own code.
+setup.py copies the pipeline into the wheel, so that one that the installed package saves can carry its own code.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 
@@ -27,10 +28,37 @@ from bundling.reach import compare_with_map
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "zimage_vl"
-ENTRY = "pipeline.pipeline_z_image_vl"
-OUTPUTS = (ROOT / "pipelines" / "zimage_vl" / "pipeline.py",)
-#: What in the file reaches outside of it, written by hand and checked against the code.
-MAP = Path(__file__).parent / "bundling" / "map.txt"
+MAPS = Path(__file__).parent / "bundling"
+
+
+@dataclass(frozen=True)
+class Target:
+    """A file to be made.
+
+    Attributes:
+        entry: The module that it ends with, by its name within the package.
+        output: Where it goes.
+        maps: What in it reaches outside of it, written by hand and checked against the code.
+    """
+
+    entry: str
+    output: Path
+    maps: tuple[Path, ...]
+
+    @property
+    def note(self) -> str:
+        return "".join(file.read_text(encoding="utf-8") for file in self.maps)
+
+
+PIPELINE = Target(
+    "pipeline.pipeline_z_image_vl", ROOT / "pipelines" / "zimage_vl" / "pipeline.py", (MAPS / "map.txt",)
+)
+BLOCK = Target(
+    "pipeline.modular",
+    ROOT / "pipelines" / "zimage_vl_modular" / "block.py",
+    (MAPS / "map.txt", MAPS / "map_block.txt"),
+)
+TARGETS = (PIPELINE, BLOCK)
 
 
 def format_source(source: str) -> str:
@@ -48,18 +76,13 @@ def format_source(source: str) -> str:
     return source
 
 
-def build(package: Path = PACKAGE, entry: str = ENTRY) -> str:
-    """Get the text of the single file.
-
-    Args:
-        package: Folder of the package.
-        entry: Module with the pipeline, by its name within the package.
+def build(target: Target, package: Path = PACKAGE) -> str:
+    """Get the text of a target, from the folder of the package.
 
     Raises:
         BundleError: The package cannot be joined; the message names the module and the line.
     """
-    modules = collect_modules(package, entry)
-    return format_source(join_modules(modules, _public_names(package), MAP.read_text(encoding="utf-8")))
+    return format_source(join_modules(collect_modules(package, target.entry), _public_names(package), target.note))
 
 
 def _public_names(package: Path) -> list[str]:
@@ -70,48 +93,43 @@ def _public_names(package: Path) -> list[str]:
     raise BundleError("the package's __init__.py has no __all__, which says what is public.")
 
 
-def stale_outputs(text: str, outputs: Sequence[Path] = OUTPUTS) -> list[str]:
-    """Get a sentence for each output that is missing or differs from the text."""
-    sentences: list[str] = []
-    for path in outputs:
-        if not path.is_file():
-            sentences.append(f"{_shown(path)} is missing: run `make bundle` and commit it.")
-        elif path.read_text(encoding="utf-8") != text:
-            sentences.append(
-                f"{_shown(path)} is stale: it is not what the package gives. Run `make bundle` and commit it."
-            )
-    return sentences
+def describe_staleness(text: str, path: Path) -> str | None:
+    """Get a sentence if an output is missing or differs from the text."""
+    if not path.is_file():
+        return f"{_shown(path)} is missing: run `make bundle` and commit it."
+    if path.read_text(encoding="utf-8") != text:
+        return f"{_shown(path)} is stale: it is not what the package gives. Run `make bundle` and commit it."
+    return None
 
 
 def _shown(path: Path) -> Path:
     return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
 
 
-def main(
-    arguments: Sequence[str] | None = None,
-    package: Path = PACKAGE,
-    entry: str = ENTRY,
-    outputs: Sequence[Path] = OUTPUTS,
-) -> int:
+def main(arguments: Sequence[str] | None = None, package: Path = PACKAGE, targets: Sequence[Target] = TARGETS) -> int:
     """Write or check the outputs; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--check", action="store_true", help="write nothing, exit with 1 when an output is stale")
     options = parser.parse_args(arguments)
-    try:
-        text = build(package, entry)
-    except BundleError as error:
-        print(f"The single-file pipeline cannot be built: {error}", file=sys.stderr)
-        return 1
-    mistakes = [f"{_shown(MAP)}: {mistake}." for mistake in compare_with_map(MAP.read_text(encoding="utf-8"), text)]
-    if options.check:
-        sentences = stale_outputs(text, outputs) + mistakes
-        print("\n".join(sentences) or "The single-file pipeline is up to date.")
-        return 1 if sentences else 0
-    for path in outputs:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8", newline="\n")
-        print(f"Wrote {_shown(path)} ({len(text.splitlines())} lines, {len(text.encode()) // 1000} KB).")
-    print("\n".join(mistakes), file=sys.stderr, end="\n" * bool(mistakes))
+    mistakes: list[str] = []
+    for target in targets:
+        try:
+            text = build(target, package)
+        except BundleError as error:
+            print(f"{_shown(target.output)} cannot be built: {error}", file=sys.stderr)
+            return 1
+        mistakes += [f"{_shown(target.maps[-1])}: {mistake}." for mistake in compare_with_map(target.note, text)]
+        if options.check:
+            mistakes += filter(None, [describe_staleness(text, target.output)])
+            continue
+        target.output.parent.mkdir(parents=True, exist_ok=True)
+        target.output.write_text(text, encoding="utf-8", newline="\n")
+        size = f"{len(text.splitlines())} lines, {len(text.encode()) // 1000} KB"
+        print(f"Wrote {_shown(target.output)} ({size}).")
+    if mistakes:
+        print("\n".join(mistakes), file=sys.stdout if options.check else sys.stderr)
+    elif options.check:
+        print("The files for the Hub are up to date.")
     return 1 if mistakes else 0
 
 

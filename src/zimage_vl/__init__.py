@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     )
     from .blend.regions import Region
     from .blend.report import ConditioningReport
+    from .pipeline.modular import ZImageVLReferenceStep
     from .pipeline.pipeline_z_image_vl import PromptConditioning, ZImageVLPipeline, ZImageVLPipelineOutput
     from .pipeline.text_statistics import TextStatistics
     from .reference.embeds import ReferenceEmbeds
@@ -60,6 +61,7 @@ __all__ = [
     "VLConditioning",
     "ZImageVLPipeline",
     "ZImageVLPipelineOutput",
+    "ZImageVLReferenceStep",
     "__version__",
     "align_sequence",
     "blend_adain",
@@ -116,6 +118,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     ),
     "blend.regions": ("Region",),
     "blend.report": ("ConditioningReport",),
+    "pipeline.modular": ("ZImageVLReferenceStep",),
     "pipeline.pipeline_z_image_vl": (
         "PromptConditioning",
         "ZImageVLPipeline",

@@ -218,15 +218,18 @@ def test_lines_that_diffusers_takes_for_imports_are_refused_in_docstrings_too(li
             check_joined(text)
 
 
-def test_the_output_is_formatted_and_check_tells_missing_stale_and_fresh(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    root, output, note = package(tmp_path), tmp_path / "out" / "pipeline.py", tmp_path / "map.txt"
-    monkeypatch.setattr(build_pipeline, "MAP", note)
-    note.write_text("", encoding="utf-8")
+def target(folder: Path, note: str = "") -> build_pipeline.Target:
+    (folder / "map.txt").write_text(note, encoding="utf-8")
+    return build_pipeline.Target("pipeline.entry", folder / "out" / "pipeline.py", (folder / "map.txt",))
 
-    def main(*arguments: str) -> int:
-        return build_pipeline.main(arguments, root, "pipeline.entry", [output])
+
+def test_the_output_is_formatted_and_check_tells_missing_stale_and_fresh(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root, output = package(tmp_path), target(tmp_path).output
+
+    def main(*arguments: str, note: str = "") -> int:
+        return build_pipeline.main(arguments, root, [target(tmp_path, note)])
 
     assert main("--check") == 1
     assert "is missing: run `make bundle`" in capsys.readouterr().out
@@ -235,8 +238,7 @@ def test_the_output_is_formatted_and_check_tells_missing_stale_and_fresh(
     text = output.read_text(encoding="utf-8")
     assert "floor(2 * number)" in text
     assert text == build_pipeline.format_source(text)
-    note.write_text("Disk: `double`\n", encoding="utf-8")
-    assert main("--check") == 1
+    assert main("--check", note="Disk: `double`\n") == 1
     printed = capsys.readouterr().out
     assert f"{output} is stale" in printed
     assert "the map's 'Disk' names `double`, which does no such thing" in printed
@@ -246,33 +248,49 @@ def test_a_package_that_cannot_be_joined_ends_with_1_and_the_reason(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = package(tmp_path, tools="import zimage_vl\n")
-    assert build_pipeline.main([], root, "pipeline.entry", [tmp_path / "pipeline.py"]) == 1
+    assert build_pipeline.main([], root, [target(tmp_path)]) == 1
     assert "cannot be built: blend/tools.py, line 1: `import zimage_vl`" in capsys.readouterr().err
 
 
-def test_the_committed_file_is_what_the_sources_give_and_its_map_is_true() -> None:
+def test_a_file_that_ends_with_something_else_has_the_pipelines_annotations_all_the_same(tmp_path: Path) -> None:
+    entry = ENTRY.replace("from __future__ import annotations\n\n", "").replace(
+        "    version = __version__\n",
+        "    version = __version__\n\n    def __init__(self, size: int) -> None:\n        super().__init__()\n",
+    )
+    block = '"""A block."""\n\nfrom ..pipeline.entry import TinyPipeline\n\n\nmade = TinyPipeline\n'
+    root = package(tmp_path, entry=entry, block=block)
+    module = load(join_modules(collect_modules(root, "blend.block")), tmp_path)
+    assert module.made.__init__.__annotations__["size"] is int
+
+
+def test_the_committed_files_are_what_the_sources_give_and_their_maps_are_true() -> None:
     assert build_pipeline.main(["--check"]) == 0
 
 
-def test_the_committed_file_is_small_needs_nothing_of_the_package_and_begins_with_its_map() -> None:
-    text = build_pipeline.OUTPUTS[0].read_text(encoding="utf-8")
+@pytest.mark.parametrize(("output", "lines"), [(build_pipeline.PIPELINE, 5300), (build_pipeline.BLOCK, 5500)])
+def test_a_committed_file_is_small_needs_nothing_of_the_package_and_begins_with_its_map(
+    output: build_pipeline.Target, lines: int
+) -> None:
+    text = output.output.read_text(encoding="utf-8")
     check_joined(text)
     assert not re.search(r"importlib\.resources|pkgutil|__package__", text)
-    assert len(text.splitlines()) <= 5300
-    assert len(text.encode("utf-8")) <= 268_000
-    note = build_pipeline.MAP.read_text(encoding="utf-8").splitlines()
-    assert len(note) <= 12
+    assert len(text.splitlines()) <= lines
+    assert len(text.encode("utf-8")) <= 51 * lines
+    note = output.note.splitlines()
+    assert len(note) <= 14
     assert [f"# {line}".rstrip() for line in note] == text.splitlines()[5 : 5 + len(note)]
 
 
-def test_diffusers_own_readers_find_one_pipeline_and_nothing_relative(tmp_path: Path) -> None:
+@pytest.mark.parametrize("output", build_pipeline.TARGETS, ids=lambda target: target.output.name)
+def test_diffusers_own_readers_find_one_pipeline_and_nothing_relative(
+    output: build_pipeline.Target, tmp_path: Path
+) -> None:
     from diffusers import DiffusionPipeline
     from diffusers.utils import dynamic_modules_utils as readers
 
-    (path,) = build_pipeline.OUTPUTS
-    assert readers.get_relative_imports(path) == []
-    assert readers.check_imports(path) == []
-    module = load(path.read_text(encoding="utf-8"), tmp_path)
+    assert readers.get_relative_imports(output.output) == []
+    assert readers.check_imports(output.output) == []
+    module = load(output.output.read_text(encoding="utf-8"), tmp_path)
     ours = [
         thing
         for thing in vars(module).values()

@@ -120,9 +120,11 @@ def _resolve_annotations(modules: Sequence[Module]) -> str:
     One file has one rule for all its annotations, but diffusers 0.36 reads those of a pipeline's `__init__` as they
     are, and strings are no classes to it.
     """
-    entry = modules[-1]
-    pipeline = _pipeline_names(entry.source)
-    if entry.has_future_annotations or not any(m.has_future_annotations for m in modules) or len(pipeline) != 1:
+    pipelines = {name: module for module in modules for name in _pipeline_names(module.source)}
+    if len(pipelines) != 1 or not any(m.has_future_annotations for m in modules):
+        return ""
+    ((name, home),) = pipelines.items()
+    if home.has_future_annotations:
         return ""
     return textwrap.dedent(f"""
 
@@ -135,7 +137,7 @@ def _resolve_annotations(modules: Sequence[Module]) -> str:
             function.__annotations__ = typing.get_type_hints(function)
 
 
-        _annotate_with_classes({pipeline[0]}.__init__)
+        _annotate_with_classes({name}.__init__)
         """)
 
 

@@ -72,13 +72,13 @@ def compare_with_map(note: str, text: str) -> list[str]:
     """Get a sentence for each function that the map of a file names wrongly or leaves out.
 
     Args:
-        note: The map: a paragraph for each of `KINDS`, which it begins with, functions in backticks.
+        note: The map: paragraphs that each begin with one of `KINDS`, functions in backticks.
         text: The file.
     """
     sentences: list[str] = []
     for kind, names in find_reach(text).items():
-        paragraph = re.search(rf"^{kind}\b.*?(?=^\S|\Z)", note, re.MULTILINE | re.DOTALL)
-        named = set(re.findall(r"`([\w.]+)`", paragraph[0] if paragraph else ""))
+        paragraphs = re.findall(rf"^{kind}\b.*?(?=^\S|\Z)", note, re.MULTILINE | re.DOTALL)
+        named = set(re.findall(r"`([\w.]+)`", "".join(paragraphs)))
         sentences += [f"the map's {kind!r} leaves out `{name}`" for name in sorted(names - named)]
         sentences += [f"the map's {kind!r} names `{name}`, which does no such thing" for name in sorted(named - names)]
     return sentences

@@ -348,7 +348,7 @@ class ZImageVLPipeline(ZImagePipeline):
             muted=muted,
             describe=describe,
         )
-        with self._running():
+        with self.running():
             embeds = self.read_pictures([reading])[0]
         # A copy: what is done to it does not reach the readings that are kept.
         states, twins = (
@@ -426,8 +426,9 @@ class ZImageVLPipeline(ZImagePipeline):
             "do_classifier_free_guidance": do_classifier_free_guidance,
             "max_sequence_length": max_sequence_length,
         }
-        plan = self._plan(call, {**knobs, "reference_image": reference_image, "reference_embeds": reference_embeds})
-        with self._running(), torch.no_grad():
+        references = {"reference_image": reference_image, "reference_embeds": reference_embeds}
+        plan = self.make_plan(call, {**knobs, **references})
+        with self.running(), torch.no_grad():
             text, negative = self.encode_text(plan)
             ready = self.condition(plan, text, negative, self.read_pictures(plan.acting_pictures))
             offload_models(self, self.text_encoder, self.vl_encoder)
@@ -472,7 +473,7 @@ class ZImageVLPipeline(ZImagePipeline):
         """
         known = self._statistics.get(exclude_sinks)
         if known is None or known[0]() is not self.text_encoder:
-            with self._running():
+            with self.running():
                 measured = measure_text_statistics(
                     lambda prompts: self.encode_prompt(prompts, do_classifier_free_guidance=False)[0], exclude_sinks
                 )
@@ -611,9 +612,9 @@ class ZImageVLPipeline(ZImagePipeline):
         """
         given = dict(locals())
         refuse_unknown(list(unknown))
-        plan = self._plan({name: given[name] for name in CALL_NAMES}, {name: given[name] for name in KNOBS})
+        plan = self.make_plan({name: given[name] for name in CALL_NAMES}, {name: given[name] for name in KNOBS})
         warn_about_models(self, guidance_scale, joint_attention_kwargs)
-        with self._running():
+        with self.running():
             text, negative = self.encode_text(plan)
             ready = self.condition(plan, text, negative, self.read_pictures(plan.acting_pictures))
             images = self.paint(plan, text, negative, ready, {name: given[name] for name in PAINTING_NAMES})
@@ -622,7 +623,7 @@ class ZImageVLPipeline(ZImagePipeline):
         return ZImageVLPipelineOutput(images, ready.reports or None, ready.negative_reports or None)
 
     @contextmanager
-    def _running(self) -> Generator[None]:
+    def running(self) -> Generator[None]:
         """One thread at a time, with the pipeline's own hooks, and nothing left on the accelerator after an error."""
         with lock_of_models(self):
             if self._state == "painting":
@@ -648,7 +649,8 @@ class ZImageVLPipeline(ZImagePipeline):
             self._device_of_call = super()._execution_device
         return self._device_of_call
 
-    def _plan(self, call: Mapping[str, Any], arguments: Mapping[str, Any]) -> Plan:
+    def make_plan(self, call: Mapping[str, Any], arguments: Mapping[str, Any]) -> Plan:
+        """The plan of a call by its arguments, as of `read_inputs`, and those about references."""
         plan = read_inputs(self.get_host(), call, arguments)
         for item in plan.acting_pictures:
             if isinstance(item, ReferenceEmbeds):

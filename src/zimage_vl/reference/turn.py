@@ -204,7 +204,7 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, content: str) -> str:
     )
 
 
-def _template_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+def template_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
     """What the template puts before and after a content, found once."""
     template, begin, end = _templates.get(tokenizer, (None, "", ""))
     if template is None or template != tokenizer.chat_template:
@@ -215,7 +215,7 @@ def _template_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
 
 def _render(tokenizer: PreTrainedTokenizerBase, content: str) -> tuple[str, int]:
     """The content in its template, and where in it the content begins, in characters."""
-    begin, end = _template_ends(tokenizer)
+    begin, end = template_ends(tokenizer)
     rendered = _apply_template(tokenizer, content)
     if rendered != begin + content + end:
         raise ValueError(
