@@ -46,7 +46,7 @@ from .turn import picture_turn, read_text_turn
 
 
 _TOWER = re.compile(r"^(model\.)?visual\.")  # before its tensors' names in a checkpoint
-_DESCRIBE = "Describe this image."
+_DESCRIBE = "what is in the picture?"
 _readers_logger = logging.get_logger(__name__)
 _model_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
 _model_locks_lock = threading.Lock()
