@@ -38,6 +38,10 @@ def test_what_went_in_comes_out(tmp_path: Path) -> None:
         assert tensor.dtype == TENSORS[name].dtype
         assert torch.equal(tensor, TENSORS[name])
     assert metadata == METADATA
+    # Tensors may share memory and have gradients.
+    x = torch.ones(3, 4, requires_grad=True)
+    write_tensor_file(tmp_path / "a", KIND, {"x": x, "y": x, "row": x.t()[0]}, {})
+    assert torch.equal(read_tensor_file(tmp_path / "a", KIND)[0]["row"], torch.ones(3))
 
 
 def test_other_tools_can_read_it(tmp_path: Path) -> None:
@@ -57,13 +61,6 @@ def test_the_same_bytes_in_every_process(tmp_path: Path) -> None:
     variables["PYTHONPATH"] = os.pathsep.join(map(str, folders))
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "b")], env=variables, check=True)
     assert write(tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
-
-
-def test_tensors_may_share_memory_and_have_gradients(tmp_path: Path) -> None:
-    x = torch.ones(3, 4, requires_grad=True)
-    write_tensor_file(tmp_path / "a", KIND, {"x": x, "y": x, "row": x.t()[0]}, {})
-    tensors, _ = read_tensor_file(tmp_path / "a", KIND)
-    assert torch.equal(tensors["row"], torch.ones(3))
 
 
 def test_nothing_half_written_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,7 +90,7 @@ def test_missing_files_folders_and_pipes(tmp_path: Path) -> None:
         read_tensor_file(tmp_path / "nowhere", KIND)
     os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
     for path in (tmp_path, tmp_path / "pipe", Path(os.devnull)):
-        with pytest.raises(ValueError, match=f"{path} is (no regular file|a folder)"):
+        with pytest.raises(ValueError, match=f"{path} is no regular file"):
             read_tensor_file(path, KIND)
 
 
@@ -197,13 +194,15 @@ def test_names_and_metadata_are_in_the_digest(tmp_path: Path, change: Callable[[
 
 def test_other_schemas_and_versions_are_refused(tmp_path: Path) -> None:
     write(tmp_path / "a", FileKind("letters", "test.letters", "2", ""))
-    assert_refused(tmp_path / "a", "holds no numbers: expected the schema 'test.numbers', got 'test.letters'")
+    assert_refused(
+        tmp_path / "a", "holds no numbers.*expected the schema 'test.numbers', version '2', got 'test.letters'"
+    )
     save_file({"weight": torch.randn(2)}, tmp_path / "model.safetensors")
     assert_refused(tmp_path / "model.safetensors", "holds no numbers")
     save_file(
         TENSORS, tmp_path / "old", {"schema": "test.numbers", "schema_version": "1"}
     )  # as release 0.1.0 wrote it
-    assert_refused(tmp_path / "old", "schema version '1', this release reads version '2'")
+    assert_refused(tmp_path / "old", "version '2', got 'test.numbers', version '1'")
 
 
 def test_a_huge_file_of_another_kind_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

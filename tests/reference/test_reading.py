@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,7 +112,7 @@ def test_provenance_tells_what_is_known_without_the_model(tmp_path: Path, monkey
 def test_the_key_tells_readings_apart() -> None:
     base, mask = read(), white_box((64, 48), (0, 0, 32, 48))
     assert hash(base.key) == hash(read(noise((64, 48)).copy()).key)
-    assert base.key == read().key
+    assert base.key == read().key == read(processor=SimpleNamespace(image_processor=PROCESSOR)).key
     variants: list[dict[str, Any]] = [
         {"image": noise((64, 48), 1)},
         {"text": "a blue square"},
@@ -136,18 +135,18 @@ def test_the_key_tells_readings_apart() -> None:
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [
-        ({"image": np.ones((8, 8, 3)).tolist()}, TypeError, "must be a PIL image, got list"),
-        ({"image": Image.new("RGBA", (8, 8))}, ValueError, "must be an RGB image, got mode 'RGBA'"),
+        ({"image": np.ones((8, 8, 3)).tolist()}, TypeError, "must be a PIL image of mode .*, got "),
+        ({"image": Image.new("RGBA", (8, 8))}, TypeError, "must be a PIL image of mode .*RGBA"),
         ({"image": noise((4000, 10))}, ValueError, "sides over 200:1"),
         ({"layers": (-9,)}, ValueError, r"Layer -9 is out of range.*-7 \.\. 6"),
         ({"layers": -2}, TypeError, "sequence of integers"),
         ({"text": "two <|image_pad|>"}, ValueError, "must not contain vision tokens"),
         ({"text_position": "beside"}, ValueError, "must be one of"),
         ({"max_pixels": 10}, ValueError, "room for one image token"),
-        ({"mask": np.zeros((8, 8))}, TypeError, "must be a greyscale PIL image"),
+        ({"mask": np.zeros((8, 8))}, TypeError, "A mask must be a PIL image"),
         ({"mask": Image.new("L", (64, 48))}, ValueError, "hides the whole picture"),
-        ({"processor": tiny_image_processor(patch_size=16)}, ValueError, "expected patch_size 8, got 16"),
-        ({"processor": TOKENIZER}, TypeError, "got Qwen2Tokenizer"),
+        ({"processor": tiny_image_processor(patch_size=16)}, ValueError, r"of \(8, 2, 2\), got .* with \(16, 2, 2\)"),
+        ({"processor": TOKENIZER}, TypeError, "got Qwen2Tokenizer with"),
     ],
 )
 def test_mistakes_are_refused(arguments: dict[str, Any], error: Any, message: str) -> None:
@@ -161,24 +160,11 @@ def test_a_tokenizer_of_other_models_is_refused() -> None:
         build_reading(other, TOKENIZER, noise((64, 48)), read_text_turn(TOKENIZER, TEXT), (-2,))
 
 
-def test_a_full_processor_serves_too() -> None:
-    full = SimpleNamespace(image_processor=PROCESSOR, tokenizer=TOKENIZER)
-    assert read(processor=full).key == read().key
-
-
-def test_a_reading_is_frozen() -> None:
-    with pytest.raises(AttributeError):
-        read().grid = (1, 1)  # type: ignore[misc]
-    assert replace(read(), layers={-3: 4}).layers == {-3: 4}
-
-
 def test_layers_are_resolved() -> None:
     assert resolve_layers([-1, -7, 0, 6, -6], 6) == {-1: 6, -7: 0, 0: 0, 6: 6, -6: 1}
     for layer in (7, -8, 100):
         with pytest.raises(ValueError, match=rf"Layer {layer} is out of range.*-7 \.\. 6"):
             resolve_layers([layer], 6)
-    with pytest.raises(ValueError, match="at least one layer"):
-        resolve_layers([], 6)
-    for layers in (-6, "12", [1.5], [True], None):
+    for layers in (-6, "12", [1.5], [True], None, []):
         with pytest.raises(TypeError, match="integers"):
             resolve_layers(layers, 6)  # type: ignore[arg-type]
