@@ -3,7 +3,8 @@
 The model is given t = 1 - sigma and learns x0 - noise (the pipeline negates it). Captions are hidden_states[-2] of
 the text encoder over the chat turn, as the pipeline makes them; they are written and encoded as they are needed. A
 fifth of the batches have captions of 64 to 200 tokens. Two in five captions name only some of the attributes; the
-picture is any that fits, so that what is open is drawn at random.
+picture is any that fits, so that what is open is drawn at random. In a third cycle the model learns to paint without
+guidance what it painted with it, as Z-Image-Turbo is distilled.
 
 Beside the flow, linear readers of the picture's tokens between the layers are to tell the attributes. They are thrown
 away; with them the words reach the picture's tokens much sooner.
@@ -11,8 +12,10 @@ away; with them the words reach the picture's tokens much sooner.
 
 from __future__ import annotations
 
+import copy
 import random
 import re
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
 
@@ -37,9 +40,10 @@ from .vae import load as load_vae
 from .vae import pictures, to_image, to_model
 
 
-STEPS, MORE_STEPS, BATCH, PICTURES = 5000, 12000, 32, 10 * len(TRAINED)
-LR = 2.5e-3
+STEPS, MORE_STEPS, TURBO_STEPS, BATCH, PICTURES = 5000, 5500, 2500, 32, 10 * len(TRAINED)
+LR, TURBO_LR = 2.5e-3, 1e-3
 EMPTY, PARTIAL, LONG = 0.05, 0.4, 0.2
+GUIDANCE, TURBO_PARTIAL = 3.0, 0.7  # the scale of the guidance that is distilled, and the captions that name some
 # Padded lengths of long captions and how often each is drawn.
 LENGTHS = {96: 0.4, 128: 0.25, 160: 0.2, 192: 0.15}
 LONGEST, TEMPLATE = 192, 8  # about so many tokens of a turn, and of them those that the template has
@@ -121,11 +125,11 @@ class Captions:
         real = nn.functional.pad(batch.attention_mask.bool(), (0, padding))
         return nn.functional.pad(states, (0, 0, 0, padding)) * real[..., None], real
 
-    def draw(self, scenes: list[Scene], rng: random.Random) -> list[str]:
+    def draw(self, scenes: list[Scene], rng: random.Random, partial: float = PARTIAL) -> list[str]:
         longest = rng.choices(list(LENGTHS), list(LENGTHS.values()))[0] if rng.random() < LONG else 0
         texts = []
         for scene in scenes:
-            named = rng.choice(SUBSETS) if rng.random() < PARTIAL else EVERYTHING
+            named = rng.choice(SUBSETS) if rng.random() < partial else EVERYTHING
             if longest:
                 least = longest - MULTIPLE + 1 + LONGEST_SENTENCE
                 tokens = rng.randint(min(least, LONGEST), min(longest, LONGEST)) - TEMPLATE
@@ -225,36 +229,45 @@ def train_transformer(run: Run) -> None:
     steps = run.steps(STEPS)
     if run.compile:
         fast.compile_blocks()
-    ropes: dict[int, tuple[Tensor, Tensor]] = {}
 
-    def loss_at(step: int) -> dict[str, Tensor]:
+    @lru_cache
+    def ropes(length: int) -> tuple[Tensor, Tensor]:
+        picture, caption = rope_tables(model, length, 4, 4)
+        return picture.to(run.device), caption.to(run.device)
+
+    def loss_at(step: int, teacher: ZImageTransformer2DModel | None = None) -> dict[str, Tensor]:
         rng, generator = random.Random(hash((run.seed, 4, step))), run.generator(4, step)
         rows = rng.choices(range(len(latents)), k=BATCH)
-        cap, real = captions.encode(captions.draw([scenes[row] for row in rows], rng))
-        length = cap.shape[1]
-        if length not in ropes:
-            pair = rope_tables(model, length, 4, 4)
-            ropes[length] = pair[0].to(run.device), pair[1].to(run.device)
-        loud = cap.square().mean(dim=-1, keepdim=True).sqrt()
-        cap = cap + CONDITIONING_NOISE * loud * torch.randn(cap.shape, generator=generator).to(cap.device)
+        texts = captions.draw([scenes[row] for row in rows], rng, TURBO_PARTIAL if teacher else PARTIAL)
+        clean, real = captions.encode(texts)
+        rope = ropes(clean.shape[1])
+        loud = clean.square().mean(dim=-1, keepdim=True).sqrt()
+        cap = clean + CONDITIONING_NOISE * loud * torch.randn(clean.shape, generator=generator).to(clean.device)
         x0 = latents[rows]
         noise = torch.randn(x0.shape, generator=generator).to(x0.device)
         u = torch.rand(BATCH, generator=generator).to(x0.device)
-        # The second cycle dwells on noisy pictures: there it is decided what is painted of that which is open.
+        # From the second cycle on half of the batches dwell on noisy pictures: there it is decided what is painted of
+        # that which is open.
         shift = SHIFT if step < steps or rng.random() < 0.5 else DWELLING
         sigma = shift * u / (1 + (shift - 1) * u)
         wide = sigma[:, None, None, None]
         mixed, target = torch.lerp(x0, noise, wide), x0 - noise
         if step >= steps:
-            # In the second cycle some pictures come with a trace of another one, as they do in a few coarse steps of
-            # sampling; the way out of it is the caption's. What is off counts as noise.
+            # And some pictures come with a trace of another one, as they do in a few coarse steps of sampling; the
+            # way out of it is the caption's. What is off counts as noise.
             other = latents[rng.choices(range(len(latents)), k=BATCH)]
             trace = TRACE * torch.rand(BATCH, generator=generator).to(x0.device)
             trace = (trace * (torch.rand(BATCH, generator=generator).to(x0.device) < TRACED))[:, None, None, None]
             mixed = mixed + trace * (1 - wide) * wide * (other - x0)
             target = target - trace * (1 - wide) * (other - x0)
         with torch.autocast(run.device.split(":")[0], dtype=torch.bfloat16, enabled=run.half):
-            out, seen = forward(model, mixed, 1 - sigma, cap, real, ropes[length])
+            if teacher:
+                with torch.no_grad():
+                    empty, kept = captions.encode([""] * BATCH)
+                    bare, _ = forward(teacher, mixed, 1 - sigma, empty, kept, ropes(empty.shape[1]))
+                    told, _ = forward(teacher, mixed, 1 - sigma, clean, real, rope)
+                    target = torch.lerp(bare.float(), told.float(), GUIDANCE)
+            out, seen = forward(model, mixed, 1 - sigma, cap, real, rope)
         flow = (out.float() - target).square().mean()
         return {"flow": flow, "read": READING * readers.loss(seen, values[rows])}
 
@@ -269,9 +282,14 @@ def train_transformer(run: Run) -> None:
     settings |= {"optimizer": lambda _: MuonAndAdamW(both, LR), "watch": watch}
     train(run, "transformer", both, loss_at, steps=steps, lr=LR, **settings)
     # A second, longer cycle: captions that name little, and shapes, come slowest.
-    log = train(run, "transformer_more", both, lambda n: loss_at(steps + n), steps=more, lr=LR, **settings)
+    train(run, "transformer_more", both, lambda n: loss_at(steps + n), steps=more, lr=LR, **settings)
+    teacher = copy.deepcopy(model).eval().requires_grad_(False)
+    turbo, before = run.steps(TURBO_STEPS), steps + more
+    log = train(
+        run, "transformer_turbo", both, lambda n: loss_at(before + n, teacher), steps=turbo, lr=TURBO_LR, **settings
+    )
     model.save_pretrained(run.path("transformer"))
-    run.finish("transformer", {"steps": [steps, more], "log": log[-1], "exam": exam(model, vae, captions, 200)})
+    run.finish("transformer", {"steps": [steps, more, turbo], "log": log[-1], "exam": exam(model, vae, captions, 200)})
 
 
 def load(run: Run) -> ZImageTransformer2DModel:
@@ -280,7 +298,7 @@ def load(run: Run) -> ZImageTransformer2DModel:
     if folder.exists():
         return ZImageTransformer2DModel.from_pretrained(folder).to(run.device).eval()
     model = new_transformer()
-    states = (run.path(f"{part}.state.pt") for part in ("transformer_more", "transformer"))
+    states = (run.path(f"{part}.state.pt") for part in ("transformer_turbo", "transformer_more", "transformer"))
     state = torch.load(next(filter(Path.exists, states)), weights_only=False)["average"]
     model.load_state_dict({k.removeprefix("transformer."): v for k, v in state.items() if k.startswith("transf")})
     return model.to(run.device).eval()
