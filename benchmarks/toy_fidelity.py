@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fidelity_bench import DEFAULTS, OPEN, Bench, Outcome, States, median_rms, others
+from fidelity_bench import DEFAULTS, EVERYTHING, OPEN, Bench, Outcome, States, median_rms, others
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
@@ -31,8 +31,7 @@ from zimage_vl import (
     match_token_rms,
     per_dimension_correlation,
 )
-from zimage_vl.toy.captions import EVERYTHING
-from zimage_vl.toy.world2 import ATTRIBUTES
+from zimage_vl.toy.world import ATTRIBUTES
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ BASE: Row = {
     "vl_alignment": "interpolate",
 }
 KINDS = ("open", "naming")
-# What people name; a form with an attribute that the world does not have is left out.
+# What people name.
 OPEN_FORMS: tuple[tuple[str, ...], ...] = (
     ("shape",),
     ("colour", "shape"),

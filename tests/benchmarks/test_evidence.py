@@ -14,6 +14,7 @@ import torch
 
 from zimage_vl import Region, load_toy_pipeline
 from zimage_vl.blend.registry import KNOBS
+from zimage_vl.toy import ATTRIBUTES
 
 
 ROOT = Path(__file__).parents[2]
@@ -41,7 +42,7 @@ def bench() -> pairs.Pairs:
 
 def made_measurements() -> Measurements:
     """Every row measured on three pairs, all with the same result."""
-    run = files.describe_run(3, 1, ["shape", "colour", "background"])
+    run = files.describe_run(3, 1, list(ATTRIBUTES))
     made = Measurements(run, ["python -m benchmarks.evidence --pairs 3"])
     for row in make_rows():
         for kind, seen in SEEN.items():
@@ -66,19 +67,6 @@ def test_rows_have_names_of_their_own_and_knobs_that_there_are() -> None:
 @pytest.mark.parametrize("module", [files, pairs])
 def test_the_examples_in_the_docstrings_are_right(module: Any) -> None:
     assert doctest.testmod(module).failed == 0
-
-
-def test_captions_are_those_that_the_world_understands() -> None:
-    values = {"shape": "cross", "colour": "red", "fill": "hollow", "place": "top", "background": "gray"}
-    told = {
-        (): "a hollow red cross at the top on a gray background",
-        ("shape",): "a cross",
-        ("colour", "shape", "place"): "a red cross at the top",
-        ("shape", "background"): "a cross on a gray background",
-        ("fill",): "a hollow shape",
-    }
-    for names, caption in told.items():
-        assert pairs.make_caption({name: values[name] for name in names or values}) == caption
 
 
 def test_layers_keep_their_depth_and_the_last_stays_the_last() -> None:
