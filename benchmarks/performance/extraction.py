@@ -61,7 +61,7 @@ def obvious_states(encoder: Any, inputs: dict[str, Any], layer: int = LAYER) -> 
 
 def make_reading(pipe: Any, picture: Any, text: str, layer: int = LAYER) -> Reading:
     turn = read_text_turn(pipe.tokenizer, text)
-    return build_reading(pipe.vl_encoder.config, pipe.vl_processor, pipe.tokenizer, picture, turn, (layer,))
+    return build_reading(pipe.find_reader(), pipe.tokenizer, picture, turn, (layer,))
 
 
 # ---- Floors that are measured ----

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import operator
+import sys
 import threading
 import weakref
 from collections.abc import Callable
@@ -23,6 +25,7 @@ from pipeline_samples import (
     make_picture,
     paint,
     paint_with,
+    quiet,
     record_runs,
     same,
     save_vl_parts,
@@ -81,6 +84,25 @@ def test_without_a_reference_a_missing_vl_encoder_is_never_sought() -> None:
     same(paint(pipe), expected)
     same(paint(pipe, reference_image=PICTURE, vl_alpha=0.0), expected)
     assert pipe.vl_encoder is None
+
+
+def test_a_call_without_a_reference_costs_next_to_nothing_more(pipe: ZImageVLPipeline) -> None:
+    # Python's own calls, which no load on the machine changes; benchmarks/bench.py measures time.
+    def count(run: Callable[[], Any]) -> int:
+        calls = [0]
+        run()
+        sys.setprofile(lambda _, event, __: operator.setitem(calls, 0, calls[0] + (event == "call")))
+        try:
+            run()
+        finally:
+            sys.setprofile(None)
+        return calls[0]
+
+    bare = quiet(ZImageVLPipeline(**pipe.z_image_components))  # diffusers walks through every module there is
+    parent = make_parent(pipe)
+    parents = count(lambda: paint(parent))
+    assert count(lambda: paint(bare)) < parents + 500
+    assert count(lambda: paint_with(bare, PICTURE, vl_alpha=0.0)) < parents + 1500
 
 
 # ---- The reference ----

@@ -38,6 +38,7 @@ from zimage_vl.reference.readers import (
     early_exit,
     encode_reference,
     execution_device,
+    find_reader_source,
     fingerprint_text_encoder,
     fingerprint_vl_encoder,
     group_offload_settings,
@@ -63,7 +64,9 @@ def model() -> Any:
 
 def reading_of(image: Image.Image | None = None, layers: Any = (4,), text: str = TEXT, **kwargs: Any) -> Reading:
     turn = read_text_turn(TOKENIZER, text)
-    return build_reading(CONFIG, PROCESSOR, TOKENIZER, image or noise(SIZE), turn, layers, **kwargs)
+    names = {name: kwargs.pop(name, None) for name in ("model_id", "revision")}
+    source = find_reader_source("qwen3-vl", None, CONFIG, PROCESSOR, **names)
+    return build_reading(source, TOKENIZER, image or noise(SIZE), turn, layers, **kwargs)
 
 
 def read(model: Any, layers: Any = (4,), image: Image.Image | None = None, **kwargs: Any) -> ReferenceEmbeds:
@@ -505,7 +508,8 @@ def test_config_and_processor_come_alone_and_are_used(folder: Path, tmp_path: Pa
         (tmp_path / file.name).write_bytes(file.read_bytes())  # and no weights
     config, processor = load_vl_config(tmp_path)
     turn = read_text_turn(TOKENIZER, TEXT)
-    reading = build_reading(config, processor, TOKENIZER, noise(SIZE), turn, (-2,))
+    source = find_reader_source("qwen3-vl", None, config, processor)
+    reading = build_reading(source, TOKENIZER, noise(SIZE), turn, (-2,))
     encoder, same = load_vl_encoder_parts(folder, dtype=torch.float32, config=config, processor=processor)
     assert same is processor
     assert encoder.dtype == torch.float32

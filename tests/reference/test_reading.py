@@ -15,6 +15,7 @@ from PIL import Image
 from tiny_models import noise, tiny_image_processor, tiny_tokenizer, tiny_vl_encoder, white_box
 from zimage_vl.blend.regions import Region
 from zimage_vl.reference.pictures import fill_hidden
+from zimage_vl.reference.readers import find_reader_source
 from zimage_vl.reference.reading import Reading, build_reading, resolve_layers, sha256_of_pixels
 from zimage_vl.reference.turn import picture_turn, read_text_turn
 
@@ -23,13 +24,16 @@ TEXT = "a red circle"
 TOKENIZER = tiny_tokenizer()
 PROCESSOR = tiny_image_processor()
 CONFIG = tiny_vl_encoder(tokenizer=TOKENIZER).config
+SOURCE = find_reader_source("qwen3-vl", None, CONFIG, PROCESSOR)
 
 
 def read(
     image: Any = None, text: str = TEXT, layers: Any = (-2,), *, processor: Any = PROCESSOR, **kw: Any
 ) -> Reading:
     image, turn = image or noise((64, 48)), read_text_turn(TOKENIZER, text)
-    return build_reading(CONFIG, processor, TOKENIZER, image, turn, layers, **kw)
+    names = {name: kw.pop(name, None) for name in ("model_id", "revision")}
+    source = find_reader_source("qwen3-vl", None, CONFIG, processor, **names)
+    return build_reading(source, TOKENIZER, image, turn, layers, **kw)
 
 
 @pytest.mark.parametrize("position", ["after", "before"])
@@ -125,7 +129,7 @@ def test_the_key_tells_readings_apart() -> None:
     ]
     keys = [read(**variant).key for variant in variants]
     assert len({base.key, *keys}) == len(variants) + 1
-    cut = build_reading(CONFIG, PROCESSOR, TOKENIZER, noise((64, 48)), read_text_turn(TOKENIZER, TEXT, 7), (-2,))
+    cut = build_reading(SOURCE, TOKENIZER, noise((64, 48)), read_text_turn(TOKENIZER, TEXT, 7), (-2,))
     assert cut.key != base.key
 
 
@@ -152,10 +156,9 @@ def test_mistakes_are_refused(arguments: dict[str, Any], error: Any, message: st
 
 
 def test_a_tokenizer_of_other_models_is_refused() -> None:
-    other = tiny_vl_encoder(tokenizer=TOKENIZER).config
-    other.image_token_id = 7
+    other = SOURCE._replace(image_token_id=7)
     with pytest.raises(ValueError, match=r"not the image token of `vl_encoder` \(id 7\)"):
-        build_reading(other, PROCESSOR, TOKENIZER, noise((64, 48)), read_text_turn(TOKENIZER, TEXT), (-2,))
+        build_reading(other, TOKENIZER, noise((64, 48)), read_text_turn(TOKENIZER, TEXT), (-2,))
 
 
 def test_a_full_processor_serves_too() -> None:

@@ -125,21 +125,18 @@ class ReferenceReader:
         self, image: Image, text: str, layers: Sequence[int], *, text_position: Any, max_pixels: int
     ) -> ReferenceEmbeds:
         """Get what a pipeline of the same parts would read in one call, bit for bit; all layers from one forward."""
-        from zimage_vl.reference.readers import read_reference
+        from zimage_vl.reference.readers import find_reader_source, read_reference
         from zimage_vl.reference.reading import build_reading
         from zimage_vl.reference.turn import read_text_turn
 
         reading = build_reading(
-            self.config,
-            self.processor,
+            find_reader_source("qwen3-vl", None, self.config, self.processor, self.model_id, self.revision),
             self.tokenizer,
             image,
             read_text_turn(self.tokenizer, text, _MAX_SEQUENCE_LENGTH),
             layers,
             text_position=text_position,
             max_pixels=max_pixels,
-            model_id=self.model_id,
-            revision=self.revision,
         )
         return read_reference(self.load(), self.processor, reading)
 

@@ -12,13 +12,12 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from numbers import Integral, Real
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import torch
 from diffusers.utils import logging
 from PIL import Image
 from torch import Tensor
-from transformers import Qwen3VLConfig
 
 from ..blend.checks import check_choice
 from ..blend.knobs import PLACES, VLConditioning, resolve_alpha, split_per_prompt
@@ -31,7 +30,7 @@ from ..reference.pictures import (
     load_reference_image,
     load_reference_mask,
 )
-from ..reference.reading import ReaderConfig, Reading, build_reading
+from ..reference.reading import ReaderSource, Reading, build_reading
 from ..reference.turn import TextTurn, read_text_turn
 
 
@@ -73,15 +72,6 @@ _MOST_STEPS = 10_000
 
 _inputs_logger = logging.get_logger(__name__)
 _warned: set[str] = set()
-
-
-class ReaderSource(NamedTuple):
-    """What is known of a reader before its weights are."""
-
-    config: Qwen3VLConfig | ReaderConfig
-    processor: Any
-    model_id: str | None
-    revision: str | None
 
 
 @dataclass(frozen=True)
@@ -594,8 +584,7 @@ def _read_pictures(
             conditioning: VLConditioning = conditioning,
         ) -> Reading:
             return build_reading(
-                source.config,
-                source.processor,
+                source,
                 host.tokenizer,
                 picture,
                 text,
@@ -603,9 +592,6 @@ def _read_pictures(
                 text_position=conditioning.vl_text_position,
                 max_pixels=conditioning.vl_max_pixels,
                 mask=mask,
-                model_id=source.model_id,
-                revision=source.revision,
-                reader=conditioning.vl_reader,
                 treatment=knobs["vl_treatment"],
                 muted=conditioning.needs_muted,
                 describe=knobs["vl_describe"],

@@ -38,8 +38,8 @@ from ..reference.readers import (
     bring_to_device,
     check_vl_config,
     check_vl_encoder,
-    check_widths,
     describe_picture,
+    find_reader_source,
     fingerprint_vl_encoder,
     load_vision_tower,
     load_vl_config,
@@ -48,14 +48,13 @@ from ..reference.readers import (
     read_with_text_encoder,
     see_picture,
 )
-from ..reference.reading import ReaderConfig, Reading, build_reading
+from ..reference.reading import ReaderSource, Reading, build_reading
 from ..reference.turn import embeds_regions, read_text_turn, tokenizer_lock
 from .inputs import (
     EmbedsInput,
     Host,
     Plan,
     PromptPlan,
-    ReaderSource,
     ReferenceInput,
     check_finite_tensors,
     check_painted,
@@ -181,6 +180,7 @@ class ZImageVLPipeline(ZImagePipeline):
         self._statistics: dict[bool, tuple[Any, EmbeddingStatistics]] = {}
         self._readings: OrderedDict[Any, ReferenceEmbeds] = OrderedDict()
         self._state: Literal["idle", "encoding", "painting"] = "idle"
+        self._device_of_call: torch.device | None = None
 
     # ---- The VL encoder ----
 
@@ -249,24 +249,17 @@ class ZImageVLPipeline(ZImagePipeline):
     def find_reader(self, vl_reader: VLReader = "qwen3-vl") -> ReaderSource:
         """The reader's config and processor; of one that is not loaded yet, without its weights."""
         text_config = self.text_encoder.config
-        small = vl_reader == "text_encoder"
-        model = self.vl_vision if small and self.vl_vision is not None else self.vl_encoder
-        if model is not None:
-            if self.vl_processor is None:
-                raise ValueError(
-                    "`vl_encoder` was given without `vl_processor`. Pass its image processor too: "
-                    "transformers.AutoImageProcessor.from_pretrained(<the VL encoder's id or folder>)."
-                )
-            config, processor, name, revision = model.config, self.vl_processor, self._vl_name, self._vl_revision
-        else:
-            name, revision = self._name_vl_encoder(), None
-            config, processor = load_vl_config(name)
-        vision = getattr(config, "vision_config", config)  # the tower's own config, or the whole model's
-        if small:
-            check_widths(vision.out_hidden_size, text_config.hidden_size)
-            return ReaderSource(ReaderConfig(text_config, vision), processor, name, revision)
-        check_vl_config(config, text_config.hidden_size)
-        return ReaderSource(config, processor, name, revision)
+        model = self.vl_encoder if vl_reader != "text_encoder" or self.vl_vision is None else self.vl_vision
+        if model is None:
+            name = self._name_vl_encoder()
+            return find_reader_source(vl_reader, text_config, *load_vl_config(name), name)
+        if self.vl_processor is None:
+            raise ValueError(
+                "`vl_encoder` was given without `vl_processor`. Pass its image processor too: "
+                "transformers.AutoImageProcessor.from_pretrained(<the VL encoder's id or folder>)."
+            )
+        config, processor = model.config, self.vl_processor
+        return find_reader_source(vl_reader, text_config, config, processor, self._vl_name, self._vl_revision)
 
     def _name_vl_encoder(self, model_id: str | None = None) -> str:
         """The encoder to load."""
@@ -342,10 +335,8 @@ class ZImageVLPipeline(ZImagePipeline):
             raise ValueError("`describe` needs vl_reader 'qwen3-vl': the text encoder cannot write.")
         check_count("max_sequence_length", max_sequence_length)
         picture = load_reference_image(image, "image")
-        source = self.find_reader(vl_reader)
         reading = build_reading(
-            source.config,
-            source.processor,
+            self.find_reader(vl_reader),
             self.tokenizer,
             picture,
             read_text_turn(self.tokenizer, text, max_sequence_length),
@@ -353,9 +344,6 @@ class ZImageVLPipeline(ZImagePipeline):
             text_position=text_position,
             max_pixels=max_pixels,
             mask=None if mask is None else load_reference_mask(mask, picture.size),
-            model_id=source.model_id,
-            revision=source.revision,
-            reader=vl_reader,
             treatment=vl_treatment,
             muted=muted,
             describe=describe,
@@ -650,7 +638,15 @@ class ZImageVLPipeline(ZImagePipeline):
                     yield
             finally:
                 if outermost:
-                    self._state = "idle"
+                    self._state, self._device_of_call = "idle", None
+
+    @property
+    def _execution_device(self) -> torch.device:
+        if self._state == "idle":
+            return super()._execution_device
+        if self._device_of_call is None:  # diffusers walks through all modules for it
+            self._device_of_call = super()._execution_device
+        return self._device_of_call
 
     def _plan(self, call: Mapping[str, Any], arguments: Mapping[str, Any]) -> Plan:
         plan = read_inputs(self.get_host(), call, arguments)

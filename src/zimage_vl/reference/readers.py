@@ -41,7 +41,7 @@ from transformers.utils import cached_file
 from ..blend.regions import Region, TextPosition
 from .embeds import ReferenceEmbeds, describe_width
 from .pictures import Treatment
-from .reading import ReaderConfig, Reading, VLImageProcessor, build_reading, get_image_processor
+from .reading import ReaderSource, Reading, VLImageProcessor, build_reading, get_image_processor
 from .turn import picture_turn, read_text_turn
 
 
@@ -101,10 +101,10 @@ def encode_reference(
     """
     check_vl_encoder(vl_encoder)
     turn = read_text_turn(tokenizer, text, max_sequence_length)
+    source = find_reader_source("qwen3-vl", None, vl_encoder.config, vl_processor, model_id, revision)
     reading = build_reading(
-        vl_encoder.config, vl_processor, tokenizer, image, turn, layers,
-        text_position=text_position, max_pixels=max_pixels, mask=mask, model_id=model_id, revision=revision,
-        treatment=treatment, muted=muted,
+        source, tokenizer, image, turn, layers,
+        text_position=text_position, max_pixels=max_pixels, mask=mask, treatment=treatment, muted=muted,
     )  # fmt: skip
     return read_reference(vl_encoder, vl_processor, reading, device)
 
@@ -135,7 +135,7 @@ def read_reference(
         See `encode_reference`, which is made of `read_text_turn`, `build_reading` and this.
     """
     config = vl_encoder.config
-    patches, grid = _cut_into_patches(get_image_processor(processor, config), reading)
+    patches, grid = _cut_into_patches(get_image_processor(processor, config.vision_config), reading)
     with lock_of_model(vl_encoder):
         bring_to_device(vl_encoder)
         device = device or execution_device(vl_encoder)
@@ -211,8 +211,7 @@ def see_picture(vision: nn.Module, processor: object, reading: Reading, device: 
         device: Where the tower runs; None to ask its offload hooks, or else its weights.
     """
     tower: Any = vision
-    config = ReaderConfig(tower.config, tower.config)
-    patches, grid = _cut_into_patches(get_image_processor(processor, config), reading)
+    patches, grid = _cut_into_patches(get_image_processor(processor, tower.config), reading)
     features: list[Tensor] = []
     with lock_of_model(vision), ExitStack() as undo:
         bring_to_device(vision)
@@ -247,7 +246,7 @@ def describe_picture(
     Raises:
         ValueError: The encoder wrote nothing.
     """
-    patches, grid = _cut_into_patches(get_image_processor(processor, vl_encoder.config), reading)
+    patches, grid = _cut_into_patches(get_image_processor(processor, vl_encoder.config.vision_config), reading)
     count = reading.grid[0] * reading.grid[1]
     ids, _ = picture_turn(tokenizer, read_text_turn(tokenizer, _DESCRIBE), count)
     with lock_of_model(vl_encoder):
@@ -537,7 +536,45 @@ def load_vl_config(
         # AutoImageProcessor needs no torchvision, AutoProcessor does.
         processor = AutoImageProcessor.from_pretrained(model_id, **_place(revision, processor_subfolder))
     config = cast("Qwen3VLConfig", config)
-    return config, get_image_processor(processor, config)
+    return config, get_image_processor(processor, config.vision_config)
+
+
+def find_reader_source(
+    vl_reader: str,
+    text_config: Any,
+    config: Any,
+    processor: object,
+    model_id: str | os.PathLike[str] | None = None,
+    revision: str | None = None,
+) -> ReaderSource:
+    """Get what a reading is built from, of a reader that fits the text encoder.
+
+    Args:
+        vl_reader: Which reader it is.
+        text_config: The text encoder's config; None leaves widths unchecked.
+        config: The VL encoder's config, or with "text_encoder" that of its vision tower alone.
+        processor: Its image processor, or a full `Qwen3VLProcessor`.
+        model_id: For the provenance: Hub id or folder of the VL encoder.
+        revision: For the provenance: its revision.
+
+    Raises:
+        TypeError: Another kind of model or processor.
+        ValueError: A reader that is not as wide as the text encoder, a processor of another model.
+
+    Example:
+        >>> from zimage_vl.toy import load_toy_pipeline
+        >>> pipe = load_toy_pipeline()
+        >>> find_reader_source("qwen3-vl", None, pipe.vl_encoder.config, pipe.vl_processor).num_hidden_layers
+        8
+    """
+    vision, image_token_id = getattr(config, "vision_config", config), None
+    if vl_reader == "text_encoder":
+        check_widths(vision.out_hidden_size, text_config.hidden_size)
+    else:
+        check_vl_config(config, None if text_config is None else text_config.hidden_size)
+        text_config, image_token_id = config.text_config, config.image_token_id
+    name, depth = None if model_id is None else str(model_id), text_config.num_hidden_layers
+    return ReaderSource(vl_reader, get_image_processor(processor, vision), depth, image_token_id, name, revision)
 
 
 def _place(revision: str | None, subfolder: str) -> dict[str, Any]:

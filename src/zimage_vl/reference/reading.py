@@ -14,7 +14,7 @@ import torch
 import transformers
 from PIL import Image
 from torch import Tensor
-from transformers import PretrainedConfig, PreTrainedTokenizerBase, Qwen3VLConfig
+from transformers import PreTrainedTokenizerBase
 
 from .._version import __version__
 from ..blend.regions import TextPosition
@@ -40,12 +40,15 @@ class VLImageProcessor(Protocol):
         ...
 
 
-class ReaderConfig(NamedTuple):
-    """The part of a reader's configs that a reading is built from; a `Qwen3VLConfig` serves too."""
+class ReaderSource(NamedTuple):
+    """What is known of a reader before its weights are, as `find_reader_source` gives it."""
 
-    text_config: PretrainedConfig  # of the language model whose layers are read
-    vision_config: PretrainedConfig
+    reader: str
+    processor: VLImageProcessor
+    num_hidden_layers: int  # of the language model that reads
     image_token_id: int | None = None  # None: the tokenizer's
+    model_id: str | None = None  # Hub id or folder of the VL encoder
+    revision: str | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,8 +85,7 @@ class Reading:
 
 
 def build_reading(
-    config: Qwen3VLConfig | ReaderConfig,
-    processor: object,
+    source: ReaderSource,
     tokenizer: PreTrainedTokenizerBase,
     image: Image.Image,
     turn: TextTurn,
@@ -92,9 +94,6 @@ def build_reading(
     text_position: TextPosition = "after",
     max_pixels: int = 1024 * 1024,
     mask: Image.Image | None = None,
-    model_id: str | None = None,
-    revision: str | None = None,
-    reader: str = "qwen3-vl",
     treatment: Treatment = "none",
     muted: bool = False,
     describe: bool = False,
@@ -102,8 +101,7 @@ def build_reading(
     """Get the reading of a picture and a text; no model is needed or run.
 
     Args:
-        config: The VL encoder's, as `check_vl_config` accepts it; of another reader its `ReaderConfig`.
-        processor: Its image processor, or a full `Qwen3VLProcessor`.
+        source: The reader, by `find_reader_source`.
         tokenizer: The tokenizer of Z-Image's text encoder, which holds Qwen's vision tokens.
         image: A PIL RGB image; its sides become multiples of one image token (32 pixels in Qwen3-VL), at least one.
         turn: The text beside it, by `read_text_turn`.
@@ -111,36 +109,30 @@ def build_reading(
         text_position: The text `"after"` or `"before"` the picture.
         max_pixels: Bound on the pixels that the encoder sees, beside the image processor's own.
         mask: Greyscale PIL image of any size, white counts. Image tokens whose patch is not white by half are removed.
-        model_id: For the provenance: Hub id or folder of the encoder.
-        revision: For the provenance: its revision.
-        reader: For the provenance: the reader it is for.
         treatment: As for `treat_picture`; what a mask hides is gone before.
         muted: Read the turn a second time, with the picture's features times 0.
         describe: Let the VL encoder write the text beside the picture, in place of `turn`.
 
     Raises:
-        TypeError: Another kind of processor, image, mask or layers.
+        TypeError: Another kind of image, mask or layers.
         ValueError: A layer out of range, a picture over 200:1, a text with vision tokens, a mask that hides
-            everything, a processor or tokenizer that does not fit the model.
+            everything, a tokenizer that does not fit the model.
 
     Example:
-        >>> from zimage_vl.reference.turn import read_text_turn
         >>> from zimage_vl.toy import load_toy_pipeline
         >>> pipe = load_toy_pipeline()
-        >>> config, turn = pipe.vl_encoder.config, read_text_turn(pipe.tokenizer, "a red circle")
-        >>> image = Image.new("RGB", (64, 48))
-        >>> build_reading(config, pipe.vl_processor, pipe.tokenizer, image, turn, (-2,)).grid
+        >>> turn = read_text_turn(pipe.tokenizer, "a red circle")
+        >>> build_reading(pipe.find_reader(), pipe.tokenizer, Image.new("RGB", (64, 48)), turn, (-2,)).grid
         (3, 4)
     """
-    depth = cast("Any", config.text_config).num_hidden_layers
-    numbers = resolve_layers(layers, depth)
-    image_processor = get_image_processor(processor, config)
+    numbers = resolve_layers(layers, source.num_hidden_layers)
+    processor, model_id = source.processor, source.model_id
     if not isinstance(image, Image.Image):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"`image` must be a PIL image, got {type(image).__name__}.")
     if image.mode != "RGB":
         raise ValueError(f'`image` must be an RGB image, got mode {image.mode!r}. Use image.convert("RGB").')
-    side = image_processor.patch_size * image_processor.merge_size  # pixels along one image token
-    size = grid_size(image.size, side, min(max_pixels, _own_max_pixels(image_processor) or max_pixels))
+    side = processor.patch_size * processor.merge_size  # pixels along one image token
+    size = grid_size(image.size, side, min(max_pixels, _own_max_pixels(processor) or max_pixels))
     columns, rows = size[0] // side, size[1] // side
     picture, visible = image, None
     if mask is not None:
@@ -156,16 +148,16 @@ def build_reading(
     # Resized here, not in the processor: the same grid in every version of transformers.
     picture = picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
     ids, regions = picture_turn(tokenizer, turn, rows * columns, text_position)
-    if config.image_token_id is not None and int((ids == config.image_token_id).sum()) != rows * columns:
+    if source.image_token_id is not None and int((ids == source.image_token_id).sum()) != rows * columns:
         raise ValueError(
-            f"The tokenizer's <|image_pad|> is not the image token of `vl_encoder` (id {config.image_token_id}). "
+            f"The tokenizer's <|image_pad|> is not the image token of `vl_encoder` (id {source.image_token_id}). "
             "Pass the tokenizer that belongs to both models, Qwen3's."
         )
     provenance = ReferenceProvenance(
         # A folder by its full path: what looks like a Hub id is one.
         model_id=os.path.abspath(model_id) if model_id is not None and os.path.isdir(model_id) else model_id,
-        revision=revision,
-        num_hidden_layers=depth,
+        revision=source.revision,
+        num_hidden_layers=source.num_hidden_layers,
         image_grid=(rows, columns),
         image_sha256=sha256_of_pixels(image),
         image_size=image.size,
@@ -174,7 +166,7 @@ def build_reading(
         text=turn.text,
         text_position=text_position,
         max_pixels=max_pixels,
-        reader=reader,
+        reader=source.reader,
         treatment=name,
         versions={
             "zimage_vl": __version__,
@@ -221,10 +213,9 @@ def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> dict[int, i
     return {layer: layer % (num_hidden_layers + 1) for layer in layers}
 
 
-def get_image_processor(vl_processor: object, config: Qwen3VLConfig | ReaderConfig) -> VLImageProcessor:
+def get_image_processor(vl_processor: object, vision: Any) -> VLImageProcessor:
     """Get the image processor, alone or within a full processor, if it fits; else TypeError or ValueError."""
     processor = getattr(vl_processor, "image_processor", vl_processor)
-    vision = cast("Any", config.vision_config)  # transformers types it as a dict
     expected = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
     for name, value in zip(("patch_size", "merge_size", "temporal_patch_size"), expected, strict=True):
         if not hasattr(processor, name):

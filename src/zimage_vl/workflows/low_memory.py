@@ -15,19 +15,18 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 from transformers.models.qwen3_vl.configuration_qwen3_vl import Qwen3VLVisionConfig
 
 from ..blend.registry import VLReader
-from ..pipeline.inputs import Host, ReaderSource, max_text_tokens, read_inputs, refuse_unknown, warn_about_models
+from ..pipeline.inputs import Host, max_text_tokens, read_inputs, refuse_unknown, warn_about_models
 from ..pipeline.offload import free_memory
 from ..pipeline.pipeline_z_image_vl import CALL_NAMES, PAINTING_NAMES, ZImageVLPipeline, ZImageVLPipelineOutput
 from ..reference.embeds import ReferenceEmbeds
 from ..reference.pictures import ReferenceImage
 from ..reference.readers import (
-    check_vl_config,
-    check_widths,
+    find_reader_source,
     load_vision_tower,
     load_vl_config,
     load_vl_encoder_parts,
 )
-from ..reference.reading import ReaderConfig, Reading
+from ..reference.reading import ReaderSource, Reading
 
 
 def generate_low_memory(
@@ -151,20 +150,15 @@ class _Source:
 
     def find_reader(self, vl_reader: VLReader) -> ReaderSource:
         """The reader asked for, saved with the model or named by it; its config and processor alone."""
-        vision: Any
         text_config: Any = AutoConfig.from_pretrained(self.model, subfolder="text_encoder", **self.at)
         if vl_reader == "text_encoder" and self._is_saved("vl_vision"):
             vision = Qwen3VLVisionConfig.from_pretrained(self.model, subfolder="vl_vision", **self.at)
             processor: Any = AutoImageProcessor.from_pretrained(self.model, subfolder="vl_processor", **self.at)
-            return ReaderSource(ReaderConfig(text_config, vision), processor, str(self.model), self.at.get("revision"))
+            revision = self.at.get("revision")
+            return find_reader_source(vl_reader, text_config, vision, processor, self.model, revision)
         model_id, place = self._locate_vl_encoder()
-        config, processor = load_vl_config(model_id, **place)
-        if vl_reader == "text_encoder":
-            vision = config.vision_config
-            check_widths(vision.out_hidden_size, text_config.hidden_size)
-            return ReaderSource(ReaderConfig(text_config, vision), processor, str(model_id), place.get("revision"))
-        check_vl_config(config, text_config.hidden_size)
-        return ReaderSource(config, processor, str(model_id), place.get("revision"))
+        found = load_vl_config(model_id, **place)
+        return find_reader_source(vl_reader, text_config, *found, model_id, place.get("revision"))
 
     def _is_saved(self, name: str) -> bool:
         return self.vl_model_id is None and (self.index.get(name) or [None])[0] is not None
