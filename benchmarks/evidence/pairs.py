@@ -21,7 +21,7 @@ BATCH = 32
 GUIDE_LAYERS = 36
 CALL = {"height": SIZE, "width": SIZE, "num_inference_steps": STEPS, "guidance_scale": 0.0}
 NO_KNOBS = {"group", "name", "panel", "x", "reference", "size", "text", "names", "way", "start", "strength", "rounds"}
-NO_KNOBS |= {"own_layer", "mask", "about", "neutral"}
+NO_KNOBS |= {"own_layer", "mask", "about", "neutral", "guidance", "away"}
 
 
 class NotHereError(Exception):
@@ -121,6 +121,7 @@ class Pairs:
         knobs, named = self.get_knobs(row), [self.get_named(n, row, kind) for n in batch]
         prompts = [self.get_prompt(n, row, kind) for n in batch]
         call: dict[str, Any] = {**CALL, "generator": [torch.Generator().manual_seed(self.seed + n) for n in batch]}
+        call["guidance_scale"] = row.get("guidance", 0.0)
         if knobs:
             call |= {**knobs, "reference_image": [self.draw_reference(n, row) for n in batch]}
             if row.get("text"):
@@ -133,6 +134,8 @@ class Pairs:
                 call["reference_mask"] = [left] * len(batch)
             if isinstance(knobs["vl_alpha"], dict):
                 call["vl_alpha"] = [fill_places(knobs["vl_alpha"], values) for values in named]
+        if row.get("away"):
+            call["negative_reference_image"] = call.pop("reference_image")
         if row.get("way") == "rounds":
             pictures = call.pop("reference_image")
             return zimage_vl.refine_iteratively(self.pipe, prompts, pictures, row["rounds"], **call)[-1]

@@ -11,6 +11,7 @@ changes later changes no row. A knob that is None is left to the call. What is n
     way         "call" (default); "image", from a start picture (`start`, `strength`); "rounds", so many `rounds`
     own_layer   a layer of the toy; `vl_hidden_layer` counts in the guide's 36 layers and means the same depth
     mask        the left half of the picture is seen
+    guidance    its scale (0); with `away` the picture is the negative prompt's
     neutral     a grey picture is what the style delta starts from; left out: the reference itself, muted
     panel, x    where the row stands in the group's plot
 """
@@ -62,6 +63,7 @@ TITLES = {
     "steps": "A part of the steps",
     "reading": "Treating, reading and describing the picture differently",
     "image-to-image": "Blend and image-to-image from the same picture, strength 0.9",
+    "away": "Away from a picture: it is blended into the negative prompt",
     "alignment": "How the sequences meet, references of 64 and 256 px",
 }
 PLOTTED = ("dose", "tokens", "recipes", "image-to-image", "alignment")
@@ -82,9 +84,9 @@ def make_rows() -> list[Row]:
     for mode, alphas in {
         "global": (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
         "token_rms": ALPHAS,
-        "none": (0.15, 0.3, 0.5),
+        "none": (0.3, 0.5),
         "per_dim": (0.15, 0.3, 0.5, 1.0),
-        "hybrid": (0.15, 0.3, 0.5),
+        "hybrid": (0.3, 0.5),
     }.items():
         for alpha in alphas:
             panel = {"panel": mode, "x": alpha} if len(alphas) > 3 else {}
@@ -124,9 +126,8 @@ def make_rows() -> list[Row]:
             add("modes", f"{mode} {alpha}", vl_alpha=alpha, **changes)
 
     for masking in ("none", "zero", "clamp", "scale"):
-        for mode in ("global", "per_dim"):
-            changes = {"vl_outlier_masking": masking, "vl_normalization": mode, "vl_token_selection": "image"}
-            add("masking", f"{masking}, {mode}", vl_alpha=0.5, vl_hidden_layer=-2, **changes)
+        changes = {"vl_outlier_masking": masking, "vl_token_selection": "image", "vl_hidden_layer": -2}
+        add("masking", masking, vl_alpha=0.5, **changes)
 
     for layer in range(-1, -13, -1):
         add("layers", f"layer {layer}", own_layer=layer, **SAME_DOSE)
@@ -166,12 +167,16 @@ def make_rows() -> list[Row]:
             name = name.replace("the another", "another")
             add("image-to-image", name, vl_alpha=alpha, way="image", start=start, strength=0.9)
 
+    add("away", "guidance 2 alone", reference="none", guidance=2.0)
+    for alpha in (0.3, 0.5):
+        add("away", f"guidance 2, away from the picture, {alpha}", vl_alpha=alpha, guidance=2.0, away=True)
+
     for size in (64, 256):
         for mode in ("interpolate", "pool", "anchored"):
-            for alpha in ALPHAS:
+            for alpha in (0.15, 0.3, 0.5, 0.7, 1.0) if mode == "interpolate" else (0.3, 0.5, 1.0):
                 plot = {"panel": f"{mode}, {size} px", "x": alpha}
                 add("alignment", f"{mode} {alpha}, {size} px", vl_alignment=mode, vl_alpha=alpha, size=size, **plot)
-        for count in (4, 8, 16, 32, 64):
+        for count in (4, 16, 64):
             plot = {"panel": f"concat, {size} px", "x": count}
             changes = {"vl_alignment": "concat", "vl_concat_tokens": count, "size": size}
             add("alignment", f"concat {count} tokens, {size} px", **changes, **plot)
