@@ -40,10 +40,12 @@ from .vae import load as load_vae
 from .vae import pictures, to_image, to_model
 
 
-STEPS, MORE_STEPS, TURBO_STEPS, BATCH, PICTURES = 5000, 5500, 2500, 32, 10 * len(TRAINED)
+STEPS, MORE_STEPS, TURBO_STEPS, BATCH, PICTURES = 5000, 5500, 2000, 32, 10 * len(TRAINED)
 LR, TURBO_LR = 2.5e-3, 1e-3
 EMPTY, PARTIAL, LONG = 0.05, 0.4, 0.2
-GUIDANCE, TURBO_PARTIAL = 3.0, 0.7  # the scale of the guidance that is distilled, and the captions that name some
+# The scale of the guidance that is distilled, and the noise above which there is any: below it would oversaturate.
+GUIDANCE, GUIDED_ABOVE = 3.0, 0.5
+TURBO_PARTIAL = 0.7
 # Padded lengths of long captions and how often each is drawn.
 LENGTHS = {96: 0.4, 128: 0.25, 160: 0.2, 192: 0.15}
 LONGEST, TEMPLATE = 192, 8  # about so many tokens of a turn, and of them those that the template has
@@ -266,9 +268,9 @@ def train_transformer(run: Run) -> None:
                     empty, kept = captions.encode([""] * BATCH)
                     bare, _ = forward(teacher, mixed, 1 - sigma, empty, kept, ropes(empty.shape[1]))
                     told, _ = forward(teacher, mixed, 1 - sigma, clean, real, rope)
-                    target = torch.lerp(bare.float(), told.float(), GUIDANCE)
+                    target = torch.lerp(bare, told, torch.where(wide > GUIDED_ABOVE, GUIDANCE, 1.0).to(bare))
             out, seen = forward(model, mixed, 1 - sigma, cap, real, rope)
-        flow = (out.float() - target).square().mean()
+        flow = (out.float() - target.float()).square().mean()
         return {"flow": flow, "read": READING * readers.loss(seen, values[rows])}
 
     def watch(step: int, average: Average | None) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 DEFAULT_OUTPUT = Path("outputs/demo.png")
 # Over the columns, and their alphas.
-STRENGTHS = {"prompt only": 0.0, "a trace": 0.15, "some": 0.3, "more": 0.5, "much": 0.7, "all of it": 1.0}
+STRENGTHS = {"none": 0.0, "a trace": 0.15, "some": 0.3, "more": 0.5, "much": 0.7, "all of it": 1.0}
 # What the prompts name, in turn; the last row's names everything, which the reference contradicts.
 NAMED = (("shape", "place"), ("fill", "shape"), ("shape",), ("colour", "shape", "place"))
 
@@ -75,7 +75,7 @@ def demo(
         sheet = contact_sheet(
             rows,
             list(STRENGTHS),
-            title="Same prompt, same noise: the reference counts more and more",
+            title="Same prompt and noise: the reference counts more and more",
             footnote=FOOTNOTE + LAST_ROW * (pairs > 1),
         )
         made = {
