@@ -118,7 +118,7 @@ class Bench:
             knobs = {"reference_embeds": embeds[n], "vl_alpha": alpha, **DEFAULTS} if alpha else {}
             start = picture.resize((SIZE, SIZE))
             settings = {"num_inference_steps": STEPS, "guidance_scale": 0.0, "generator": self.generators([n])[0]}
-            images += paint_from_image(self.pipe, prompts[n], start, 0.9, **settings, **knobs).images
+            images += paint_from_image(self.pipe, prompts[n], start, 0.85, **settings, **knobs).images
         return self.judge(images)
 
 

@@ -62,8 +62,9 @@ TITLES = {
     "rounds": "Iterations: the picture that comes out is the next reference",
     "steps": "A part of the steps",
     "reading": "Treating, reading and describing the picture differently",
-    "image-to-image": "Blend and image-to-image from the same picture, strength 0.9",
+    "image-to-image": "Blend and image-to-image from the same picture, strength 0.85",
     "away": "Away from a picture: it is blended into the negative prompt",
+    "wishes": "Candidates for a wish: colours, layout, style, variation",
     "alignment": "How the sequences meet, references of 64 and 256 px",
 }
 PLOTTED = ("dose", "tokens", "recipes", "image-to-image", "alignment")
@@ -104,6 +105,9 @@ def make_rows() -> list[Row]:
         "image-variation": {"names": ("shape",), "about": "reference", "text": everything},
         "composition": {"names": composition},
         "colour-palette": {"names": ("fill", "shape", "place"), "text": ("colour", "background")},
+        "colours": {"names": ("fill", "shape", "place")},
+        "layout": {"names": composition},
+        "variation": {"names": ("shape",), "about": "reference"},
     }
     for name, recipe in RECIPES.items():
         wish = wishes.get(name, {"names": style})
@@ -160,16 +164,31 @@ def make_rows() -> list[Row]:
 
     for alpha in (0.3, 0.5):
         add("image-to-image", f"blend {alpha} alone", vl_alpha=alpha)
-    add("image-to-image", "image-to-image alone", reference="none", way="image", start="reference", strength=0.9)
+    add("image-to-image", "image-to-image alone", reference="none", way="image", start="reference", strength=0.85)
     for alpha in (0.3, 0.5):
         for start in ("reference", "another"):
             name = f"blend {alpha} from the {'same' if start == 'reference' else 'another'} picture"
             name = name.replace("the another", "another")
-            add("image-to-image", name, vl_alpha=alpha, way="image", start=start, strength=0.9)
+            add("image-to-image", name, vl_alpha=alpha, way="image", start=start, strength=0.85)
 
     add("away", "guidance 2 alone", reference="none", guidance=2.0)
     for alpha in (0.3, 0.5):
         add("away", f"guidance 2, away from the picture, {alpha}", vl_alpha=alpha, guidance=2.0, away=True)
+
+    candidates: dict[str, Row] = {
+        "the template's beginning": {"vl_alpha": {"prefix": 1.0}},
+        "the template's beginning, palette": {"vl_alpha": {"prefix": 1.0}, "vl_treatment": "palette"},
+        "the prompt's words": {"vl_alpha": {"prompt": 1.0}},
+        "the prompt's words at half": {"vl_alpha": {"prompt": 0.5}},
+        "the prompt's words, greyscale": {"vl_alpha": {"prompt": 1.0}, "vl_treatment": "greyscale"},
+        "the template's end": {"vl_alpha": {"suffix": 1.0}, "vl_treatment": "greyscale"},
+        "the first half of the steps": {"vl_alpha": 0.5, "vl_end": 0.5},
+        "the words in the first half": {"vl_alpha": {"prompt": 1.0}, "vl_end": 0.5},
+        "blurred, the first half": {"vl_alpha": 0.7, "vl_treatment": "blur", "vl_end": 0.5},
+        "per dimension, moments": {"vl_alpha": 1.0, "vl_blend_mode": "adain_per_dim", "vl_alignment": None},
+    }
+    for name, settings in candidates.items():
+        add("wishes", name, **settings)
 
     for size in (64, 256):
         for mode in ("interpolate", "pool", "anchored"):
