@@ -11,12 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from zimage_vl import paint_from_image
-from zimage_vl.toy.captions import EVERYTHING, caption
-from zimage_vl.toy.judging2 import judge
-from zimage_vl.toy.world2 import ATTRIBUTES, SIZE, STEPS, disagreeing_pairs, draw_scene
+from zimage_vl.toy import ATTRIBUTES, SIZE, STEPS, disagreeing_pairs, draw_scene, judge
 
 
 READ_AT = 256
+EVERYTHING = frozenset(ATTRIBUTES)
 DEFAULTS = {"vl_hidden_layer": -2, "vl_alignment": "interpolate", "vl_normalization": "global"}
 MARKER, IMAGE = 1, 2  # of `ReferenceEmbeds.regions`
 OPEN = ("shape", "background")  # named where something is to be open
@@ -60,7 +59,7 @@ class Bench:
         self._embeds: dict[frozenset[str], list[Any]] = {}
 
     def prompts(self, named: Collection[str]) -> list[str]:
-        return [caption(prompt, named) for prompt, _ in self.pairs]
+        return [prompt.caption(*named) for prompt, _ in self.pairs]
 
     def embeds(self, named: Collection[str]) -> list[Any]:
         key = frozenset(named)
@@ -119,7 +118,7 @@ class Bench:
             knobs = {"reference_embeds": embeds[n], "vl_alpha": alpha, **DEFAULTS} if alpha else {}
             start = picture.resize((SIZE, SIZE))
             settings = {"num_inference_steps": STEPS, "guidance_scale": 0.0, "generator": self.generators([n])[0]}
-            images += paint_from_image(self.pipe, prompts[n], start, 0.9, **settings, **knobs).images
+            images += paint_from_image(self.pipe, prompts[n], start, 0.85, **settings, **knobs).images
         return self.judge(images)
 
 

@@ -20,10 +20,9 @@ from typing import Any
 import torch
 from PIL import Image
 
-from zimage_vl.toy import load_toy_pipeline
-from zimage_vl.toy.captions import EVERYTHING, caption
-from zimage_vl.toy.judging2 import Verdict, count_right, judge
-from zimage_vl.toy.world2 import ALL_SCENES, ATTRIBUTES, HELD_OUT, SIZE, STEPS, Scene
+from zimage_vl.toy import ALL_SCENES, ATTRIBUTES, SIZE, STEPS, Scene, Verdict, judge, load_toy_pipeline
+from zimage_vl.toy.judging import count_right
+from zimage_vl.toy.world import HELD_OUT
 
 
 # The parts of a caption that people type.
@@ -55,7 +54,7 @@ def paint(pipe: Any, prompts: Sequence[str], seed: int) -> list[Image.Image]:
 
 
 def read(pipe: Any, scenes: Sequence[Scene], named: Collection[str], seed: int) -> list[Verdict]:
-    return [judge(image) for image in paint(pipe, [caption(scene, named) for scene in scenes], seed)]
+    return [judge(image) for image in paint(pipe, [scene.caption(*named) for scene in scenes], seed)]
 
 
 def largest_share(verdicts: Sequence[Verdict], name: str) -> float:
@@ -86,7 +85,7 @@ def main() -> None:
     print("| prompt | " + " | ".join(ATTRIBUTES) + " | correlation |\n|---|" + "---|" * (len(ATTRIBUTES) + 1))
     scenes = rng.choices(ALL_SCENES, k=arguments.scenes)
     for title, asked in (("everything", scenes), ("everything, held out of the training", list(HELD_OUT) * 4)):
-        verdicts = read(pipe, asked, EVERYTHING, 1000 * arguments.seed)
+        verdicts = read(pipe, asked, (), 1000 * arguments.seed)
         right = count_right(verdicts, asked)
         correlation = sum(verdict.correlation for verdict in verdicts) / len(verdicts)
         print(f"| {title} | {cells(right)} | {correlation:.3f} |", flush=True)
@@ -100,7 +99,7 @@ def main() -> None:
         right = {name: share for name, share in count_right(verdicts, scenes).items() if name in named}
         spread[named] = {name: largest_share(verdicts, name) for name in ATTRIBUTES if name not in named}
         correlation = sum(verdict.correlation for verdict in verdicts) / len(verdicts)
-        form = caption(scenes[0], named)
+        form = scenes[0].caption(*named)
         print(f"| {' + '.join(named)}, as `{form}` | {cells(right)} | {correlation:.3f} |", flush=True)
         for name, share in right.items():
             check(f"{' + '.join(named)}, {name}", share, PARTIAL)

@@ -92,11 +92,9 @@ def paint_sheet(bench: Pairs, rows: Sequence[Row], names: Sequence[str], kind: s
     """Paint the first pairs under some rows: prompt, reference, and a column per row."""
     from zimage_vl.workflows.evidence import make_sheet
 
-    from .pairs import make_caption
-
     columns = [[image for image, _ in bench.paint(find_row(name, rows), kind, range(count))] for name in names]
     references = [bench.draw_reference(n, {}) for n in range(count)]
-    labels = [make_caption(bench.get_named(n, {}, kind)) for n in range(count)]
+    labels = [bench.get_prompt(n, {}, kind) for n in range(count)]
     heads = ["reference", *(name.partition("/")[2] for name in names)]
     make_sheet([list(images) for images in zip(references, *columns, strict=True)], labels, heads, cell=128).save(path)
 

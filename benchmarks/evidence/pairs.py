@@ -12,49 +12,20 @@ import torch
 from PIL import Image
 
 import zimage_vl
-from zimage_vl.toy import SIZE, STEPS, Scene, disagreeing_pairs, draw_scene, judge, world
+from zimage_vl.toy import ATTRIBUTES, SIZE, STEPS, disagreeing_pairs, draw_scene, judge
 
 from .settings import BASE, OPEN_FORMS, Row
 
 
 BATCH = 32
-WORLD_1 = {"shape": "SHAPES", "colour": "COLOURS", "background": "BACKGROUNDS"}
-ATTRIBUTES: dict[str, tuple[str, ...]] = getattr(
-    world, "ATTRIBUTES", {name: tuple(getattr(world, values)) for name, values in WORLD_1.items()}
-)
-PLACES = {"left": "on the left", "right": "on the right", "top": "at the top", "bottom": "at the bottom"}
-PLACES["middle"] = "in the middle"
 GUIDE_LAYERS = 36
 CALL = {"height": SIZE, "width": SIZE, "num_inference_steps": STEPS, "guidance_scale": 0.0}
 NO_KNOBS = {"group", "name", "panel", "x", "reference", "size", "text", "names", "way", "start", "strength", "rounds"}
-NO_KNOBS |= {"own_layer", "mask", "about", "neutral"}
+NO_KNOBS |= {"own_layer", "mask", "about", "neutral", "guidance", "away"}
 
 
 class NotHereError(Exception):
     """The row asks for a knob that this version of the pipeline does not have."""
-
-
-def make_caption(values: dict[str, str]) -> str:
-    """Put some of a scene's attributes into words.
-
-    Example:
-        >>> make_caption({"shape": "circle", "fill": "striped", "place": "left", "background": "white"})
-        'a striped circle on the left on a white background'
-    """
-    words = [
-        "a",
-        values.get("fill"),
-        values.get("colour"),
-        values.get("shape", "shape"),
-        PLACES.get(values.get("place", "")),
-    ]
-    words.append(f"on a {values['background']} background" if "background" in values else None)
-    return " ".join(word for word in words if word)
-
-
-def get_values(scene: Scene, names: Sequence[str]) -> dict[str, str]:
-    """Get the scene's value of each attribute named that the world has."""
-    return {name: getattr(scene, name) for name in names if name in ATTRIBUTES}
 
 
 def scale_layer(layer: int, num_layers: int) -> int:
@@ -90,14 +61,18 @@ class Pairs:
             next(scene for scene, _ in strangers if scene.disagrees_with(prompt) and scene.disagrees_with(reference))
             for prompt, reference in self.scenes
         ]
-        self.forms = [form for form in OPEN_FORMS if set(form) <= set(ATTRIBUTES)]
         self.num_layers = int(pipe.text_encoder.config.num_hidden_layers)
         self.call_names = set(inspect.signature(type(pipe).__call__).parameters)
 
     def get_named(self, index: int, row: Row, kind: str) -> dict[str, str]:
         """Get the values that the prompt of a pair names: of its own scene, or of the reference's."""
-        names = tuple(ATTRIBUTES) if kind == "naming" else row.get("names") or self.forms[index % len(self.forms)]
-        return get_values(self.scenes[index][row.get("about") == "reference"], names)
+        names = tuple(ATTRIBUTES) if kind == "naming" else row.get("names") or OPEN_FORMS[index % len(OPEN_FORMS)]
+        values = self.scenes[index][row.get("about") == "reference"].values
+        return {name: values[name] for name in names}
+
+    def get_prompt(self, index: int, row: Row, kind: str) -> str:
+        """Put into words what the prompt of a pair names."""
+        return self.scenes[index][row.get("about") == "reference"].caption(*self.get_named(index, row, kind))
 
     def get_knobs(self, row: Row) -> dict[str, Any]:
         """The call's keyword arguments of a row, `BASE` and the layer of this toy included.
@@ -144,12 +119,13 @@ class Pairs:
 
     def _paint_batch(self, row: Row, kind: str, batch: list[int]) -> Any:
         knobs, named = self.get_knobs(row), [self.get_named(n, row, kind) for n in batch]
-        prompts = [make_caption(values) for values in named]
+        prompts = [self.get_prompt(n, row, kind) for n in batch]
         call: dict[str, Any] = {**CALL, "generator": [torch.Generator().manual_seed(self.seed + n) for n in batch]}
+        call["guidance_scale"] = row.get("guidance", 0.0)
         if knobs:
             call |= {**knobs, "reference_image": [self.draw_reference(n, row) for n in batch]}
             if row.get("text"):
-                call["vl_text"] = [make_caption(get_values(self.scenes[n][1], row["text"])) for n in batch]
+                call["vl_text"] = [self.scenes[n][1].caption(*row["text"]) for n in batch]
             if row.get("neutral"):
                 call["neutral_image"] = Image.new("RGB", (SIZE, SIZE), (128, 128, 128))
             if row.get("mask"):
@@ -158,6 +134,8 @@ class Pairs:
                 call["reference_mask"] = [left] * len(batch)
             if isinstance(knobs["vl_alpha"], dict):
                 call["vl_alpha"] = [fill_places(knobs["vl_alpha"], values) for values in named]
+        if row.get("away"):
+            call["negative_reference_image"] = call.pop("reference_image")
         if row.get("way") == "rounds":
             pictures = call.pop("reference_image")
             return zimage_vl.refine_iteratively(self.pipe, prompts, pictures, row["rounds"], **call)[-1]
@@ -184,7 +162,7 @@ class Pairs:
         for index, (image, report) in enumerate(self.paint(row, kind)):
             verdict, named = judge(image), self.get_named(index, row, kind)
             words.append(self._spell(index, verdict, named))
-            forms.append(float(getattr(verdict, "correlation", getattr(verdict, "iou", 0.0))))
+            forms.append(verdict.correlation)
             reports += [report] if report is not None else []
         result = {"seen": " ".join(words), "form": [fmean(forms), float(np.std(forms, ddof=1)) / len(forms) ** 0.5]}
         alphas = [x for report in reports for x in [get_typical_alpha(report)] if x is not None]

@@ -11,6 +11,7 @@ changes later changes no row. A knob that is None is left to the call. What is n
     way         "call" (default); "image", from a start picture (`start`, `strength`); "rounds", so many `rounds`
     own_layer   a layer of the toy; `vl_hidden_layer` counts in the guide's 36 layers and means the same depth
     mask        the left half of the picture is seen
+    guidance    its scale (0); with `away` the picture is the negative prompt's
     neutral     a grey picture is what the style delta starts from; left out: the reference itself, muted
     panel, x    where the row stands in the group's plot
 """
@@ -32,7 +33,7 @@ BASE: Row = {
     "vl_alignment": "interpolate",
 }
 KINDS = ("open", "naming")
-# What people name; a form with an attribute that the world does not have is left out.
+# What people name.
 OPEN_FORMS: tuple[tuple[str, ...], ...] = (
     ("shape",),
     ("colour", "shape"),
@@ -61,7 +62,9 @@ TITLES = {
     "rounds": "Iterations: the picture that comes out is the next reference",
     "steps": "A part of the steps",
     "reading": "Treating, reading and describing the picture differently",
-    "image-to-image": "Blend and image-to-image from the same picture, strength 0.9",
+    "image-to-image": "Blend and image-to-image from the same picture, strength 0.85",
+    "away": "Away from a picture: it is blended into the negative prompt",
+    "wishes": "Candidates for a wish: colours, layout, style, variation",
     "alignment": "How the sequences meet, references of 64 and 256 px",
 }
 PLOTTED = ("dose", "tokens", "recipes", "image-to-image", "alignment")
@@ -82,9 +85,9 @@ def make_rows() -> list[Row]:
     for mode, alphas in {
         "global": (0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.7, 1.0),
         "token_rms": ALPHAS,
-        "none": (0.15, 0.3, 0.5),
+        "none": (0.3, 0.5),
         "per_dim": (0.15, 0.3, 0.5, 1.0),
-        "hybrid": (0.15, 0.3, 0.5),
+        "hybrid": (0.3, 0.5),
     }.items():
         for alpha in alphas:
             panel = {"panel": mode, "x": alpha} if len(alphas) > 3 else {}
@@ -102,6 +105,9 @@ def make_rows() -> list[Row]:
         "image-variation": {"names": ("shape",), "about": "reference", "text": everything},
         "composition": {"names": composition},
         "colour-palette": {"names": ("fill", "shape", "place"), "text": ("colour", "background")},
+        "colours": {"names": ("fill", "shape", "place")},
+        "layout": {"names": composition},
+        "variation": {"names": ("shape",), "about": "reference"},
     }
     for name, recipe in RECIPES.items():
         wish = wishes.get(name, {"names": style})
@@ -124,9 +130,8 @@ def make_rows() -> list[Row]:
             add("modes", f"{mode} {alpha}", vl_alpha=alpha, **changes)
 
     for masking in ("none", "zero", "clamp", "scale"):
-        for mode in ("global", "per_dim"):
-            changes = {"vl_outlier_masking": masking, "vl_normalization": mode, "vl_token_selection": "image"}
-            add("masking", f"{masking}, {mode}", vl_alpha=0.5, vl_hidden_layer=-2, **changes)
+        changes = {"vl_outlier_masking": masking, "vl_token_selection": "image", "vl_hidden_layer": -2}
+        add("masking", masking, vl_alpha=0.5, **changes)
 
     for layer in range(-1, -13, -1):
         add("layers", f"layer {layer}", own_layer=layer, **SAME_DOSE)
@@ -159,19 +164,38 @@ def make_rows() -> list[Row]:
 
     for alpha in (0.3, 0.5):
         add("image-to-image", f"blend {alpha} alone", vl_alpha=alpha)
-    add("image-to-image", "image-to-image alone", reference="none", way="image", start="reference", strength=0.9)
+    add("image-to-image", "image-to-image alone", reference="none", way="image", start="reference", strength=0.85)
     for alpha in (0.3, 0.5):
         for start in ("reference", "another"):
             name = f"blend {alpha} from the {'same' if start == 'reference' else 'another'} picture"
             name = name.replace("the another", "another")
-            add("image-to-image", name, vl_alpha=alpha, way="image", start=start, strength=0.9)
+            add("image-to-image", name, vl_alpha=alpha, way="image", start=start, strength=0.85)
+
+    add("away", "guidance 2 alone", reference="none", guidance=2.0)
+    for alpha in (0.3, 0.5):
+        add("away", f"guidance 2, away from the picture, {alpha}", vl_alpha=alpha, guidance=2.0, away=True)
+
+    candidates: dict[str, Row] = {
+        "the template's beginning": {"vl_alpha": {"prefix": 1.0}},
+        "the template's beginning, palette": {"vl_alpha": {"prefix": 1.0}, "vl_treatment": "palette"},
+        "the prompt's words": {"vl_alpha": {"prompt": 1.0}},
+        "the prompt's words at half": {"vl_alpha": {"prompt": 0.5}},
+        "the prompt's words, greyscale": {"vl_alpha": {"prompt": 1.0}, "vl_treatment": "greyscale"},
+        "the template's end": {"vl_alpha": {"suffix": 1.0}, "vl_treatment": "greyscale"},
+        "the first half of the steps": {"vl_alpha": 0.5, "vl_end": 0.5},
+        "the words in the first half": {"vl_alpha": {"prompt": 1.0}, "vl_end": 0.5},
+        "blurred, the first half": {"vl_alpha": 0.7, "vl_treatment": "blur", "vl_end": 0.5},
+        "per dimension, moments": {"vl_alpha": 1.0, "vl_blend_mode": "adain_per_dim", "vl_alignment": None},
+    }
+    for name, settings in candidates.items():
+        add("wishes", name, **settings)
 
     for size in (64, 256):
         for mode in ("interpolate", "pool", "anchored"):
-            for alpha in ALPHAS:
+            for alpha in (0.15, 0.3, 0.5, 0.7, 1.0) if mode == "interpolate" else (0.3, 0.5, 1.0):
                 plot = {"panel": f"{mode}, {size} px", "x": alpha}
                 add("alignment", f"{mode} {alpha}, {size} px", vl_alignment=mode, vl_alpha=alpha, size=size, **plot)
-        for count in (4, 8, 16, 32, 64):
+        for count in (4, 16, 64):
             plot = {"panel": f"concat, {size} px", "x": count}
             changes = {"vl_alignment": "concat", "vl_concat_tokens": count, "size": size}
             add("alignment", f"concat {count} tokens, {size} px", **changes, **plot)

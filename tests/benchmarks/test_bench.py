@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +24,7 @@ sys.path.insert(0, BENCHMARKS)
 import bench  # noqa: E402
 import gpu  # noqa: E402
 import host_memory  # noqa: E402
+import true_size  # noqa: E402
 from performance import arithmetic, device_memory, extraction, host, machine, page, random_models, real_shapes, timing  # noqa: E402
 from performance.accelerator import Accelerator  # noqa: E402
 
@@ -220,6 +222,19 @@ def test_host_memory_is_part_of_the_page(tmp_path: Path) -> None:
     text = host.measure_host_memory(script).render()
     assert "benchmarks/sizes.py" in text
     assert "sizes\n\n| way | peak |" in text
+
+
+def test_a_folder_of_the_true_form_is_painted_with_the_small_reader(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(true_size, "SHARD", "8MB")
+    true_size.save_folder(tmp_path, 16, tell=lambda _: None)
+    shards = list((tmp_path / "vl_encoder").glob("*.safetensors"))
+    assert len(shards) > 1
+    true_size.paint("low memory, small reader", str(tmp_path))
+    result = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert result["seconds"] > 0
+    assert result["peak"] > 0.1
 
 
 @pytest.mark.slow

@@ -10,9 +10,7 @@ import pytest
 
 from cli_calls import call, read_png
 from tiny_models import tiny_pipeline
-from zimage_vl.blend.knobs import VLConditioning
-from zimage_vl.blend.registry import KNOBS
-from zimage_vl.cli.demo import ALPHAS, LAYERS, SETTINGS, count_pictures, paint_rows
+from zimage_vl.cli.demo import STRENGTHS, count_pictures, paint_rows
 from zimage_vl.toy.loading import CHECKPOINT
 
 
@@ -27,39 +25,26 @@ def painted() -> tuple[list[Any], int, Any]:
     return rows, len(counted), pipe
 
 
-def test_a_row_is_a_pair_with_each_setting_at_each_alpha(painted: tuple[list[Any], int, Any]) -> None:
+def test_a_row_is_a_pair_with_a_picture_for_each_strength(painted: tuple[list[Any], int, Any]) -> None:
     rows, counted, _ = painted
     assert counted == 2 * count_pictures()
-    for row in rows:
-        assert [len(block) for block in row.blocks] == [len(ALPHAS)] * len(SETTINGS)
-        assert row.blocks[0][0] is row.blocks[1][0]  # alpha 0: nothing of the settings is left
-        pictures = {id(p): p.tobytes() for block in row.blocks for p in block}
-        assert len(pictures) == len(set(pictures.values())) == count_pictures()
+    assert [len(row.blocks[0]) for row in rows] == [len(STRENGTHS)] * 2
+    assert all(len({picture.tobytes() for picture in row.blocks[0]}) == len(STRENGTHS) for row in rows)
+    assert list(STRENGTHS.values()) == sorted(STRENGTHS.values())
+    open_, last = (row.prompt for row in rows)
+    assert " background" not in open_
+    assert " background" in last  # it names everything
 
 
 def test_a_picture_is_that_of_the_plain_call(painted: tuple[list[Any], int, Any]) -> None:
     import torch
 
     rows, _, pipe = painted
-    row, knobs = rows[1], list(SETTINGS.values())[1]
     common = {"height": 32, "width": 32, "num_inference_steps": 2, "guidance_scale": 0.0}
-    with_photo = {"reference_image": row.reference, "vl_alpha": ALPHAS[3], **knobs}
-    for expected, arguments in ((row.blocks[1][3], with_photo), (row.blocks[0][0], {})):
+    for column, arguments in ((3, {"reference_image": rows[1].reference, "vl_alpha": 0.5}), (0, {})):
         noise = torch.Generator().manual_seed(1)
-        assert pipe(row.prompt, generator=noise, **common, **arguments).images[0].tobytes() == expected.tobytes()
-
-
-def test_the_settings_are_what_their_headings_say() -> None:
-    (default, default_knobs), (telling, telling_knobs) = SETTINGS.items()
-    for heading, knobs in ((default, VLConditioning(**default_knobs)), (telling, VLConditioning(**telling_knobs))):
-        assert f"{knobs.vl_token_selection} tokens" in heading
-        assert f"layer {knobs.vl_hidden_layer}" in heading
-        assert knobs.vl_normalization in heading
-        assert knobs.vl_hidden_layer in LAYERS
-    assert str(KNOBS["vl_alignment"].default) in default
-    assert default_knobs == {}
-    assert ALPHAS[0] == 0.0
-    assert ALPHAS[-1] == 1.0
+        image = pipe(rows[1].prompt, generator=noise, **common, **arguments).images[0]
+        assert image.tobytes() == rows[1].blocks[0][column].tobytes()
 
 
 @pytest.mark.parametrize(
@@ -94,8 +79,7 @@ def test_the_path_is_the_last_thing_printed_and_no_sheet_is_replaced(
     assert done.out == str(Path("outputs") / "demo.png") + "\n"
     first, made = read_png(tmp_path / "outputs" / "demo.png")
     assert made["command"] == "zimage-vl demo --pairs 1 --seed 0"
-    assert made["alphas"] == list(ALPHAS)
-    assert set(made["settings"]) == set(SETTINGS)
+    assert made["alphas"] == list(STRENGTHS.values())
     assert call(capsys, "demo", "--pairs", 1, "--seed", 1).out == str(Path("outputs") / "demo-2.png") + "\n"
     assert sorted(path.name for path in (tmp_path / "outputs").iterdir()) == ["demo-2.png", "demo.png"]
     call(capsys, "demo", "--pairs", 1, "-o", "outputs/demo.png").refused("exists already")

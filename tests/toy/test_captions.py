@@ -1,22 +1,26 @@
-"""World 2's sentences name what they should and nothing else."""
+"""The training's sentences name what they should and nothing else."""
 
 from __future__ import annotations
 
 import random
+import sys
+from pathlib import Path
 
 import pytest
 
-from zimage_vl.toy.captions import (
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+from toy_training.captions import (
     EVERYTHING,
     FORMS,
-    PLACE_PHRASES,
     SUBSETS,
     caption,
     forms_for,
     long_caption,
     random_caption,
 )
-from zimage_vl.toy.world2 import Scene
+from zimage_vl.toy.world import PLACE_PHRASES, Scene
 
 
 def test_the_captions_that_others_ask_with_come_out_of_the_first_form() -> None:

@@ -1,4 +1,4 @@
-"""The commands that print world 2's quality and fidelity: what they count."""
+"""The commands that print the toy world's quality and fidelity: what they count."""
 
 from __future__ import annotations
 
@@ -14,14 +14,12 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 import fidelity_bench
 import toy_quality
 
-from zimage_vl.toy.captions import caption
-from zimage_vl.toy.judging2 import Verdict
-from zimage_vl.toy.world2 import Scene
+from zimage_vl.toy import Scene, Verdict
 
 
 def test_the_parts_of_a_caption_are_those_that_people_type() -> None:
     scene = Scene("cross", "blue", "gray", "hollow", "top")
-    assert [caption(scene, named) for named in toy_quality.PARTS] == [
+    assert [scene.caption(*named) for named in toy_quality.PARTS] == [
         "a cross",
         "a blue cross",
         "a hollow cross",

@@ -1,4 +1,4 @@
-"""The pieces of world 2's training: what is said where, the losses, the fast forward, captions of a length."""
+"""The pieces of the toy world's training: what is said where, the losses, the fast forward, captions of a length."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 from transformers import AutoTokenizer
 
+from toy_training import denoiser, fast, language, vae, vision
+from toy_training import tokenizer as toy_tokenizer
+from toy_training.captions import EVERYTHING
 from toy_training.language import turn
 from toy_training.loop import Run, train
-from world2_training import denoiser, fast, language, vae, vision
-from world2_training import tokenizer as toy_tokenizer
-from world2_training.optimizers import MuonAndAdamW, orthogonalise
-from zimage_vl.toy.captions import EVERYTHING
-from zimage_vl.toy.world2 import ATTRIBUTES, HELD_OUT, TRAINED, Scene
+from toy_training.optimizers import MuonAndAdamW, orthogonalise
+from zimage_vl.toy.world import ATTRIBUTES, HELD_OUT, TRAINED, Scene
 
 
 SCENE = Scene("circle", "red", "white", "striped", "left")

@@ -1,4 +1,5 @@
-"""Stage `pack`: the trained parts as half-precision safetensors in the package, with a manifest.
+"""Stage `pack`: the trained parts as half-precision safetensors, with a manifest, in a folder that
+`load_toy_pipeline` reads. Where the transformer is still in training, its averaged weights so far are packed.
 
 The configs are written by hand in the form that transformers 4.57 and 5 both read: what 5 saves does not load in 4.57.
 """
@@ -24,10 +25,9 @@ from .loop import Run
 from .tokenizer import load as load_tokenizer
 
 
-TARGET = Path(__file__).parents[2] / "src" / "zimage_vl" / "toy" / "checkpoint"
-LIMIT = 14 * 2**20
+LIMIT = 16 * 2**20
+LARGEST = 256  # pixels along the side of the largest picture that is read whole
 STAGES = ("tokenizer", "vae", "text_encoder", "vl_encoder", "transformer")
-SHIFT = 2.0  # training drew sigma = 2u / (1 + u), which is the scheduler's shift by 2
 
 
 def _write_json(path: Path, value: Any) -> None:
@@ -58,15 +58,15 @@ def _text_config(run: Run) -> dict[str, Any]:
     }
 
 
-def _pack_text_encoder(run: Run) -> None:
-    _write_weights(TARGET / "text_encoder" / "model.safetensors", language.load(run).model.state_dict())
+def _pack_text_encoder(run: Run, target: Path) -> None:
+    _write_weights(target / "text_encoder" / "model.safetensors", language.load(run).model.state_dict())
     config = {**_text_config(run), "architectures": ["Qwen3Model"], "model_type": "qwen3"}
-    _write_json(TARGET / "text_encoder" / "config.json", config)
+    _write_json(target / "text_encoder" / "config.json", config)
 
 
-def _pack_vl_encoder(run: Run) -> None:
+def _pack_vl_encoder(run: Run, target: Path) -> None:
     state = {k: v for k, v in vision.load(run).state_dict().items() if k != "lm_head.weight"}  # it is tied
-    _write_weights(TARGET / "vl_encoder" / "model.safetensors", state)
+    _write_weights(target / "vl_encoder" / "model.safetensors", state)
     token = load_tokenizer(run).convert_tokens_to_ids
     scaling = {"rope_type": "default", "mrope_section": [4, 4, 4], "mrope_interleaved": True}
     config = {
@@ -81,8 +81,8 @@ def _pack_vl_encoder(run: Run) -> None:
         "tie_word_embeddings": True,
         "dtype": "float16",
     }
-    _write_json(TARGET / "vl_encoder" / "config.json", config)
-    bounds = (vision.PATCH * vision.MERGE) ** 2, vision.IMAGE_TOKENS * (vision.PATCH * vision.MERGE) ** 2
+    _write_json(target / "vl_encoder" / "config.json", config)
+    bounds = (vision.PATCH * vision.MERGE) ** 2, LARGEST**2
     processor = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "do_convert_rgb": True,
@@ -99,25 +99,35 @@ def _pack_vl_encoder(run: Run) -> None:
         "min_pixels": bounds[0],
         "max_pixels": bounds[1],
     }
-    _write_json(TARGET / "vl_processor" / "preprocessor_config.json", processor)
+    _write_json(target / "vl_processor" / "preprocessor_config.json", processor)
 
 
-def _pack_diffusers_model(name: str, model: Any) -> None:
-    _write_weights(TARGET / name / "diffusion_pytorch_model.safetensors", model.state_dict())
+def _pack_diffusers_model(target: Path, name: str, model: Any) -> None:
+    _write_weights(target / name / "diffusion_pytorch_model.safetensors", model.state_dict())
     config = {k: v for k, v in model.config.items() if k != "_name_or_path"}
-    _write_json(TARGET / name / "config.json", {**config, "_class_name": type(model).__name__})
+    _write_json(target / name / "config.json", {**config, "_class_name": type(model).__name__})
+
+
+def _record(run: Run, stage: str) -> dict[str, Any]:
+    """Get what a stage wrote when it ended, or how far it is."""
+    if run.is_done(stage):
+        return json.loads(run.path(f"{stage}.json").read_text())
+    parts = [path for name in (stage, f"{stage}_more") if (path := run.path(f"{name}.state.pt")).exists()]
+    states = [torch.load(path, weights_only=False) for path in parts]
+    return {"steps": [state["step"] for state in states], "ended": False, "log": states[-1]["log"][-1]}
 
 
 def pack(run: Run) -> None:
-    if TARGET.exists():
-        shutil.rmtree(TARGET)
-    shutil.copytree(run.path("tokenizer"), TARGET / "tokenizer")
-    _pack_text_encoder(run)
-    _pack_vl_encoder(run)
-    _pack_diffusers_model("vae", vae.load(run))
-    _pack_diffusers_model("transformer", denoiser.load(run))
-    FlowMatchEulerDiscreteScheduler(shift=SHIFT).save_pretrained(TARGET / "scheduler")
-    files = sorted(path for path in TARGET.rglob("*") if path.is_file())
+    target = run.path("packed")
+    if target.exists():
+        shutil.rmtree(target)
+    shutil.copytree(run.path("tokenizer"), target / "tokenizer")
+    _pack_text_encoder(run, target)
+    _pack_vl_encoder(run, target)
+    _pack_diffusers_model(target, "vae", vae.load(run))
+    _pack_diffusers_model(target, "transformer", denoiser.load(run))
+    FlowMatchEulerDiscreteScheduler(shift=denoiser.SHIFT).save_pretrained(target / "scheduler")
+    files = sorted(path for path in target.rglob("*") if path.is_file())
     total = sum(path.stat().st_size for path in files)
     if total > LIMIT:
         raise RuntimeError(f"The checkpoint is {total / 2**20:.1f} MiB, more than {LIMIT / 2**20:.0f}.")
@@ -128,9 +138,12 @@ def pack(run: Run) -> None:
             "python": sys.version.split()[0],
             **{m.__name__: m.__version__ for m in (torch, diffusers, transformers, tokenizers)},
         },
-        "stages": {stage: json.loads(run.path(f"{stage}.json").read_text()) for stage in STAGES},
+        "stages": {stage: _record(run, stage) for stage in STAGES},
         "bytes": total,
-        "sha256": {str(p.relative_to(TARGET)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
+        "sha256": {str(p.relative_to(target)): hashlib.sha256(p.read_bytes()).hexdigest() for p in files},
     }
-    _write_json(TARGET / "manifest.json", manifest)
-    print(f"[pack] {len(files)} files, {total / 2**20:.2f} MiB in {TARGET}")
+    notes = run.path("notes.txt")
+    if notes.exists():  # what a person has to add about this run
+        manifest["notes"] = notes.read_text().strip()
+    _write_json(target / "manifest.json", manifest)
+    print(f"[pack] {len(files)} files, {total / 2**20:.2f} MiB in {target}")

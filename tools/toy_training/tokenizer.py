@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from zimage_vl.toy.world import ALL_SCENES, FULL_CAPTIONS, PARTIAL_CAPTIONS
+from zimage_vl.toy.world import ALL_SCENES, ATTRIBUTES
 
+from .captions import EVERYTHING, SUBSETS, caption, forms_for
 from .loop import Run
 
 
@@ -46,16 +48,40 @@ CHAT_TEMPLATE = (
 SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# Asked of a text.
+QUESTIONS = {
+    "what shape is it?": "shape",
+    "what colour is it?": "colour",
+    "what is the background?": "background",
+    "what fill is it?": "fill",
+    "where is it?": "place",
+}
+# Asked of the picture that stands before them.
+PICTURE_QUESTIONS: dict[str, tuple[str, ...]] = {
+    "what is in the picture?": tuple(ATTRIBUTES),
+    "describe the picture?": tuple(ATTRIBUTES),
+    "what shape is in the picture?": ("shape",),
+    "what colour is in the picture?": ("colour",),
+    "what is the background of the picture?": ("background",),
+    "what fill is in the picture?": ("fill",),
+    "where is the shape in the picture?": ("place",),
+}
 
 
 def sentences() -> list[str]:
-    turns = ["user\n", "assistant\n", *QUESTIONS]
-    forms = [*FULL_CAPTIONS, *PARTIAL_CAPTIONS]
-    captions = [scene.caption(form) for scene in ALL_SCENES for form in forms]
-    attributes = [f"{s.colour} {s.shape} {s.background}" for s in ALL_SCENES]
+    rng = random.Random(3)
+    turns = ["user\n", "assistant\n", *QUESTIONS, *PICTURE_QUESTIONS]
+    captions = [caption(scene, EVERYTHING, form) for scene in ALL_SCENES for form in forms_for(EVERYTHING)]
+    partial = [
+        caption(rng.choice(ALL_SCENES), named, form)
+        for named in SUBSETS
+        for form in forms_for(named)
+        for _ in range(9)
+    ]
     # Each attribute is one token with and without a space before it.
-    alone = [word for s in ALL_SCENES for word in (s.shape, s.colour, s.background)]
-    return turns * 50 + captions + attributes + alone
+    words = [word for values in ATTRIBUTES.values() for word in values]
+    alone = [*words, *(f"a {word}" for word in words)] * 400
+    return turns * 400 + captions + partial + alone
 
 
 def build(folder: Path) -> None:
@@ -106,10 +132,11 @@ def train_tokenizer(run: Run) -> None:
     folder = run.path("tokenizer")
     build(folder)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    texts = [scene.caption(form) for scene in ALL_SCENES for form in (*FULL_CAPTIONS, *PARTIAL_CAPTIONS)]
+    texts = [caption(scene, EVERYTHING, form) for scene in ALL_SCENES for form in forms_for(EVERYTHING)]
     broken = [
         text for text in [*texts, "Ein Leuchtturm: 灯台 🏮"] if tokenizer.decode(tokenizer(text).input_ids) != text
     ]
     if broken:
         raise RuntimeError(f"{len(broken)} texts do not survive the round trip, the first is {broken[0]!r}.")
-    run.finish("tokenizer", {"tokens": len(tokenizer), "round_trips": len(texts) + 1})
+    longest = max(len(ids) for ids in tokenizer(texts).input_ids)
+    run.finish("tokenizer", {"tokens": len(tokenizer), "round_trips": len(texts) + 1, "longest_caption": longest})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from zimage_vl._version import __version__
-from zimage_vl.blend.registry import KNOBS
 
 from ._options import option
 from ._shared import (
@@ -33,22 +32,15 @@ if TYPE_CHECKING:
     from zimage_vl.toy.sheet import SheetRow
 
 DEFAULT_OUTPUT = Path("outputs/demo.png")
-ALPHAS = (0.0, 0.15, 0.3, 0.5, 0.7, 1.0)
-_DEFAULTS = [KNOBS[name].default for name in ("vl_token_selection", "vl_alignment", "vl_normalization")]
-_DEFAULT_LAYER = -6  # of the reader that the default is
-# Heading of a block to the knobs it is painted with.
-SETTINGS: dict[str, dict[str, Any]] = {
-    f"default: {_DEFAULTS[0]} tokens, layer {_DEFAULT_LAYER}, {_DEFAULTS[1]}, {_DEFAULTS[2]}": {},
-    "text tokens, layer -2, token_rms": {
-        "vl_token_selection": "text",
-        "vl_hidden_layer": -2,
-        "vl_normalization": "token_rms",
-    },
-}
-LAYERS = (_DEFAULT_LAYER, -2)  # all that the settings ask for: a reference is read once
+# Over the columns, and their alphas.
+STRENGTHS = {"none": 0.0, "a trace": 0.15, "some": 0.3, "more": 0.5, "much": 0.7, "all of it": 1.0}
+# What the prompts name, in turn; the last row's names everything, which the reference contradicts.
+NAMED = (("shape", "place"), ("fill", "shape"), ("shape",), ("colour", "shape", "place"))
 
 _OUTPUT = f"PNG file to write. Default: {DEFAULT_OUTPUT}, or with a number where that is taken; its folder is made."
 _PAIRS = "Pairs of prompt and reference, 1 to 50."
+FOOTNOTE = "A trained miniature of the models paints, so this is no evidence about them."
+LAST_ROW = " Last row, where it goes wrong: the prompt names everything, and the reference only damages it."
 
 
 def demo(
@@ -58,10 +50,11 @@ def demo(
     threads: Annotated[int | None, option("--threads", "INT", "CPU threads. Default: torch's choice.", min=1)] = None,
     overwrite: OverwriteOption = False,
 ) -> None:
-    """Paint the contact sheet of the toy world: prompt, reference, and alpha from 0 to 1.
+    """Paint the contact sheet of the toy world: a prompt, a reference, and pictures in which it counts more and more.
 
-    Prompt and reference disagree in shape, colour and background. The sheet's path is printed last. The toy is a
-    trained miniature of all the models: it shows what the method does, not how good the real models' pictures are.
+    The prompts leave things open, which the reference then fills; the last one names everything, and there the
+    reference only does damage. The sheet's path is printed last. The toy is a trained miniature of all the
+    models: it shows what the method does, not how good the real models' pictures are.
     """
     with nullcontext() if output is not None else new_folder(DEFAULT_OUTPUT.parent):
         path = output or _free_name(DEFAULT_OUTPUT, overwrite)
@@ -81,17 +74,15 @@ def demo(
             rows = paint_rows(pipe, pairs, seed, size=int(SIZE), steps=int(STEPS), on_picture=lambda: bar.update(1))
         sheet = contact_sheet(
             rows,
-            [f"alpha {alpha:g}" for alpha in ALPHAS],
-            list(SETTINGS),
-            title="The same prompt and noise, steered more and more by a reference picture",
-            footnote=f"zimage-vl {__version__}, the toy world, seed {seed}: no evidence on the real models",
+            list(STRENGTHS),
+            title="Same prompt and noise: the reference counts more and more",
+            footnote=FOOTNOTE + LAST_ROW * (pairs > 1),
         )
         made = {
             "command": f"zimage-vl demo --pairs {pairs} --seed {seed}",
             "model": "toy",
             "prompts": [row.prompt for row in rows],
-            "alphas": list(ALPHAS),
-            "settings": SETTINGS,
+            "alphas": list(STRENGTHS.values()),
             "seeds": [seed + number for number in range(len(rows))],
             "steps": int(STEPS),
             "versions": {"zimage-vl": __version__, **get_package_versions(RECORDED_PACKAGES)},
@@ -110,34 +101,37 @@ def _free_name(path: Path, overwrite: bool) -> Path:
 
 
 def count_pictures() -> int:
-    """Get the pictures painted per pair: at alpha 0 one serves all settings, since the reference is not read."""
-    return 1 + len(SETTINGS) * sum(alpha > 0 for alpha in ALPHAS)
+    """Get the pictures painted per pair."""
+    return len(STRENGTHS)
 
 
 def paint_rows(
     pipe: Any, pairs: int, seed: int, *, size: int, steps: int, on_picture: Callable[[], object] = lambda: None
 ) -> list[SheetRow]:
-    """Paint the rows of the sheet: pairs of a prompt and a reference that share nothing, one noise per row."""
+    """Paint the rows of the sheet: a prompt and a reference that share nothing, one noise per row."""
     import torch
 
     from zimage_vl.toy.sheet import SheetRow
     from zimage_vl.toy.world import disagreeing_pairs, draw_scene
 
-    def paint(prompt: str, noise: int, **knobs: Any) -> Image:
-        generator = torch.Generator("cpu").manual_seed(noise)
-        call = {"height": size, "width": size, "num_inference_steps": steps, "guidance_scale": 0.0}
-        image: Image = pipe(prompt, generator=generator, **call, **knobs).images[0]
-        on_picture()
-        return image
-
     rows: list[SheetRow] = []
-    for noise, (wanted, shown) in enumerate(disagreeing_pairs(pairs, seed), start=seed):
-        prompt, reference = wanted.caption(), draw_scene(shown, seed=noise)
-        embeds = pipe.encode_reference(reference, prompt, LAYERS)
-        plain = paint(prompt, noise)
-        blocks: list[Sequence[Image]] = [
-            [plain, *(paint(prompt, noise, reference_embeds=embeds, vl_alpha=x, **knobs) for x in ALPHAS[1:])]
-            for knobs in SETTINGS.values()
-        ]
-        rows.append(SheetRow(prompt, reference, blocks))
+    for number, (wanted, shown) in enumerate(disagreeing_pairs(pairs, seed)):
+        names = () if number and number == pairs - 1 else NAMED[number % len(NAMED)]
+        prompt, reference, noise = wanted.caption(*names), draw_scene(shown, seed=seed + number), seed + number
+        embeds = pipe.encode_reference(reference, prompt)
+        pictures: list[Image] = []
+        for alpha in STRENGTHS.values():
+            output = pipe(
+                prompt,
+                reference_embeds=embeds,
+                vl_alpha=alpha,
+                height=size,
+                width=size,
+                num_inference_steps=steps,
+                guidance_scale=0.0,
+                generator=torch.Generator("cpu").manual_seed(noise),
+            )
+            pictures.append(output.images[0])
+            on_picture()
+        rows.append(SheetRow(prompt, reference, [pictures]))
     return rows

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from .judging import Verdict, judge
     from .loading import load_toy_pipeline
-    from .world import ALL_SCENES, BACKGROUNDS, COLOURS, SHAPES, SIZE, STEPS, Scene, disagreeing_pairs, draw_scene
+    from .world import ALL_SCENES, ATTRIBUTES, SIZE, STEPS, Scene, disagreeing_pairs, draw_scene
 
 __all__ = [
     "ALL_SCENES",
-    "BACKGROUNDS",
-    "COLOURS",
-    "SHAPES",
+    "ATTRIBUTES",
     "SIZE",
     "STEPS",
     "Scene",

@@ -47,7 +47,7 @@ def contact_sheet(
         column_titles: Stand over the pictures of every block.
         headings: One a block, over its titles; `""` for none.
         title: A line over everything; `""` for none.
-        footnote: A line under everything; `""` for none.
+        footnote: Lines under everything; `""` for none.
         cell: Side of the square that each picture is fitted into, in pixels, at least 16. Small pictures are enlarged
             by whole numbers, pixel by pixel, so that nothing is shown that was not painted.
 
@@ -65,8 +65,10 @@ def contact_sheet(
         ('RGB', True)
     """
     _check_rows(rows, column_titles, headings, cell)
-    layout = _Layout(len(rows), len(column_titles), len(headings), cell, bool(title), bool(footnote), any(headings))
-    sheet = Image.new("RGB", layout.size, _BACKGROUND)
+    layout = _Layout(len(rows), len(column_titles), len(headings), cell, bool(title), any(headings))
+    width, height = layout.size
+    notes = wrap_text(footnote, width - 2 * _MARGIN, 4, _TEXT_SIZE)
+    sheet = Image.new("RGB", (width, height + len(notes) * _line_height(_TEXT_SIZE)), _BACKGROUND)
     draw = ImageDraw.Draw(sheet)
     if title:
         _write(draw, title, (_MARGIN, _MARGIN), layout.size[0] - 2 * _MARGIN, 1, _TITLE_SIZE, _INK)
@@ -78,9 +80,7 @@ def contact_sheet(
         for block, pictures in enumerate(row.blocks):
             for column, picture in enumerate(pictures):
                 _paste(sheet, picture, (layout.column_left(block, column), top), cell)
-    if footnote:
-        top = layout.size[1] - _MARGIN - _line_height(_TEXT_SIZE)
-        _write(draw, footnote, (_MARGIN, top), layout.size[0] - 2 * _MARGIN, 1, _TEXT_SIZE, _FAINT)
+    _write(draw, footnote, (_MARGIN, height - _MARGIN + 2 * _GAP), width - 2 * _MARGIN, 4, _TEXT_SIZE, _FAINT)
     return sheet
 
 
@@ -93,7 +93,6 @@ class _Layout:
     num_blocks: int
     cell: int
     has_title: bool
-    has_footnote: bool
     has_headings: bool
 
     @property
@@ -126,9 +125,8 @@ class _Layout:
 
     @property
     def size(self) -> tuple[int, int]:
-        foot = _line_height(_TEXT_SIZE) + 2 * _GAP if self.has_footnote else 0
         right = self.column_left(self.num_blocks - 1, self.num_columns - 1) + self.cell
-        return right + _MARGIN, self.row_top(self.num_rows) - _GAP + foot + _MARGIN
+        return right + _MARGIN, self.row_top(self.num_rows) - _GAP + _MARGIN
 
 
 def _check_rows(rows: Sequence[SheetRow], column_titles: Sequence[str], headings: Sequence[str], cell: int) -> None:

@@ -7,16 +7,8 @@ import random
 import re
 from collections.abc import Collection
 
-from .world2 import ATTRIBUTES, Scene
+from zimage_vl.toy.world import ATTRIBUTES, PLACE_PHRASES, Scene
 
-
-PLACE_PHRASES = {
-    "left": "on the left",
-    "right": "on the right",
-    "top": "at the top",
-    "bottom": "at the bottom",
-    "middle": "in the middle",
-}
 
 # Fields: {s} shape, {c} colour, {b} background, {f} fill, {p} place as a phrase, {w} place as a word. What stands in
 # brackets is left out where the field in it is not named; a shape that is not named is "shape".

@@ -1,1 +1,0 @@
-"""The training of world 2, stage by stage; run it with `tools/train_world2.py`."""
