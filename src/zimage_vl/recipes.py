@@ -103,17 +103,23 @@ STRUCTURE: dict[str, Any] = _Recipe(
     vl_alignment="anchored",
 )
 
-# By the names of the command line.
-RECIPES: dict[str, dict[str, Any]] = _Recipe(
-    {
-        "style-transfer": STYLE_TRANSFER,
-        "image-variation": IMAGE_VARIATION,
-        "composition": COMPOSITION,
-        "colour-palette": COLOUR_PALETTE,
-        "guide": GUIDE,
-        "all-tokens": ALL_TOKENS,
-        "calibrated": CALIBRATED,
-        "appearance": APPEARANCE,
-        "structure": STRUCTURE,
-    }
-)
+_NAMED = {
+    "style-transfer": STYLE_TRANSFER,
+    "image-variation": IMAGE_VARIATION,
+    "composition": COMPOSITION,
+    "colour-palette": COLOUR_PALETTE,
+    "guide": GUIDE,
+    "all-tokens": ALL_TOKENS,
+    "calibrated": CALIBRATED,
+    "appearance": APPEARANCE,
+    "structure": STRUCTURE,
+}
+# What is wished for, in plain words, to the recipe that serves it.
+WISHES = {
+    "colours": "colour-palette",
+    "layout": "composition",
+    "style": "style-transfer",
+    "variation": "image-variation",
+}
+# By the names of the command line, wishes among them.
+RECIPES: dict[str, dict[str, Any]] = _Recipe({**_NAMED, **{wish: _NAMED[name] for wish, name in WISHES.items()}})

@@ -15,16 +15,9 @@ from zimage_vl._version import __version__
 from zimage_vl.blend.registry import KNOBS
 
 from ._options import option
-from ._shared import (
-    RECORDED_PACKAGES,
-    OverwriteOption,
-    check_output_path,
-    get_package_versions,
-    new_folder,
-    note,
-    say,
-    write_png,
-)
+from ._outputs import OverwriteOption, check_output_path, new_folder
+from ._records import recorded_versions, write_png
+from ._terminal import note, say
 
 
 if TYPE_CHECKING:
@@ -94,7 +87,7 @@ def demo(
             "settings": SETTINGS,
             "seeds": [seed + number for number in range(len(rows))],
             "steps": int(STEPS),
-            "versions": {"zimage-vl": __version__, **get_package_versions(RECORDED_PACKAGES)},
+            "versions": recorded_versions(),
         }
         write_png(sheet, path, made, overwrite)
     say(str(path))

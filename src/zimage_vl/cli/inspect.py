@@ -1,4 +1,4 @@
-"""`zimage-vl inspect`: what a file of reference embeddings, or of text-encoder statistics, holds."""
+"""`zimage-vl inspect`: what a file of reference embeddings, of text-encoder statistics, or a picture of ours holds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ._options import option
-from ._shared import FormatOption, OutputFormat, print_json, say
-from .statistics import describe_statistics, statistics_lines
+from ._records import read_png
+from ._terminal import FormatOption, OutputFormat, escape, note, one_line, print_facts, print_json, say
+from .extract import PARTLY_DONE
+from .statistics import describe_statistics
 
 
 if TYPE_CHECKING:
@@ -20,41 +22,82 @@ if TYPE_CHECKING:
     from zimage_vl.pipeline.text_statistics import TextStatistics
     from zimage_vl.reference.embeds import ReferenceEmbeds
 
-_LARGEST_SHOWN = 8  # outliers in the text form; JSON has them all
-_FILE = "safetensors file of `zimage-vl extract`, or of `zimage-vl statistics`."
+_FILES = "Files of `zimage-vl extract` or `zimage-vl statistics`, pictures of `zimage-vl generate`."
 _AGAINST = "File of `zimage-vl statistics`, to find outlier dimensions against it. Default: none."
 _RATIO = "Ratio, above 1, over which a dimension is an outlier."
+_VERIFY = "Say of each file whether it is whole, by its digest and form, and no more. Exit code 3: one is not."
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=_FILE)],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=_FILES)],
+    verify: Annotated[bool, option("--verify", None, _VERIFY)] = False,
     statistics: Annotated[Path | None, option("--statistics", "FILE", _AGAINST)] = None,
     threshold: Annotated[float, option("--threshold", "NUMBER", _RATIO)] = 10.0,
     output_format: FormatOption = OutputFormat.TEXT,
 ) -> None:
-    """Say what is inside a file: sizes, layers, regions, spread, attention sinks, outliers, and where it is from."""
+    """Say what is inside a file: sizes, layers, regions, spread, attention sinks, outliers, and where it is from; of a
+    picture, its settings and what the reference did."""
+    if verify:
+        _verify(files, output_format)
+        return
+    from zimage_vl.pipeline.text_statistics import TextStatistics
+
+    against = None if statistics is None else TextStatistics.load(statistics)
+    described = [_describe(file, against, threshold) for file in files]
+    if output_format is OutputFormat.JSON and len(files) > 1:
+        print_json({"files": described})
+        return
+    for facts in described:
+        print_facts(facts, output_format)
+
+
+def _verify(files: list[Path], output_format: OutputFormat) -> None:
+    refused: dict[str, str] = {}
+    for file in files:
+        try:
+            _load(file)
+        except (ValueError, OSError) as error:
+            refused[str(file)] = escape(one_line(error))
+    if output_format is OutputFormat.JSON:
+        print_json({"whole": [str(file) for file in files if str(file) not in refused], "refused": refused})
+    else:
+        for file in files:
+            say(f"{'REFUSED' if str(file) in refused else 'whole  '} {file}")
+    for reason in refused.values():
+        note(f"Refused: {reason}")
+    if refused:
+        raise typer.Exit(PARTLY_DONE)
+
+
+def _load(file: Path) -> tuple[str, TextStatistics | ReferenceEmbeds | dict[str, Any]]:
+    """The schema of a file, and what it holds; a ValueError or OSError with its name where that is none of ours."""
     from safetensors import safe_open
 
     from zimage_vl.pipeline.text_statistics import STATISTICS_FILE, TextStatistics
-    from zimage_vl.reference.embeds import ReferenceEmbeds
+    from zimage_vl.reference.embeds import REFERENCE_FILE, ReferenceEmbeds
 
+    if file.suffix.lower() == ".png":
+        return "parameters", read_png(file)
     schema = None
     if file.is_file():  # a pipe would wait for ever
         with suppress(Exception), safe_open(str(file), "pt") as opened:
             schema = (opened.metadata() or {}).get("schema")
     if schema == STATISTICS_FILE.schema:
-        if statistics is not None:
-            raise ValueError(f"{file} holds statistics itself: --statistics is for a file of reference embeddings.")
-        described, make_lines = describe_statistics(TextStatistics.load(file)), statistics_lines
+        return STATISTICS_FILE.schema, TextStatistics.load(file)
+    return REFERENCE_FILE.schema, ReferenceEmbeds.load(file)
+
+
+def _describe(file: Path, against: TextStatistics | None, threshold: float) -> dict[str, Any]:
+    from zimage_vl.reference.embeds import ReferenceEmbeds
+
+    schema, held = _load(file)
+    if against is not None and not isinstance(held, ReferenceEmbeds):
+        raise ValueError(f"{file} holds no reference embeddings: --statistics is for a file of these.")
+    if isinstance(held, ReferenceEmbeds):
+        described = describe_reference(held, against, threshold)
     else:
-        embeds = ReferenceEmbeds.load(file)
-        against = None if statistics is None else TextStatistics.load(statistics)
-        described, make_lines = describe_reference(embeds, against, threshold), _reference_lines
-    if output_format is OutputFormat.JSON:
-        print_json({"file": str(file), "bytes": file.stat().st_size, "schema": schema, **described})
-        return
-    for line in [f"file              {file}, {file.stat().st_size} bytes", *make_lines(described)]:
-        say(line)
+        described = held if isinstance(held, dict) else describe_statistics(held)
+    return {"file": str(file), "bytes": file.stat().st_size, "schema": schema, **described}
 
 
 def describe_reference(
@@ -73,12 +116,13 @@ def describe_reference(
         "width": embeds.width,
         "tokens": embeds.num_tokens,
         "regions": {region.name.lower(): int((embeds.regions == region).sum()) for region in Region},
+        "muted_too": bool(embeds.muted_states),
+        "provenance": make_jsonable(asdict(embeds.provenance)),
+        "statistics": against and {"model_id": against.model_id, "fingerprint": against.fingerprint},
         "layers": {
             str(layer): make_jsonable(_describe_layer(states, embeds.regions, against, threshold))
             for layer, states in embeds.hidden_states.items()
         },
-        "provenance": make_jsonable(asdict(embeds.provenance)),
-        "statistics": against and {"model_id": against.model_id, "fingerprint": against.fingerprint},
     }
 
 
@@ -106,63 +150,22 @@ def _describe_layer(
 
 
 def _describe_group(states: Tensor, against: TextStatistics | None, threshold: float) -> dict[str, Any]:
-    from zimage_vl.blend.embedding_statistics import (
-        get_dimension_std,
-        get_overall_std,
-        get_token_rms,
-        per_dimension_correlation,
-    )
+    from zimage_vl.blend import embedding_statistics as measures
     from zimage_vl.blend.normalize import get_outlier_dimensions
 
     described: dict[str, Any] = {
         "tokens": len(states),
-        "std": get_overall_std(states),
-        "median_token_rms": float(get_token_rms(states).median()),
+        "std": measures.get_overall_std(states),
+        "median_token_rms": float(measures.get_token_rms(states).median()),
     }
     if against is None:
         return described
-    spread, usual = get_dimension_std(states), against.statistics.std
-    described["outliers"] = [
-        {"dimension": dim, "ratio": ratio, "direction": "excess" if spread[dim] > usual[dim] else "deficit"}
-        for dim, ratio in get_outlier_dimensions(states, against.statistics, threshold)
-    ]
+    spread, usual = measures.get_dimension_std(states), against.statistics.std
     if len(states) > 1 and bool((spread != spread[0]).any()):  # otherwise it is not defined
-        described["per_dimension_correlation"] = per_dimension_correlation(states, against.statistics)
-    return described
-
-
-def _reference_lines(described: dict[str, Any]) -> list[str]:
-    """The description for people."""
-    regions = ", ".join(f"{count} {name}" for name, count in described["regions"].items() if count)
-    lines = [f"tokens            {described['tokens']} of {described['width']} dimensions: {regions}"]
-    for name, value in described["provenance"].items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {item}" for key, item in value.items())
-        elif isinstance(value, list):
-            value = " x ".join(str(item) for item in value)
-        elif isinstance(value, str) and (not value or " " in value):
-            value = repr(value)
-        if value is not None:
-            lines.append(f"{name.replace('_', ' '):<17} {value}")
-    for layer, facts in described["layers"].items():
-        sinks = [f"token {sink['token']} ({sink['region']}, RMS {sink['rms']:.4g})" for sink in facts["sinks"]]
-        lines.append(
-            f"layer {layer:<11} {facts['dtype']}, std {facts['std']:.4g}, without sinks "
-            f"{facts['std_without_sinks']:.4g}, median token RMS {facts['median_token_rms']:.4g}; sinks: "
-            f"{', '.join(sinks) or 'none'}"
-        )
-        for name in ("image_tokens", "text_tokens"):
-            lines += _group_lines(name.replace("_", " "), facts[name]) if name in facts else []
-    return lines
-
-
-def _group_lines(name: str, group: dict[str, Any]) -> list[str]:
-    text = f"  {name:<15} {group['tokens']}, std {group['std']:.4g}, median token RMS {group['median_token_rms']:.4g}"
-    if "per_dimension_correlation" in group:
-        text += f", per-dimension correlation {group['per_dimension_correlation']:.3f}"
-    if "outliers" not in group:
-        return [text]
-    # The ratio of a dimension that does not vary is the word inf.
-    shown = [f"{o['dimension']} ({float(o['ratio']):.1f}x {o['direction']})" for o in group["outliers"]]
-    more = f" and {len(shown) - _LARGEST_SHOWN} more" if len(shown) > _LARGEST_SHOWN else ""
-    return [text, f"  {'outliers':<15} {', '.join(shown[:_LARGEST_SHOWN]) or 'none'}{more}"]
+        described["per_dimension_correlation"] = measures.per_dimension_correlation(states, against.statistics)
+    return described | {
+        "outliers": [
+            {"dimension": dim, "ratio": ratio, "direction": "excess" if spread[dim] > usual[dim] else "deficit"}
+            for dim, ratio in get_outlier_dimensions(states, against.statistics, threshold)
+        ]
+    }

@@ -1,0 +1,264 @@
+"""Models by name: checked before anything else is read, loaded whole or in part, each failure one readable line."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+from ._terminal import escape, note, one_line
+
+
+TOY_MODEL = "toy"
+_PROBE_SECONDS = 4.0
+_VL_PARTS = ("vl_encoder", "vl_processor", "vl_vision")
+
+
+class DtypeChoice(str, Enum):
+    """Values of `--dtype`."""
+
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    FLOAT16 = "float16"
+
+
+@dataclass(frozen=True)
+class Model:
+    """The models that a command works with, as its options name them, and where and how precisely they run."""
+
+    name: str
+    vl_name: str | None
+    revision: str | None
+    device: str
+    dtype: str
+
+    @classmethod
+    def choose(
+        cls,
+        model: str,
+        vl_model: str | None = None,
+        revision: str | None = None,
+        device: str | None = None,
+        dtype: DtypeChoice | None = None,
+    ) -> Model:
+        """Get the models that the options ask for, defaults filled in.
+
+        Raises:
+            ValueError: A name that can be none, a VL model or a revision beside the toy, a device that is not there.
+            OSError: A model that is no pipeline, or can be had neither from the cache nor from the Hub.
+        """
+        _check_names(model, vl_model, revision)
+        default = DtypeChoice.FLOAT32 if model == TOY_MODEL else DtypeChoice.BFLOAT16
+        chosen = cls(model, vl_model, revision, choose_device(device), (dtype or default).value)
+        if not chosen.is_toy:
+            check_index(model, revision)
+        return chosen
+
+    @property
+    def is_toy(self) -> bool:
+        """It is the miniature that comes with the package."""
+        return self.name == TOY_MODEL
+
+    @property
+    def shown(self) -> str:
+        """The name for records; of a folder, without those that it lies in."""
+        return Path(self.name).name if Path(self.name).is_dir() else self.name
+
+    @property
+    def defaults(self) -> tuple[int, int]:
+        """Side of a picture in pixels, and steps: the toy's, or those of Z-Image-Turbo's card."""
+        if not self.is_toy:
+            return 1024, 9
+        from zimage_vl.toy import SIZE, STEPS
+
+        return int(SIZE), int(STEPS)
+
+    @property
+    def torch_dtype(self) -> Any:
+        """The precision, as torch has it."""
+        import torch
+
+        return getattr(torch, self.dtype)
+
+    def announce(self) -> None:
+        """Say what is loaded, and of the toy how little it knows."""
+        if self.is_toy:
+            note("The toy paints, which knows only coloured shapes; for more: --model Tongyi-MAI/Z-Image-Turbo.")
+        else:
+            note(f"Loading {self.name} ...")
+
+    def load(self, **parts: None) -> Any:
+        """Get the pipeline, on the CPU. The `parts` are left out: they are not even fetched."""
+        if self.is_toy:
+            from zimage_vl.toy import load_toy_pipeline
+
+            pipe = load_toy_pipeline()
+            return pipe if pipe.dtype == self.torch_dtype else pipe.to(self.torch_dtype)
+        from diffusers.utils import deprecation_utils
+
+        from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
+
+        # Older diffusers ignore `dtype` silently; newer ones, which have this helper, call `torch_dtype` deprecated.
+        given: dict[str, Any] = {"dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype": None}
+        given = {**dict.fromkeys(given, self.torch_dtype), **parts}
+        if self.vl_name is not None:  # takes precedence over one that is saved with the model
+            given |= {**dict.fromkeys(_VL_PARTS), "vl_model_id": self.vl_name}
+        with loading(self.name):
+            return ZImageVLPipeline.from_pretrained(self.name, revision=self.revision, **given)
+
+    def load_text_side(self) -> Any:
+        """Get a pipeline that can encode prompts and nothing else, on its device."""
+        nothing = dict.fromkeys(("transformer", "vae", *_VL_PARTS, "vl_model_id"))
+        return self.load(**nothing).to(self.device)
+
+    def load_reader(self, vl_reader: str, layers: Sequence[int]) -> Any:
+        """Get a pipeline that can read references and nothing else, on its device.
+
+        Raises:
+            ValueError: As `check_reader`.
+            OSError: Its models cannot be loaded.
+        """
+        small = vl_reader == "text_encoder"
+        pipe = self.load(transformer=None, vae=None, **({} if small else {"text_encoder": None, "vl_vision": None}))
+        if pipe.text_encoder is None:
+            pipe.text_encoder = self._sizes_of_text_encoder()
+        self.check_reader(pipe, vl_reader, layers)
+        if pipe.vl_encoder is None and pipe.vl_vision is None:
+            with loading(pipe.config["vl_model_id"], "--vl-model"):
+                (pipe.load_vl_vision if small else pipe.load_vl_encoder)()
+        return pipe.to(self.device)
+
+    def _sizes_of_text_encoder(self) -> Any:
+        """What a reading is checked against, without gigabytes of weights."""
+        import torch
+        from transformers import AutoConfig
+
+        sizes: Any = torch.nn.Module()
+        at = {} if self.revision is None else {"revision": self.revision}
+        with loading(self.name):
+            sizes.config = AutoConfig.from_pretrained(self.name, subfolder="text_encoder", **at)
+        sizes.dtype, sizes.device = self.torch_dtype, torch.device("cpu")
+        return sizes
+
+    def check_reader(self, pipe: Any, vl_reader: str, layers: Sequence[int]) -> None:
+        """Refuse a reader that is not there, does not fit or lacks a layer, before its weights are loaded.
+
+        Raises:
+            ValueError: No VL model is saved with the model or named by it; a layer that there is not.
+            OSError: It can be had neither from the cache nor from the Hub, or is of another kind or width.
+        """
+        from zimage_vl.reference.reading import resolve_layers
+
+        blamed = (self.name, "--model")
+        if pipe.vl_encoder is None and (pipe.vl_vision is None or vl_reader != "text_encoder"):
+            blamed = (pipe.config["vl_model_id"], "--vl-model")
+            if blamed[0] is None:
+                raise ValueError(f"--model '{escape(self.name)}' names no VL model to read with: add --vl-model.")
+            check_reachable(blamed[0], None, "config.json", "--vl-model")
+        with loading(*blamed):
+            config = pipe.find_reader(vl_reader).config
+        resolve_layers(layers, config.text_config.num_hidden_layers)
+
+    def paint_in_stages(self, prompt: str, **arguments: Any) -> Any:
+        """Paint what the pipeline would, with one model in memory at a time; the toy, too."""
+        import tempfile
+
+        from zimage_vl.workflows.low_memory import generate_low_memory
+
+        with tempfile.TemporaryDirectory() as folder:
+            if self.is_toy:
+                self.load().save_pretrained(folder)
+            given = {"vl_model_id": self.vl_name, "torch_dtype": self.torch_dtype, "revision": self.revision}
+            try:
+                source = folder if self.is_toy else self.name
+                return generate_low_memory(source, prompt, device=self.device, **given, **arguments)
+            except Exception as error:
+                if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
+                    with loading(self.name):
+                        raise
+                raise
+
+
+def choose_device(device: str | None) -> str:
+    """Get the device asked for, or the best there is: cuda, mps, cpu."""
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"--device '{escape(device)}' cannot be used here: {reason}") from error
+    return device
+
+
+def _check_names(model: str, vl_model: str | None, revision: str | None) -> None:
+    """Refuse what can be no model, without asking the Hub."""
+    if revision is not None and model == TOY_MODEL:
+        raise ValueError("--revision does nothing with --model toy, which comes with this package: leave it out.")
+    if vl_model is not None and model == TOY_MODEL:
+        raise ValueError("--vl-model does nothing with --model toy, which has a VL model of its own: leave one out.")
+    for option, name in (("--model", model), ("--vl-model", vl_model)):
+        if name is None or (name == TOY_MODEL and option == "--model") or Path(name).is_dir():
+            continue
+        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is None:
+            toy = ", nor 'toy'" if option == "--model" else ""
+            raise ValueError(
+                f"{option} '{escape(name)}' is neither a folder that exists, nor a Hub id (owner/name){toy}."
+            )
+
+
+@contextmanager
+def loading(model: str, option: str = "--model") -> Generator[None]:
+    """Within it, whatever a model's files make the libraries raise is an OSError that names the model."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (MemoryError, NotImplementedError)) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        if isinstance(error, (KeyError, TypeError, AttributeError)):
+            reason = f"its files are not those of such a model ({type(error).__name__}: {one_line(error)})."
+        elif type(error).__name__ == "SafetensorError":
+            reason = f"a file of its weights is damaged or cut short ({one_line(error)})."
+        else:
+            reason = shorten(one_line(error), 400, placeholder=" ...")
+        raise OSError(f"{option} '{escape(model)}' could not be loaded: {reason}") from error
+
+
+def check_reachable(model: str, revision: str | None, file: str, option: str = "--model") -> None:
+    """Refuse a Hub id of which nothing is cached where there is no network, in seconds; a folder passes."""
+    if Path(model).is_dir():
+        return
+    import requests
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if isinstance(try_to_load_from_cache(model, file, revision=revision), str):
+        return
+    reason = "HF_HUB_OFFLINE is set"
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            requests.head(constants.ENDPOINT, timeout=_PROBE_SECONDS)
+            return
+        except requests.RequestException:
+            reason = f"{constants.ENDPOINT} does not answer"
+    raise OSError(
+        f"{option} '{escape(model)}' is not in the local cache and cannot be downloaded: {reason}. Connect, or pass "
+        f"the path of a folder with the model's files: {option} FOLDER."
+    )
+
+
+def check_index(model: str, revision: str | None) -> None:
+    """Refuse what has no model_index.json with a JSON object in it: it is no pipeline in diffusers' layout."""
+    check_reachable(model, revision, "model_index.json")
+    from diffusers import DiffusionPipeline
+
+    with loading(model):
+        index: object = DiffusionPipeline.load_config(model, revision=revision)
+        if not isinstance(index, dict):
+            raise ValueError("its model_index.json holds no JSON object.")
