@@ -46,12 +46,7 @@ class Model:
         device: str | None = None,
         dtype: DtypeChoice | None = None,
     ) -> Model:
-        """Get the models that the options ask for, defaults filled in.
-
-        Raises:
-            ValueError: A name that can be none, a VL model or a revision beside the toy, a device that is not there.
-            OSError: A model that is no pipeline, or can be had neither from the cache nor from the Hub.
-        """
+        """Get the models that the options ask for, once they are there: a wrong one is refused before all else."""
         _check_names(model, vl_model, revision)
         default = DtypeChoice.FLOAT32 if model == TOY_MODEL else DtypeChoice.BFLOAT16
         chosen = cls(model, vl_model, revision, choose_device(device), (dtype or default).value)
@@ -64,10 +59,11 @@ class Model:
         """It is the miniature that comes with the package."""
         return self.name == TOY_MODEL
 
-    @property
-    def shown(self) -> str:
-        """The name for records; of a folder, without those that it lies in."""
-        return Path(self.name).name if Path(self.name).is_dir() else self.name
+    def describe(self) -> dict[str, str | None]:
+        """Get the models for a record; of a folder the name, without those that it lies in."""
+        shown = Path(self.name).name if Path(self.name).is_dir() else self.name
+        where = {"model": shown, "revision": self.revision, "vl_model": self.vl_name}
+        return {**where, "device": self.device, "dtype": self.dtype}
 
     @property
     def defaults(self) -> tuple[int, int]:
@@ -104,8 +100,8 @@ class Model:
         from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
         # Older diffusers ignore `dtype` silently; newer ones, which have this helper, call `torch_dtype` deprecated.
-        given: dict[str, Any] = {"dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype": None}
-        given = {**dict.fromkeys(given, self.torch_dtype), **parts}
+        dtype = "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
+        given: dict[str, Any] = {dtype: self.torch_dtype, **parts}
         if self.vl_name is not None:  # takes precedence over one that is saved with the model
             given |= {**dict.fromkeys(_VL_PARTS), "vl_model_id": self.vl_name}
         with loading(self.name):
@@ -117,12 +113,7 @@ class Model:
         return self.load(**nothing).to(self.device)
 
     def load_reader(self, vl_reader: str, layers: Sequence[int]) -> Any:
-        """Get a pipeline that can read references and nothing else, on its device.
-
-        Raises:
-            ValueError: As `check_reader`.
-            OSError: Its models cannot be loaded.
-        """
+        """Get a pipeline that can read references and nothing else, on its device, checked as `check_reader` does."""
         small = vl_reader == "text_encoder"
         pipe = self.load(transformer=None, vae=None, **({} if small else {"text_encoder": None, "vl_vision": None}))
         if pipe.text_encoder is None:
@@ -146,12 +137,7 @@ class Model:
         return sizes
 
     def check_reader(self, pipe: Any, vl_reader: str, layers: Sequence[int]) -> None:
-        """Refuse a reader that is not there, does not fit or lacks a layer, before its weights are loaded.
-
-        Raises:
-            ValueError: No VL model is saved with the model or named by it; a layer that there is not.
-            OSError: It can be had neither from the cache nor from the Hub, or is of another kind or width.
-        """
+        """Refuse a reader that is not there, does not fit or lacks a layer, before its weights are loaded."""
         from zimage_vl.reference.reading import resolve_layers
 
         blamed = (self.name, "--model")
@@ -168,20 +154,20 @@ class Model:
         """Paint what the pipeline would, with one model in memory at a time; the toy, too."""
         import tempfile
 
+        from safetensors import SafetensorError
+
         from zimage_vl.workflows.low_memory import generate_low_memory
 
         with tempfile.TemporaryDirectory() as folder:
             if self.is_toy:
                 self.load().save_pretrained(folder)
             given = {"vl_model_id": self.vl_name, "torch_dtype": self.torch_dtype, "revision": self.revision}
+            source = folder if self.is_toy else self.name
             try:
-                source = folder if self.is_toy else self.name
                 return generate_low_memory(source, prompt, device=self.device, **given, **arguments)
-            except Exception as error:
-                if isinstance(error, OSError) or type(error).__name__ == "SafetensorError":
-                    with loading(self.name):
-                        raise
-                raise
+            except (OSError, SafetensorError):
+                with loading(self.name):
+                    raise
 
 
 def choose_device(device: str | None) -> str:
@@ -200,10 +186,11 @@ def choose_device(device: str | None) -> str:
 
 def _check_names(model: str, vl_model: str | None, revision: str | None) -> None:
     """Refuse what can be no model, without asking the Hub."""
-    if revision is not None and model == TOY_MODEL:
-        raise ValueError("--revision does nothing with --model toy, which comes with this package: leave it out.")
-    if vl_model is not None and model == TOY_MODEL:
-        raise ValueError("--vl-model does nothing with --model toy, which has a VL model of its own: leave one out.")
+    for option, name in (("--revision", revision), ("--vl-model", vl_model)):
+        if name is not None and model == TOY_MODEL:
+            raise ValueError(
+                f"{option} does nothing with --model toy, which comes whole with this package: leave it out."
+            )
     for option, name in (("--model", model), ("--vl-model", vl_model)):
         if name is None or (name == TOY_MODEL and option == "--model") or Path(name).is_dir():
             continue

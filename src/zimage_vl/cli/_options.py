@@ -6,7 +6,6 @@ import inspect
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from difflib import get_close_matches
-from math import isfinite
 from typing import Annotated, Any, get_type_hints
 
 import typer
@@ -18,6 +17,7 @@ from ._models import TOY_MODEL, DtypeChoice, Model
 from ._parsing import parse_layer, parse_numbers
 
 
+Command = Callable[..., None]
 # Names that are older or shorter than the knob's own, which is an option too: --hidden-layer beside --layer.
 _SHORT_NAMES: dict[str, tuple[str, ...]] = {
     "reference_image": ("--reference", "-r"),
@@ -50,9 +50,9 @@ _TYPED: dict[str, tuple[str, str]] = {
 }
 _SEVERAL = ("vl_alpha", *(f"{side}reference_{kind}" for side in ("", "negative_") for kind in ("image", "embeds")))
 # What the library's messages call the other options: by their names, and by others.
-_SAME = ("height", "init_image", "iterations", "layers", "max_pixels", "negative_prompt", "prompt", "strength")
 _ARGUMENTS = {
-    **{name: "--" + name.replace("_", "-") for name in (*_SAME, "threshold", "width")},
+    **{name: f"--{name}" for name in ("height", "iterations", "layers", "prompt", "strength", "threshold", "width")},
+    **{name: "--" + name.replace("_", "-") for name in ("init_image", "max_pixels", "negative_prompt")},
     "guidance_scale": "--guidance",
     "num_images_per_prompt": "--num-images",
     "num_inference_steps": "--steps",
@@ -82,12 +82,7 @@ def option_names(knob: str) -> tuple[str, ...]:
 
 
 def name_options(text: str, typed: Iterable[str] = ()) -> str:
-    """Get a message of the library in the words of the command line, options in the place of its arguments.
-
-    Args:
-        text: Such as "`vl_alpha` must be ...".
-        typed: The command line, whose names go first.
-    """
+    """Get a message of the library in the words of the command line, `typed`: options in the place of arguments."""
     given = {word.partition("=")[0] for word in typed}
 
     def option(match: re.Match[str]) -> str:
@@ -115,21 +110,6 @@ def choose(choices: Sequence[str]) -> Callable[[str], str]:
     return choice
 
 
-def number(at_least: float) -> Callable[[str], float]:
-    """Get a parser of finite numbers."""
-
-    def finite(text: str) -> float:
-        try:
-            value = float(text)
-        except ValueError:
-            value = float("nan")
-        if not isfinite(value) or value < at_least:
-            raise typer.BadParameter(f"{text!r} is no finite number of at least {at_least:g}.")
-        return value
-
-    return finite
-
-
 class PanelledCommand(TyperCommand):
     """A command whose options stand in panels in its help, the advanced ones behind the others."""
 
@@ -145,15 +125,10 @@ class PanelledCommand(TyperCommand):
                     formatter.write_dl(records)
 
 
-def with_options(
-    knobs: Iterable[str] = (), vl_model: bool = True
-) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command an option for each of these knobs, in the place of its `**knobs`, and those of its `model`.
+def with_options(knobs: Iterable[str] = (), vl_model: bool = True) -> Callable[[Command], Command]:
+    """Give a command an option for each of these knobs, for its `**knobs` (those typed), and those of its `model`."""
 
-    The knobs that are left out on the command line do not come at all.
-    """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+    def decorate(command: Command) -> Command:
         hints = get_type_hints(command, include_extras=True)
         models = {name: kind for name, kind in _MODEL_OPTIONS.items() if vl_model or name != "vl_model"}
         parameters: list[inspect.Parameter] = []
@@ -161,15 +136,15 @@ def with_options(
             if parameter.kind is parameter.VAR_KEYWORD:
                 parameters += [_parameter(name, None, _annotate(KNOBS[name])) for name in knobs]
             elif parameter.name == "model":
-                first = TOY_MODEL if parameter.default is parameter.empty else parameter.default
-                parameters += [_parameter(name, first if name == "model" else None, models[name]) for name in models]
+                parameters += [_parameter(n, TOY_MODEL if n == "model" else None, kind) for n, kind in models.items()]
             else:
                 parameters.append(_parameter(parameter.name, parameter.default, hints[parameter.name]))
 
         def run(**given: Any) -> None:
-            chosen = {name: given.pop(name) for name in models}
-            rest = {name: value for name, value in given.items() if name not in KNOBS or value not in (None, [])}
-            command(model=Model.choose(**chosen), **rest)
+            model = Model.choose(**{name: given.pop(name) for name in models})
+            command(
+                model=model, **{n: value for n, value in given.items() if n not in KNOBS or value not in (None, [])}
+            )
 
         setattr(run, "__signature__", inspect.Signature(parameters))  # noqa: B010 - functions declare none
         run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
@@ -186,9 +161,7 @@ def _parameter(name: str, default: Any, annotation: Any) -> inspect.Parameter:
 def _annotate(knob: Knob) -> Any:
     """The type and the option of a knob: what it takes is read off its choices, its default and its values."""
     names, (metavar, form) = list(option_names(knob.name)), _TYPED.get(knob.name, ("", ""))
-    parser: Callable[[str], Any] | None = {"vl_hidden_layer": parse_layer, "reference_weights": parse_numbers}.get(
-        knob.name
-    )
+    parser: Any = {"vl_hidden_layer": parse_layer, "reference_weights": parse_numbers}.get(knob.name)
     kind: type = list[str] if knob.name in _SEVERAL else str
     if knob.choices:
         metavar, form, parser = "CHOICE", ", ".join(knob.choices), choose(knob.choices)
@@ -201,9 +174,8 @@ def _annotate(knob: Knob) -> Any:
     default = "" if knob.default is None else f" Default: {str(knob.default).replace('False', 'no')}."
     text = f"{said[0].upper()}{said[1:]}{f' ({form})' if form else ''}.{default}"
     panel = PANELS[3 if knob.name in _ADVANCED else 1]
-    return Annotated[
-        kind | None, typer.Option(*names, parser=parser, metavar=metavar or None, help=text, rich_help_panel=panel)
-    ]
+    made = option(" ".join(names), metavar or None, text, parser=parser, rich_help_panel=panel)
+    return Annotated[kind | None, made]
 
 
 _ADVANCED = list(KNOBS)[list(KNOBS).index("vl_text_position") :]  # the registry has what is asked for most first

@@ -70,12 +70,7 @@ def write_png(image: Image, path: Path, parameters: Mapping[str, Any], overwrite
 
 
 def read_png(path: Path) -> dict[str, Any]:
-    """Get how a picture of ours was made.
-
-    Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: It is no PNG, or holds no such record.
-    """
+    """Get how a picture of ours was made; a ValueError where it is none."""
     from PIL import Image, UnidentifiedImageError
 
     try:

@@ -30,16 +30,10 @@ NoUrlsOption = Annotated[bool, option("--no-urls", None, _NO_URLS, envvar="ZIMAG
 
 
 def find_sources(arguments: Sequence[str], no_urls: bool = False) -> list[Source]:
-    """Get the pictures that arguments mean, in their order, each once.
+    """Get the pictures that arguments mean, in their order, each once; an argument that means none has an error.
 
-    Args:
-        arguments: Paths of files; of folders, which mean the pictures directly in them, by suffix, sorted by name;
-            globs (`**` goes into folders), sorted; http(s) URLs. A file that exists is that file, even if its name
-            looks like a glob.
-        no_urls: Addresses are refused.
-
-    Returns:
-        One source per picture, and one with an error for an argument that means none.
+    They are paths of files; of folders, which mean the pictures directly in them, by suffix, sorted by name; globs,
+    sorted (`**` goes into folders); http(s) URLs. A file that exists is that file, even if it looks like a glob.
     """
     refuse_urls(arguments, no_urls)
     sources: dict[str, Source] = {}

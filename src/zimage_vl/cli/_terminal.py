@@ -58,7 +58,7 @@ def print_facts(facts: Mapping[str, Any], output_format: OutputFormat) -> None:
 
 
 def fact_lines(facts: Mapping[str, Any], indent: int = 0) -> Iterator[str]:
-    """Get the lines of plain values by name: a group that is short is one line, what is in a longer one is indented."""
+    """Get the lines of plain values by name: a short group is one line, what is in a longer one is indented."""
     for name, value in facts.items():
         if isinstance(value, list) and len(cast("list[Any]", value)) == 1:
             (value,) = cast("list[Any]", value)
@@ -66,7 +66,7 @@ def fact_lines(facts: Mapping[str, Any], indent: int = 0) -> Iterator[str]:
         if isinstance(value, Mapping) and len(words) > _LONGEST_GROUP:
             yield head.rstrip()
             yield from fact_lines(cast("Mapping[str, Any]", value), indent + 2)
-        else:
+        elif value is not None:
             yield f"{head} {words}"
 
 
@@ -84,11 +84,12 @@ def check_text(option: str, text: str | None) -> None:
 def _in_words(value: Any, between: str = ", ") -> str:
     if isinstance(value, Mapping):
         items = cast("Mapping[str, Any]", value).items()
-        return between.join(f"{key.replace('_', ' ')} {_in_words(item)}" for key, item in items)
+        words = between.join(f"{key.replace('_', ' ')} {_in_words(item)}" for key, item in items if item is not None)
+        return words or "none"
     if isinstance(value, Sequence) and not isinstance(value, str):
         values = cast("Sequence[Any]", value)
         words = ", ".join(_in_words(item, " ") for item in values[:_MOST_ITEMS])
         return f"{words or 'none'}{f' and {len(values) - _MOST_ITEMS} more' if len(values) > _MOST_ITEMS else ''}"
-    if value is None or isinstance(value, bool):
-        return {None: "-", True: "yes", False: "no"}[value]
+    if isinstance(value, bool):
+        return "yes" if value else "no"
     return f"{value:.4g}" if isinstance(value, float) else str(value) or "''"

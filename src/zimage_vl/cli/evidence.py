@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ._models import Model
-from ._options import number, option, with_options
+from ._options import option, with_options
 from ._outputs import OverwriteOption, check_output_path, new_file, new_folder
 from ._parsing import parse_size
 from ._records import recorded_versions, write_png
@@ -41,7 +41,7 @@ def evidence(
     output: Annotated[Path, option("--output -o", "FILE", _PAGE)] = OUTPUT,
     seed: Annotated[int, option("--seed", "INT", "Seed of the noise.", min=0, max=2**31 - 1)] = 1,
     steps: Annotated[int | None, option("--steps", "INT", "Denoising steps. Default: 9; 8 with toy.", min=1)] = None,
-    guidance: Annotated[float, option("--guidance --guidance-scale", "NUMBER", "Scale.", parser=number(0))] = 0.0,
+    guidance: Annotated[float, option("--guidance --guidance-scale", "NUMBER", "Scale.", min=0)] = 0.0,
     size: Annotated[str | None, option("--size", "WxH", _SIZE)] = None,
     no_urls: NoUrlsOption = False,
     overwrite: OverwriteOption = False,
@@ -87,8 +87,7 @@ def evidence(
             f"Layers are at the depth that they have among the guide's {_GUIDE_LAYERS}: -6 is {here} here, of {depth}."
         )
         note(layers)
-    facts = {"model": model.name, "seed": seed, "precision": model.dtype, "device": model.device}
-    facts |= {**call, **recorded_versions()}
+    facts = {**model.describe(), "seed": seed, **call, **recorded_versions()}
     shown: dict[tuple[int, int, str], Image] = {}
     total = len(prompts) * len(references) * (2 + len(settings))
     bar = typer.progressbar(length=total, label=f"Painting {total} pictures", file=sys.stderr)

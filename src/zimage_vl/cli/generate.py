@@ -6,6 +6,7 @@ import secrets
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from math import isfinite
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,7 +15,7 @@ from zimage_vl.blend.registry import CONDITIONING_NAMES, KNOBS
 from zimage_vl.recipes import RECIPES, WISHES
 
 from ._models import Model
-from ._options import choose, number, option, option_names, with_options
+from ._options import choose, option, option_names, with_options
 from ._outputs import OverwriteOption, check_output_path, numbered_paths
 from ._parsing import parse_alpha, parse_size
 from ._records import PICTURE_KNOBS, describe_file, recorded_versions, repeat, write_png
@@ -57,7 +58,7 @@ def generate(
     statistics: Annotated[Path | None, option("--statistics", "FILE", _FILE)] = None,
     negative_prompt: Annotated[str | None, option("--negative-prompt", "TEXT", "Keep away; needs --guidance.")] = None,
     steps: Annotated[int | None, option("--steps", "INT", "Denoising steps. Default: 9; 8 with toy.", min=1)] = None,
-    guidance: Annotated[float, option("--guidance", "NUMBER", "Scale; 0 is off, for Turbo.", parser=number(0))] = 0.0,
+    guidance: Annotated[float, option("--guidance", "NUMBER", "Scale; 0 is off, for Turbo.", min=0)] = 0.0,
     seed: Annotated[int | None, option("--seed", "INT", _SEED, min=0, max=2**63 - 1)] = None,
     size: Annotated[str | None, option("--size", "WxH", _SIZE)] = None,
     width: Annotated[int | None, option("--width", "INT", "Width alone.", min=16)] = None,
@@ -76,8 +77,7 @@ def generate(
     The paths are printed last.
     """
     asked = SimpleNamespace(**locals())
-    for conflict in _conflicts(asked):
-        raise ValueError(conflict)
+    _check_together(asked)
     if same_picture:
         init_image, strength = knobs["reference_image"][0], _SAME_STRENGTH if strength is None else strength
     files: list[Any] = [init_image, statistics, *(path for name in PICTURE_KNOBS for path in _listed(knobs.get(name)))]
@@ -85,39 +85,26 @@ def generate(
         check_output_path(path, overwrite=overwrite, inputs=[*files, model.name, model.vl_name])
     references = _read_references(asked)
     _check_conditioning(asked, references.conditioning)
-    start = None if init_image is None else read_picture("--init-image", init_image, no_urls)
+    start, described = (None, None) if init_image is None else read_picture("--init-image", init_image, no_urls)
     side, usual_steps = model.defaults
-    width, height = choose_size(size, width, height, side, None if start is None else start[0])
+    width, height = choose_size(size, width, height, side, start)
     steps, strength = steps or usual_steps, _STRENGTH if strength is None else strength
     first = secrets.randbelow(2**32) if seed is None else seed
+    painted = {"negative_prompt": negative_prompt, "width": width, "height": height}
     recorded = {
         "prompt": prompt,
-        "model": model.shown,
-        "revision": model.revision,
-        "vl_model": model.vl_name,
+        **model.describe(),
         "recipe": take[0] if take else None,
-        "negative_prompt": negative_prompt,
-        "width": width,
-        "height": height,
+        **painted,
         "steps": steps,
         "guidance": guidance,
-        "seed": first,
         "num_images": num_images,
-        "device": model.device,
-        "dtype": model.dtype,
         **references.describe(),
         "versions": recorded_versions(),
-        "init_image": None if start is None else {**start[1], **_describe_start(steps, strength)},
+        "init_image": described and {**described, **_describe_start(steps, strength)},
         "statistics": None if statistics is None else describe_file(statistics),
     }
-    call = {
-        "negative_prompt": negative_prompt,
-        "width": width,
-        "height": height,
-        "num_inference_steps": steps,
-        "guidance_scale": guidance,
-        **references.arguments,
-    }
+    call = {**painted, "num_inference_steps": steps, "guidance_scale": guidance, **references.arguments}
     model.announce()
     paint: Callable[..., Any]
     if low_memory:
@@ -127,7 +114,7 @@ def generate(
         if start is not None:
             from zimage_vl.workflows.image_to_image import paint_from_image
 
-            paint = partial(paint_from_image, pipe, init_image=start[0], strength=strength)
+            paint = partial(paint_from_image, pipe, init_image=start, strength=strength)
     seeds = list(range(first, first + num_images))  # one per picture, so that each can be had again alone
     pictures = _Pictures(output, recorded, seeds, iterations, overwrite)
     pictures.paint(paint, prompt, call)
@@ -145,51 +132,55 @@ def round_path(path: Path, number: int, rounds: int) -> Path:
     return path if rounds == 1 else path.with_name(f"{path.stem}-round{number + 1}{path.suffix}")
 
 
-def _conflicts(asked: Any) -> Iterator[str]:
-    """What is no text, cannot be had, or does nothing beside the other options."""
-    knobs, take = asked.knobs, asked.take or []
-    texts = [
-        ("--prompt", asked.prompt),
-        ("--negative-prompt", asked.negative_prompt),
-        ("`vl_text`", knobs.get("vl_text")),
-    ]
-    for name, text in [*texts, *(("`vl_alpha`", text) for text in knobs.get("vl_alpha", ()))]:
+def _check_together(asked: Any) -> None:
+    """Refuse options that are no text, or that cannot be had or do nothing beside the others."""
+    knobs, take, offload = asked.knobs, asked.take or [], asked.offload if asked.offload != "none" else ""
+    texts = {"--prompt": asked.prompt, "--negative-prompt": asked.negative_prompt, "`vl_text`": knobs.get("vl_text")}
+    for name, text in [*texts.items(), *(("`vl_alpha`", text) for text in knobs.get("vl_alpha", ()))]:
         check_text(name, text)
     has_image, has_embeds = "reference_image" in knobs, "reference_embeds" in knobs
-    start = "--same-picture" if asked.same_picture else "--init-image" if asked.init_image is not None else None
+    start = "--same-picture" if asked.same_picture else "--init-image" if asked.init_image is not None else ""
     negative = [f"`{name}`" for name in knobs if name.startswith("negative_")]
-    negative += ["--negative-prompt"] if asked.negative_prompt is not None else []
-    if negative and not asked.guidance:
-        yield f"{negative[0]} does nothing without guidance: add --guidance, as 4.0."
-    if asked.strength is not None and start is None:
-        yield "--strength does nothing without --init-image: add it, or leave out --strength."
-    if asked.strength == 0:
-        yield "--strength must be above 0, which would give the start picture back, and at most 1."
-    if asked.low_memory and asked.offload != "none":
-        yield "--low-memory and --offload exclude each other: --low-memory holds one model at a time."
-    if asked.offload != "none" and asked.model.device == "cpu":
-        yield f"--offload {asked.offload} needs an accelerator: on the CPU all models are in its memory."
-    for name in (start, None if asked.statistics is None else "--statistics"):
-        if asked.low_memory and name is not None:
-            yield f"{name} cannot be had with --low-memory: leave out one of them."
-    for name in ("vl_start", "vl_end"):
-        if start is not None and name in knobs:
-            yield (
-                f"`{name}` cannot be had with {start}: diffusers' image-to-image pipeline takes one conditioning for "
-                "all of its steps. Leave out one of them."
-            )
-    if has_image and has_embeds:
-        yield "`reference_image` and `reference_embeds` exclude each other: embeddings hold what a picture would say."
-    if asked.iterations > 1 and not has_image:
-        yield "--iterations above 1 needs a `reference_image` to begin with: the later rounds read pictures."
-    if len(take) > 1 or (take and asked.same_picture):
-        yield f"--take {take[0]} and {f'--take {take[1]}' if take[1:] else '--same-picture'} exclude each other."
-    if asked.same_picture and (asked.init_image is not None or len(knobs.get("reference_image", ())) != 1):
-        yield "--same-picture needs one `reference_image`, which it paints over: no --init-image beside it."
-    useless = [f"`{name}`" for name in knobs] + ["--take"] * bool(take)
-    if useless and not (has_image or has_embeds or any(name.startswith("negative_") for name in knobs)):
-        does = f"{' and '.join(useless)} {'does' if len(useless) == 1 else 'do'} nothing"
-        yield f"{does} without `reference_image` or `reference_embeds`: add one of these."
+    useless = [] if has_image or has_embeds or negative else [f"`{name}`" for name in knobs] + ["--take"] * bool(take)
+    negative += ["--negative-prompt"] * (asked.negative_prompt is not None)
+    window = [f"`{name}`" for name in ("vl_start", "vl_end") if name in knobs]
+    others = [*(f"--take {name}" for name in take), *(["--same-picture"] if take and asked.same_picture else [])]
+    refused: list[tuple[object, str]] = [
+        (not isfinite(asked.guidance), "--guidance must be a finite number of at least 0."),
+        (negative and not asked.guidance, f"{_do_nothing(negative)} without guidance: add --guidance, as 4.0."),
+        (asked.strength is not None and not start, "--strength does nothing without --init-image: add it."),
+        (asked.strength == 0, "--strength must be above 0, which would give the start picture back, and at most 1."),
+        (asked.low_memory and offload, "--low-memory and --offload exclude each other: leave out one of them."),
+        (offload and asked.model.device == "cpu", f"--offload {offload} needs an accelerator, and this is the CPU."),
+        (asked.low_memory and start, f"{start} cannot be had with --low-memory: leave out one of them."),
+        (
+            asked.low_memory and asked.statistics,
+            "--statistics cannot be had with --low-memory: leave out one of them.",
+        ),
+        (
+            start and window,
+            f"{' and '.join(window)} cannot be had with {start}, which has one conditioning for all steps.",
+        ),
+        (
+            has_image and has_embeds,
+            "`reference_image` and `reference_embeds` exclude each other: leave out one of them.",
+        ),
+        (asked.iterations > 1 and not has_image, "--iterations above 1 needs a `reference_image` to begin with."),
+        (len(others) > 1, f"{' and '.join(others)} exclude each other: leave out all but one."),
+        (asked.same_picture and asked.init_image, "--same-picture and --init-image exclude each other."),
+        (
+            asked.same_picture and len(knobs.get("reference_image", ())) != 1,
+            "--same-picture paints over the reference, and needs one: a `reference_image`.",
+        ),
+        (useless, f"{_do_nothing(useless)} without `reference_image` or `reference_embeds`: add one of these."),
+    ]
+    for wrong, message in refused:
+        if wrong:
+            raise ValueError(message)
+
+
+def _do_nothing(options: list[str]) -> str:
+    return f"{' and '.join(options)} {'does' if len(options) == 1 else 'do'} nothing"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ def statistics(
     from zimage_vl.pipeline.text_statistics import TextStatistics
 
     note(f"Loading the text encoder of {model.name} ...")
-    measured = TextStatistics.measure(model.load_text_side(), model.shown, exclude_sinks)
+    measured = TextStatistics.measure(model.load_text_side(), str(model.describe()["model"]), exclude_sinks)
     if output is not None:
         with new_file(output, overwrite) as unfinished:
             measured.save(unfinished)
