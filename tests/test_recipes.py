@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -17,10 +18,10 @@ from zimage_vl import recipes
 from zimage_vl.blend.knobs import VLConditioning
 from zimage_vl.blend.regions import Region
 from zimage_vl.blend.registry import KNOBS
-from zimage_vl.recipes import RECIPES
+from zimage_vl.recipes import RECIPES, WISHES
 
 
-NAMES = sorted(RECIPES)
+NAMES = sorted(set(RECIPES) - set(WISHES))
 
 
 def conditioning(recipe: dict[str, Any]) -> VLConditioning:
@@ -36,13 +37,18 @@ def test_each_is_a_valid_set_of_knobs(name: str) -> None:
 
 
 def test_the_names_are_those_of_the_module() -> None:
-    constants = {name.lower().replace("_", "-") for name in vars(recipes) if name.isupper() and name != "RECIPES"}
-    assert constants == set(RECIPES)
-    assert all(recipe is getattr(recipes, name.upper().replace("-", "_")) for name, recipe in RECIPES.items())
+    constants = {name.lower().replace("_", "-") for name in vars(recipes) if re.fullmatch("[A-Z][A-Z_]+", name)}
+    assert constants - {"recipes", "wishes"} == set(NAMES)
+    assert all(RECIPES[name] is getattr(recipes, name.upper().replace("-", "_")) for name in NAMES)
+
+
+def test_a_wish_is_another_name_of_a_recipe() -> None:
+    assert list(WISHES) == ["colours", "layout", "style", "variation"]
+    assert all(RECIPES[wish] is RECIPES[name] for wish, name in WISHES.items())
 
 
 def test_no_two_are_the_same() -> None:
-    made = [conditioning(recipe) for recipe in RECIPES.values()]
+    made = [conditioning(RECIPES[name]) for name in NAMES]
     assert all(one != other for i, one in enumerate(made) for other in made[:i])
 
 
@@ -62,7 +68,7 @@ def test_the_guide_to_the_letter_and_its_authors_correction() -> None:
 
 def test_composition_reads_the_picture_without_words() -> None:
     assert recipes.COMPOSITION["vl_text"] == ""
-    assert [name for name, recipe in RECIPES.items() if "vl_text" in recipe] == ["composition"]
+    assert [name for name in NAMES if "vl_text" in RECIPES[name]] == ["composition"]
     assert conditioning(recipes.COMPOSITION).needs_text_statistics
 
 

@@ -1,111 +1,85 @@
-"""Models by name: checked before anything else is read, loaded whole or in part, each failure one readable line."""
+"""Models by name: refused before anything else is read, loaded whole or in part, each failure one readable line."""
 
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from enum import Enum
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from textwrap import shorten
 from typing import Any
+
+import zimage_vl
 
 from ._terminal import escape, note, one_line
 
 
 TOY_MODEL = "toy"
+DTYPES = ("float32", "bfloat16", "float16")
 _PROBE_SECONDS = 4.0
 _VL_PARTS = ("vl_encoder", "vl_processor", "vl_vision")
 
 
-class DtypeChoice(str, Enum):
-    """Values of `--dtype`."""
-
-    FLOAT32 = "float32"
-    BFLOAT16 = "bfloat16"
-    FLOAT16 = "float16"
-
-
-@dataclass(frozen=True)
+@dataclass
 class Model:
-    """The models that a command works with, as its options name them, and where and how precisely they run."""
+    """The models that a command works with, as its options name them, and where and how precisely they run.
 
-    name: str
-    vl_name: str | None
-    revision: str | None
-    device: str
-    dtype: str
+    Making it is the check: names that can be none, no pipeline behind them, a device that is not there.
+    """
 
-    @classmethod
-    def choose(
-        cls,
-        model: str,
-        vl_model: str | None = None,
-        revision: str | None = None,
-        device: str | None = None,
-        dtype: DtypeChoice | None = None,
-    ) -> Model:
-        """Get the models that the options ask for, once they are there: a wrong one is refused before all else."""
-        _check_names(model, vl_model, revision)
-        default = DtypeChoice.FLOAT32 if model == TOY_MODEL else DtypeChoice.BFLOAT16
-        chosen = cls(model, vl_model, revision, choose_device(device), (dtype or default).value)
-        if not chosen.is_toy:
-            check_index(model, revision)
-        return chosen
+    model: str = TOY_MODEL
+    vl_model: str | None = None
+    revision: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_names(self.model, self.vl_model, self.revision)
+        self.device = choose_device(self.device)
+        self.dtype = self.dtype or DTYPES[not self.is_toy]
+        if not self.is_toy:
+            _check_index(self.model, self.revision)
 
     @property
     def is_toy(self) -> bool:
         """It is the miniature that comes with the package."""
-        return self.name == TOY_MODEL
-
-    def describe(self) -> dict[str, str | None]:
-        """Get the models for a record; of a folder the name, without those that it lies in."""
-        shown = Path(self.name).name if Path(self.name).is_dir() else self.name
-        where = {"model": shown, "revision": self.revision, "vl_model": self.vl_name}
-        return {**where, "device": self.device, "dtype": self.dtype}
+        return self.model == TOY_MODEL
 
     @property
     def defaults(self) -> tuple[int, int]:
         """Side of a picture in pixels, and steps: the toy's, or those of Z-Image-Turbo's card."""
-        if not self.is_toy:
-            return 1024, 9
-        from zimage_vl.toy import SIZE, STEPS
+        from zimage_vl import toy
 
-        return int(SIZE), int(STEPS)
+        return (int(toy.SIZE), int(toy.STEPS)) if self.is_toy else (1024, 9)
 
-    @property
-    def torch_dtype(self) -> Any:
-        """The precision, as torch has it."""
-        import torch
-
-        return getattr(torch, self.dtype)
+    def describe(self) -> dict[str, str | None]:
+        """Get the options for a record; of a folder the name, without those that it lies in."""
+        shown = Path(self.model).name if Path(self.model).is_dir() else self.model
+        return {**asdict(self), "model": shown}
 
     def announce(self) -> None:
         """Say what is loaded, and of the toy how little it knows."""
-        if self.is_toy:
-            note("The toy paints, which knows only coloured shapes; for more: --model Tongyi-MAI/Z-Image-Turbo.")
-        else:
-            note(f"Loading {self.name} ...")
+        toy = "The toy paints, which knows only coloured shapes; for more: --model Tongyi-MAI/Z-Image-Turbo."
+        note(toy if self.is_toy else f"Loading {self.model} ...")
 
     def load(self, **parts: None) -> Any:
         """Get the pipeline, on the CPU. The `parts` are left out: they are not even fetched."""
-        if self.is_toy:
-            from zimage_vl.toy import load_toy_pipeline
-
-            pipe = load_toy_pipeline()
-            return pipe if pipe.dtype == self.torch_dtype else pipe.to(self.torch_dtype)
+        import torch
         from diffusers.utils import deprecation_utils
 
-        from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
-
+        precision = getattr(torch, str(self.dtype))
+        if self.is_toy:
+            pipe = zimage_vl.load_toy_pipeline()
+            return pipe if pipe.dtype == precision else pipe.to(precision)
         # Older diffusers ignore `dtype` silently; newer ones, which have this helper, call `torch_dtype` deprecated.
         dtype = "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
-        given: dict[str, Any] = {dtype: self.torch_dtype, **parts}
-        if self.vl_name is not None:  # takes precedence over one that is saved with the model
-            given |= {**dict.fromkeys(_VL_PARTS), "vl_model_id": self.vl_name}
-        with loading(self.name):
-            return ZImageVLPipeline.from_pretrained(self.name, revision=self.revision, **given)
+        given: dict[str, Any] = {dtype: precision, **parts}
+        if self.vl_model is not None:  # takes precedence over one that is saved with the model
+            given |= {**dict.fromkeys(_VL_PARTS), "vl_model_id": self.vl_model}
+        with loading(self.model):
+            return zimage_vl.ZImageVLPipeline.from_pretrained(self.model, revision=self.revision, **given)
 
     def load_text_side(self) -> Any:
         """Get a pipeline that can encode prompts and nothing else, on its device."""
@@ -131,42 +105,39 @@ class Model:
 
         sizes: Any = torch.nn.Module()
         at = {} if self.revision is None else {"revision": self.revision}
-        with loading(self.name):
-            sizes.config = AutoConfig.from_pretrained(self.name, subfolder="text_encoder", **at)
-        sizes.dtype, sizes.device = self.torch_dtype, torch.device("cpu")
+        with loading(self.model):
+            sizes.config = AutoConfig.from_pretrained(self.model, subfolder="text_encoder", **at)
+        sizes.dtype, sizes.device = getattr(torch, str(self.dtype)), torch.device("cpu")
         return sizes
 
     def check_reader(self, pipe: Any, vl_reader: str, layers: Sequence[int]) -> None:
         """Refuse a reader that is not there, does not fit or lacks a layer, before its weights are loaded."""
         from zimage_vl.reference.reading import resolve_layers
 
-        blamed = (self.name, "--model")
+        blamed = (self.model, "--model")
         if pipe.vl_encoder is None and (pipe.vl_vision is None or vl_reader != "text_encoder"):
             blamed = (pipe.config["vl_model_id"], "--vl-model")
             if blamed[0] is None:
-                raise ValueError(f"--model '{escape(self.name)}' names no VL model to read with: add --vl-model.")
-            check_reachable(blamed[0], None, "config.json", "--vl-model")
+                raise ValueError(f"--model '{escape(self.model)}' names no VL model to read with: add --vl-model.")
+            _check_reachable(*blamed, None, "config.json")
         with loading(*blamed):
-            config = pipe.find_reader(vl_reader).config
-        resolve_layers(layers, config.text_config.num_hidden_layers)
+            depth = pipe.find_reader(vl_reader).num_hidden_layers
+        resolve_layers(layers, depth)
 
     def paint_in_stages(self, prompt: str, **arguments: Any) -> Any:
         """Paint what the pipeline would, with one model in memory at a time; the toy, too."""
-        import tempfile
-
+        import torch
         from safetensors import SafetensorError
-
-        from zimage_vl.workflows.low_memory import generate_low_memory
 
         with tempfile.TemporaryDirectory() as folder:
             if self.is_toy:
                 self.load().save_pretrained(folder)
-            given = {"vl_model_id": self.vl_name, "torch_dtype": self.torch_dtype, "revision": self.revision}
-            source = folder if self.is_toy else self.name
+            given: dict[str, Any] = {"dtype": getattr(torch, str(self.dtype)), "device": self.device, **arguments}
+            given |= {"vl_model_id": self.vl_model, "revision": self.revision}
             try:
-                return generate_low_memory(source, prompt, device=self.device, **given, **arguments)
+                return zimage_vl.generate_low_memory(folder if self.is_toy else self.model, prompt, **given)
             except (OSError, SafetensorError):
-                with loading(self.name):
+                with loading(self.model):
                     raise
 
 
@@ -186,19 +157,15 @@ def choose_device(device: str | None) -> str:
 
 def _check_names(model: str, vl_model: str | None, revision: str | None) -> None:
     """Refuse what can be no model, without asking the Hub."""
-    for option, name in (("--revision", revision), ("--vl-model", vl_model)):
-        if name is not None and model == TOY_MODEL:
-            raise ValueError(
-                f"{option} does nothing with --model toy, which comes whole with this package: leave it out."
-            )
-    for option, name in (("--model", model), ("--vl-model", vl_model)):
-        if name is None or (name == TOY_MODEL and option == "--model") or Path(name).is_dir():
+    for option, given in (("--revision", revision), ("--vl-model", vl_model)):
+        if given is not None and model == TOY_MODEL:
+            raise ValueError(f"{option} does nothing with --model toy, which comes whole with this package.")
+    for option, name, toy in (("--model", model, ", nor 'toy'"), ("--vl-model", vl_model, "")):
+        if name is None or (toy and name == TOY_MODEL) or Path(name).is_dir():
             continue
         if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is None:
-            toy = ", nor 'toy'" if option == "--model" else ""
-            raise ValueError(
-                f"{option} '{escape(name)}' is neither a folder that exists, nor a Hub id (owner/name){toy}."
-            )
+            said = "is neither a folder that exists, nor a Hub id (owner/name)"
+            raise ValueError(f"{option} '{escape(name)}' {said}{toy}.")
 
 
 @contextmanager
@@ -218,14 +185,23 @@ def loading(model: str, option: str = "--model") -> Generator[None]:
         raise OSError(f"{option} '{escape(model)}' could not be loaded: {reason}") from error
 
 
-def check_reachable(model: str, revision: str | None, file: str, option: str = "--model") -> None:
+def _check_index(model: str, revision: str | None) -> None:
+    """Refuse what has no model_index.json with a JSON object in it: it is no pipeline in diffusers' layout."""
+    _check_reachable(model, "--model", revision, "model_index.json")
+    from diffusers import DiffusionPipeline
+
+    with loading(model):
+        index: object = DiffusionPipeline.load_config(model, revision=revision)
+        if not isinstance(index, dict):
+            raise ValueError("its model_index.json holds no JSON object.")
+
+
+def _check_reachable(model: str, option: str, revision: str | None, file: str) -> None:
     """Refuse a Hub id of which nothing is cached where there is no network, in seconds; a folder passes."""
-    if Path(model).is_dir():
-        return
     import requests
     from huggingface_hub import constants, try_to_load_from_cache
 
-    if isinstance(try_to_load_from_cache(model, file, revision=revision), str):
+    if Path(model).is_dir() or isinstance(try_to_load_from_cache(model, file, revision=revision), str):
         return
     reason = "HF_HUB_OFFLINE is set"
     if not constants.HF_HUB_OFFLINE:
@@ -238,14 +214,3 @@ def check_reachable(model: str, revision: str | None, file: str, option: str = "
         f"{option} '{escape(model)}' is not in the local cache and cannot be downloaded: {reason}. Connect, or pass "
         f"the path of a folder with the model's files: {option} FOLDER."
     )
-
-
-def check_index(model: str, revision: str | None) -> None:
-    """Refuse what has no model_index.json with a JSON object in it: it is no pipeline in diffusers' layout."""
-    check_reachable(model, revision, "model_index.json")
-    from diffusers import DiffusionPipeline
-
-    with loading(model):
-        index: object = DiffusionPipeline.load_config(model, revision=revision)
-        if not isinstance(index, dict):
-            raise ValueError("its model_index.json holds no JSON object.")

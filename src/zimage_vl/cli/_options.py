@@ -13,7 +13,7 @@ from typer.core import TyperCommand
 
 from zimage_vl.blend.registry import KNOBS, Knob
 
-from ._models import TOY_MODEL, DtypeChoice, Model
+from ._models import DTYPES, TOY_MODEL, Model
 from ._parsing import parse_layer, parse_numbers
 
 
@@ -48,7 +48,7 @@ _TYPED: dict[str, tuple[str, str]] = {
     "vl_hidden_layer": ("LAYER", "such as -6, several as -6,-8, with weights as -6:1,-8:3"),
     "vl_text": ("TEXT", ""),
 }
-_SEVERAL = ("vl_alpha", *(f"{side}reference_{kind}" for side in ("", "negative_") for kind in ("image", "embeds")))
+SEVERAL = ("vl_alpha", *(f"{side}reference_{kind}" for side in ("", "negative_") for kind in ("image", "embeds")))
 # What the library's messages call the other options: by their names, and by others.
 _ARGUMENTS = {
     **{name: f"--{name}" for name in ("height", "iterations", "layers", "prompt", "strength", "threshold", "width")},
@@ -88,7 +88,7 @@ def name_options(text: str, typed: Iterable[str] = ()) -> str:
     def option(match: re.Match[str]) -> str:
         name = match["ticked"] or match["bare"]
         names = option_names(name) if name in KNOBS else (_ARGUMENTS[name],)
-        return next((one for one in names if one in given), names[0])
+        return next((one for one in (*names, names[0] + "s") if one in given), names[0])  # extract has --layers
 
     for python, words in _IN_PYTHON.items():
         text = re.sub(python, words, text)
@@ -141,7 +141,7 @@ def with_options(knobs: Iterable[str] = (), vl_model: bool = True) -> Callable[[
                 parameters.append(_parameter(parameter.name, parameter.default, hints[parameter.name]))
 
         def run(**given: Any) -> None:
-            model = Model.choose(**{name: given.pop(name) for name in models})
+            model = Model(**{name: given.pop(name) for name in models})
             command(
                 model=model, **{n: value for n, value in given.items() if n not in KNOBS or value not in (None, [])}
             )
@@ -162,7 +162,7 @@ def _annotate(knob: Knob) -> Any:
     """The type and the option of a knob: what it takes is read off its choices, its default and its values."""
     names, (metavar, form) = list(option_names(knob.name)), _TYPED.get(knob.name, ("", ""))
     parser: Any = {"vl_hidden_layer": parse_layer, "reference_weights": parse_numbers}.get(knob.name)
-    kind: type = list[str] if knob.name in _SEVERAL else str
+    kind: type = list[str] if knob.name in SEVERAL else str
     if knob.choices:
         metavar, form, parser = "CHOICE", ", ".join(knob.choices), choose(knob.choices)
     elif isinstance(knob.default, bool):
@@ -190,5 +190,5 @@ _MODEL_OPTIONS: Mapping[str, Any] = {
     "vl_model": Annotated[str | None, option("--vl-model", "NAME", _VL_MODEL, **_AT)],
     "revision": Annotated[str | None, option("--revision", "NAME", _REVISION, **_AT)],
     "device": Annotated[str | None, option("--device", "NAME", _DEVICE, **_AT)],
-    "dtype": Annotated[DtypeChoice | None, option("--dtype", "CHOICE", _DTYPE, **_AT)],
+    "dtype": Annotated[str | None, option("--dtype", "CHOICE", _DTYPE, parser=choose(DTYPES), **_AT)],
 }

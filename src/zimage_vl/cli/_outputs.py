@@ -16,6 +16,7 @@ import typer
 from ._terminal import escape, one_line
 
 
+PARTLY_DONE = 3  # the exit code where some inputs were refused and the others were done
 OverwriteOption = Annotated[
     bool, typer.Option("--overwrite", help="Replace a file of the output's name; without, it is refused.")
 ]

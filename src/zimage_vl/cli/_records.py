@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, cast
 from zimage_vl._version import __version__
 from zimage_vl.blend.registry import KNOBS
 
-from ._options import option_names
+from ._options import SEVERAL, option_names
 from ._outputs import new_file
 from ._terminal import note
 
@@ -91,7 +91,7 @@ def repeat(context: Any, picture: Path | None) -> Path | None:
     found = {name: record.get(name) for name in _SAME_NAMES}
     if not typed & {"--size", "--width", "--height"}:
         found["size"] = f"{record['width']}x{record['height']}"
-    if not typed & {"--take", "--recipe", "--same-picture"}:
+    if not typed & {"--take", "--recipe"}:
         knobs: dict[str, Any] = record["knobs"] or {}
         changed = {name: value for name, value in knobs.items() if name in KNOBS and value != KNOBS[name].default}
         found |= {name: _as_typed(name, value) for name, value in changed.items()}
@@ -106,10 +106,8 @@ def repeat(context: Any, picture: Path | None) -> Path | None:
         place = next((str(p) for p in places if describe_file(p)["sha256"] == file["sha256"]), None)
         if place is None:
             note(f"{option_names(name)[0]} {file['name']} of {picture} is neither beside it nor here: pass it too.")
-        elif name in ("init_image", "statistics"):
-            found[name] = place
         else:
-            found[name] = [*(found.get(name) or ()), place]
+            found[name] = [*found.get(name, ()), place] if name in SEVERAL else place
     context.default_map = {name: value for name, value in found.items() if value is not None}
     return picture
 
@@ -129,4 +127,4 @@ def _as_typed(knob: str, value: Any) -> Any:
     if isinstance(value, list):
         return ",".join(str(number) for number in cast("list[float]", value))
     text = value if isinstance(value, bool) else str(value)
-    return [text] if knob == "vl_alpha" else text
+    return [text] if knob in SEVERAL else text

@@ -8,9 +8,11 @@ import shlex
 import sys
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated, Any
 
 import typer
+
+import zimage_vl
 
 from ._models import Model
 from ._options import option, with_options
@@ -20,9 +22,6 @@ from ._records import recorded_versions, write_png
 from ._sources import NoUrlsOption, find_sources
 from ._terminal import check_text, note, say
 
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
 
 OUTPUT = Path("outputs/evidence.md")
 _SHEET_ROWS, _GUIDE_LAYERS = 4, 36
@@ -65,7 +64,6 @@ def evidence(
         output.parent.mkdir(exist_ok=True)
     check_output_path(output, (".md",), overwrite=overwrite)
 
-    from zimage_vl import load_reference_image
     from zimage_vl.workflows import evidence as measuring
 
     folder = output.with_suffix("")
@@ -73,7 +71,7 @@ def evidence(
         raise ValueError(
             f"--output: {folder}, for the pictures, exists already: name another file, or add --overwrite."
         )
-    references = [load_reference_image(source.name, "--pictures") for source in sources]
+    references = [zimage_vl.load_reference_image(source.name, "--pictures") for source in sources]
     model.announce()
     note(f"Painting at {width}x{height}")
     pipe = model.load().to(model.device)
@@ -88,12 +86,12 @@ def evidence(
         )
         note(layers)
     facts = {**model.describe(), "seed": seed, **call, **recorded_versions()}
-    shown: dict[tuple[int, int, str], Image] = {}
+    shown: dict[tuple[int, int, str], Any] = {}
     total = len(prompts) * len(references) * (2 + len(settings))
     bar = typer.progressbar(length=total, label=f"Painting {total} pictures", file=sys.stderr)
     with new_folder(folder), bar:
 
-        def keep(name: str, prompt: int, picture: int, image: Image) -> None:
+        def keep(name: str, prompt: int, picture: int, image: Any) -> None:
             file = re.sub(r"[^a-z0-9.-]+", "-", f"prompt-{prompt} picture-{picture} {name}".lower())
             made = {"prompt": prompts[prompt], "setting": name, "knobs": settings.get(name), **facts}
             write_png(image, folder / f"{file}.png", made, overwrite)
@@ -111,9 +109,7 @@ def evidence(
     kept = {name: {**asdict(outcome), "settings": settings.get(name)} for name, outcome in outcomes.items()}
     content = {"command": command, **facts, "prompts": prompts, "pictures": [source.name for source in sources]}
     told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
-    head = (
-        f"# References with {model.name}\n\n`{command}`\n\n{len(prompts)} prompts, {len(references)} pictures; {told}."
-    )
+    head = f"# References with {model.model}\n\n`{command}`\n\n{len(prompts)} prompts, {len(references)} pictures; {told}."
     page = measuring.write_page(outcomes, f"{head} {layers}".rstrip(), f"{folder.name}/sheet.png")
     for path, text in (
         (folder / "measurements.json", json.dumps({**content, "outcomes": kept}, indent=1)),

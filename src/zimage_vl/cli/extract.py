@@ -16,21 +16,24 @@ from typing import Annotated, Any
 
 import typer
 
+import zimage_vl
 from zimage_vl.blend.registry import KNOBS
 
 from ._models import Model
 from ._options import name_options, option, with_options
-from ._outputs import OverwriteOption, check_folder, check_output_path, new_file, new_folder
+from ._outputs import PARTLY_DONE, OverwriteOption, check_folder, check_output_path, new_file, new_folder
 from ._parsing import parse_layers
 from ._sources import NoUrlsOption, Source, find_sources, read_picture
 from ._terminal import FormatOption, OutputFormat, check_text, escape, note, one_line, print_json, say
 
 
 MANIFEST = "manifest.jsonl"
-PARTLY_DONE = 3  # the exit code where some inputs were refused and the others were done
 _LAYERS: Any = "-2,-4,-6,-8"
-_KNOBS = ("vl_reader", "vl_treatment", "reference_mask", "vl_describe", "vl_text_position", "vl_max_pixels")
-
+# The knobs that a reading has, and their names in `encode_reference`.
+_ARGUMENTS = {
+    **{name: name for name in ("vl_reader", "vl_treatment")},
+    **{f"vl_{name}": name for name in ("describe", "text_position", "max_pixels")},
+}
 _REFS = "Pictures: files, folders (their pictures, not those of folders in them), globs, URLs."
 _OUTPUT = "Folder for the files, made where its own folder exists; or, for one reference, a FILE.safetensors."
 _TEXT = "Words read beside the picture; to have what one call without --vl-text gives: its prompt."
@@ -39,7 +42,7 @@ _MUTED = "Read each picture muted too, as `generate --blend-mode style_delta` wi
 _DRY = "Say what would be done; load no model, write nothing."
 
 
-@with_options(_KNOBS)
+@with_options((*_ARGUMENTS, "reference_mask"))
 def extract(
     references: Annotated[list[str], typer.Argument(metavar="REF...", help=_REFS)],
     output: Annotated[Path, option("--output -o", "DIR|FILE", _OUTPUT)],
@@ -66,25 +69,16 @@ def extract(
     if to_file and len(sources) != 1:
         raise ValueError(f"--output is one file, and there are {len(sources)} references: name a folder.")
     if to_file:
-        check_output_path(output, (".safetensors",), overwrite=overwrite, inputs=[model.name, *references])
+        check_output_path(output, (".safetensors",), overwrite=overwrite, inputs=[model.model, *references])
     else:
         _check_folder(output)
-    mask, described = None, dict[str, str]()
-    if "reference_mask" in knobs:
-        mask, described = read_picture("--mask", knobs["reference_mask"], no_urls)
-    given = {name: knobs.get(name, KNOBS[name].default) for name in _KNOBS}
-    reading = {
-        "text": text,
-        "layers": layers,
-        "text_position": given["vl_text_position"],
-        "max_pixels": given["vl_max_pixels"],
-        "vl_reader": given["vl_reader"],
-        "vl_treatment": given["vl_treatment"],
-        "describe": given["vl_describe"],
-        "muted": muted,
-    }
-    place = {"model": model.name, "vl_model": model.vl_name, "revision": model.revision, "dtype": model.dtype}
-    settings = {**place, **reading, "mask": described.get("sha256")}
+    mask, described = knobs.get("reference_mask"), dict[str, str]()
+    if mask is not None:
+        mask, described = read_picture("--mask", mask, no_urls)
+    reading = {argument: knobs.get(knob, KNOBS[knob].default) for knob, argument in _ARGUMENTS.items()}
+    reading |= {"text": text, "layers": layers, "muted": muted}
+    where = {"model": model.model, "vl_model": model.vl_model, "revision": model.revision, "dtype": model.dtype}
+    settings = {**where, **reading, "mask": described.get("sha256")}
     run = _Run(model, reading, mask, settings, output, to_file, overwrite, dry_run)
     count = f"{len(sources)} reference{'s' * (len(sources) != 1)}"
     bar = typer.progressbar(sources, label=count, file=sys.stderr)
@@ -141,7 +135,7 @@ class _Run:
         return record
 
     def _extract(self, source: Source, record: dict[str, Any]) -> dict[str, Any]:
-        from zimage_vl.reference.pictures import load_reference_image, read_image_bytes
+        from zimage_vl.reference.pictures import read_image_bytes
 
         if source.error is not None:
             raise _BadReferenceError(source.error)
@@ -152,7 +146,7 @@ class _Run:
         if not self.to_file and (path in self.planned or _is_whole(path)):
             return {"status": "kept", "file": path.name}
         with _blamed_on_the_reference():
-            image = load_reference_image(data, f"REF {source.name.split('?')[0]}")
+            image = zimage_vl.load_reference_image(data, f"REF {source.name.split('?')[0]}")
         if self.dry_run:
             self.planned.add(path)
             return {"status": "planned", "file": path.name}
@@ -177,10 +171,8 @@ def file_name(sha256: str, settings: Mapping[str, Any]) -> str:
 
 def _is_whole(path: Path) -> bool:
     """Check whether an earlier run's file lies there; one that is damaged does not count."""
-    from zimage_vl.reference.embeds import ReferenceEmbeds
-
     try:
-        return bool(ReferenceEmbeds.load(path).layers)
+        return bool(zimage_vl.ReferenceEmbeds.load(path).layers)
     except (ValueError, OSError):
         return False
 

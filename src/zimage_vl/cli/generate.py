@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import zimage_vl
 from zimage_vl.blend.registry import CONDITIONING_NAMES, KNOBS
 from zimage_vl.recipes import RECIPES, WISHES
 
@@ -23,17 +24,13 @@ from ._sources import NoUrlsOption, read_picture
 from ._terminal import FormatOption, OutputFormat, check_text, note, print_json, say
 
 
-if TYPE_CHECKING:
-    from zimage_vl.blend.knobs import VLConditioning
-
-_STRENGTH, _SAME_STRENGTH = 0.6, 0.9  # diffusers' own, and the one that goes with SAME_PICTURE
-# The one way to use a reference that the guide's author kept: blended in, and painted over.
-SAME_PICTURE: dict[str, Any] = {"vl_alpha": 0.4, "vl_hidden_layer": -6, "vl_token_selection": "all"}
+_STRENGTH = 0.6  # diffusers' own
+_SAME_STRENGTH, _SAME_KNOBS = 0.9, {"vl_alpha": 0.4}  # as of `paint_like`
 _OFFLOADS = ("none", "model", "sequential")
 _SEVERAL = "name-0.png, name-1.png"
 _FROM = "Repeat a picture of `generate`, whose settings stand in it; options beside it take precedence."
 _TAKE = f"What to take of the reference: {', '.join(WISHES)}; or a recipe of `zimage-vl recipes`. Options win over it."
-_SAME = "Paint over the reference itself, blended in too: its composition, redone. Strength 0.9, alpha 0.4, layer -6."
+_SAME = "Paint over the reference itself, which is blended in too. --strength is 0.9 then, and --alpha 0.4."
 _ROUNDS = "Rounds: from the second on, the last picture is the reference. Each is kept, as name-round1.png."
 _START = "Picture to paint over. Without a size in its aspect at the default's area, else scaled and cropped."
 _SHARE = f"Above 0, up to 1, with --init-image: the share of the steps that is run. Default: {_STRENGTH}."
@@ -82,7 +79,7 @@ def generate(
         init_image, strength = knobs["reference_image"][0], _SAME_STRENGTH if strength is None else strength
     files: list[Any] = [init_image, statistics, *(path for name in PICTURE_KNOBS for path in _listed(knobs.get(name)))]
     for path in (round_path(p, i, iterations) for p in numbered_paths(output, num_images) for i in range(iterations)):
-        check_output_path(path, overwrite=overwrite, inputs=[*files, model.name, model.vl_name])
+        check_output_path(path, overwrite=overwrite, inputs=[*files, model.model, model.vl_model])
     references = _read_references(asked)
     _check_conditioning(asked, references.conditioning)
     start, described = (None, None) if init_image is None else read_picture("--init-image", init_image, no_urls)
@@ -112,9 +109,7 @@ def generate(
     else:
         paint = pipe = _load(asked, references)
         if start is not None:
-            from zimage_vl.workflows.image_to_image import paint_from_image
-
-            paint = partial(paint_from_image, pipe, init_image=start, strength=strength)
+            paint = partial(zimage_vl.paint_from_image, pipe, init_image=start, strength=strength)
     seeds = list(range(first, first + num_images))  # one per picture, so that each can be had again alone
     pictures = _Pictures(output, recorded, seeds, iterations, overwrite)
     pictures.paint(paint, prompt, call)
@@ -144,7 +139,6 @@ def _check_together(asked: Any) -> None:
     useless = [] if has_image or has_embeds or negative else [f"`{name}`" for name in knobs] + ["--take"] * bool(take)
     negative += ["--negative-prompt"] * (asked.negative_prompt is not None)
     window = [f"`{name}`" for name in ("vl_start", "vl_end") if name in knobs]
-    others = [*(f"--take {name}" for name in take), *(["--same-picture"] if take and asked.same_picture else [])]
     refused: list[tuple[object, str]] = [
         (not isfinite(asked.guidance), "--guidance must be a finite number of at least 0."),
         (negative and not asked.guidance, f"{_do_nothing(negative)} without guidance: add --guidance, as 4.0."),
@@ -166,7 +160,7 @@ def _check_together(asked: Any) -> None:
             "`reference_image` and `reference_embeds` exclude each other: leave out one of them.",
         ),
         (asked.iterations > 1 and not has_image, "--iterations above 1 needs a `reference_image` to begin with."),
-        (len(others) > 1, f"{' and '.join(others)} exclude each other: leave out all but one."),
+        (len(take) > 1, f"--take can be had once, got {' and '.join(take)}."),
         (asked.same_picture and asked.init_image, "--same-picture and --init-image exclude each other."),
         (
             asked.same_picture and len(knobs.get("reference_image", ())) != 1,
@@ -189,7 +183,7 @@ class _References:
 
     arguments: dict[str, Any]
     sources: list[dict[str, str]]
-    conditioning: VLConditioning
+    conditioning: zimage_vl.VLConditioning
 
     def describe(self) -> dict[str, Any]:
         from zimage_vl.blend.report import make_jsonable
@@ -206,16 +200,14 @@ class _References:
 
 def _read_references(asked: Any) -> _References:
     """Check the knobs and read what is in files, before any model is loaded."""
-    from zimage_vl.blend.knobs import VLConditioning
-
     given = dict(asked.knobs)
     if "vl_alpha" in given:
         given["vl_alpha"] = parse_alpha(given["vl_alpha"])
-    base = RECIPES[asked.take[0]] if asked.take else SAME_PICTURE if asked.same_picture else {}
+    base: dict[str, Any] = RECIPES[asked.take[0]] if asked.take else _SAME_KNOBS if asked.same_picture else {}
     if "reference_embeds" in given:  # the text was settled when they were read
         base = {name: value for name, value in base.items() if name != "vl_text"}
     knobs = {**base, **given}
-    conditioning = VLConditioning(
+    conditioning = zimage_vl.VLConditioning(
         **{name: value for name, value in knobs.items() if name in (*CONDITIONING_NAMES, "reference_weights")},
         has_neutral_image="neutral_image" in knobs,
     )
@@ -243,10 +235,8 @@ def _read_references(asked: Any) -> _References:
 
 
 def _load_embeds(option: str, path: str, text: str) -> Any:
-    from zimage_vl.reference.embeds import ReferenceEmbeds
-
     try:
-        embeds = ReferenceEmbeds.load(path)
+        embeds = zimage_vl.ReferenceEmbeds.load(path)
     except (ValueError, OSError) as error:
         raise type(error)(f"{option}: {error}") from error
     made = embeds.provenance
@@ -261,15 +251,13 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _check_conditioning(asked: Any, conditioning: VLConditioning) -> None:
+def _check_conditioning(asked: Any, conditioning: zimage_vl.VLConditioning) -> None:
     """Refuse rounds that would change nothing, and a file of statistics that nothing would read."""
     if asked.iterations > 1 and conditioning.is_inert:
         raise ValueError("--iterations above 1 with an alpha of 0 everywhere would give the same picture each time.")
     if asked.statistics is None:
         return
-    from zimage_vl.pipeline.text_statistics import TextStatistics
-
-    loaded = TextStatistics.load(asked.statistics)
+    loaded = zimage_vl.TextStatistics.load(asked.statistics)
     if conditioning.is_inert or not conditioning.needs_text_statistics:
         raise ValueError("--statistics would do nothing: no knob that is set compares with the text encoder's.")
     if loaded.statistics.exclude_sinks != conditioning.vl_exclude_sinks:
@@ -294,12 +282,11 @@ def choose_size(
     """Get width and height: those that were given, a start picture's aspect for what is missing, or the default."""
     if start is None or size is not None:
         return parse_size(size, width, height, side)
-    from zimage_vl.workflows.image_to_image import fit_size, load_init_image
+    from zimage_vl.workflows.image_to_image import fit_size
 
     if width is None and height is None:
         return fit_size(start.size, 16, side * side)
-    parse_size(None, width, height, side)  # refuses a side that is no multiple
-    return load_init_image(start, width, height).size
+    return zimage_vl.load_init_image(start, width, height).size
 
 
 def _load(asked: Any, references: _References) -> Any:
@@ -332,8 +319,6 @@ class _Pictures:
         """Paint all seeds in one call; in rounds, one after another."""
         import torch
 
-        from zimage_vl.workflows.rounds import refine_iteratively
-
         # On the CPU on every machine: the same seed starts from the same noise.
         noises = [torch.Generator("cpu").manual_seed(seed) for seed in self.seeds]
         if self.rounds == 1:
@@ -349,7 +334,7 @@ class _Pictures:
                 self._tell(output.conditioning)
                 self._keep(output.images[0], seed, number, output)
 
-            refine_iteratively(paint, prompt, iterations=self.rounds, on_round=keep, generator=noise, **call)
+            zimage_vl.refine_iteratively(paint, prompt, iterations=self.rounds, on_round=keep, generator=noise, **call)
 
     def _tell(self, reports: Any) -> None:
         """Say in a line what the reference did."""

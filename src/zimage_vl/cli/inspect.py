@@ -5,22 +5,18 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+import zimage_vl
+
 from ._options import option
+from ._outputs import PARTLY_DONE
 from ._records import read_png
 from ._terminal import FormatOption, OutputFormat, escape, note, one_line, print_facts, print_json, say
-from .extract import PARTLY_DONE
 from .statistics import describe_statistics
 
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from zimage_vl.pipeline.text_statistics import TextStatistics
-    from zimage_vl.reference.embeds import ReferenceEmbeds
 
 _FILES = "Files of `zimage-vl extract` or `zimage-vl statistics`, pictures of `zimage-vl generate`."
 _AGAINST = "File of `zimage-vl statistics`, to find outlier dimensions against it. Default: none."
@@ -40,14 +36,9 @@ def inspect(
     if verify:
         _verify(files, output_format)
         return
-    from zimage_vl.pipeline.text_statistics import TextStatistics
-
-    against = None if statistics is None else TextStatistics.load(statistics)
+    against = None if statistics is None else zimage_vl.TextStatistics.load(statistics)
     described = [_describe(file, against, threshold) for file in files]
-    if output_format is OutputFormat.JSON and len(files) > 1:
-        print_json({"files": described})
-        return
-    for facts in described:
+    for facts in [{"files": described}] if output_format is OutputFormat.JSON and len(files) > 1 else described:
         print_facts(facts, output_format)
 
 
@@ -69,42 +60,38 @@ def _verify(files: list[Path], output_format: OutputFormat) -> None:
         raise typer.Exit(PARTLY_DONE)
 
 
-def _load(file: Path) -> tuple[str, TextStatistics | ReferenceEmbeds | dict[str, Any]]:
-    """The schema of a file, and what it holds; a ValueError or OSError with its name where that is none of ours."""
+def _load(file: Path) -> zimage_vl.TextStatistics | zimage_vl.ReferenceEmbeds | dict[str, Any]:
+    """What a file holds; a ValueError or OSError with its name where that is none of ours."""
     from safetensors import safe_open
 
-    from zimage_vl.pipeline.text_statistics import STATISTICS_FILE, TextStatistics
-    from zimage_vl.reference.embeds import REFERENCE_FILE, ReferenceEmbeds
-
     if file.suffix.lower() == ".png":
-        return "parameters", read_png(file)
+        return read_png(file)
     schema = None
     if file.is_file():  # a pipe would wait for ever
         with suppress(Exception), safe_open(str(file), "pt") as opened:
             schema = (opened.metadata() or {}).get("schema")
-    if schema == STATISTICS_FILE.schema:
-        return STATISTICS_FILE.schema, TextStatistics.load(file)
-    return REFERENCE_FILE.schema, ReferenceEmbeds.load(file)
+    return (zimage_vl.TextStatistics if schema == "zimage_vl.text_statistics" else zimage_vl.ReferenceEmbeds).load(
+        file
+    )
 
 
-def _describe(file: Path, against: TextStatistics | None, threshold: float) -> dict[str, Any]:
-    from zimage_vl.reference.embeds import ReferenceEmbeds
-
-    schema, held = _load(file)
-    if against is not None and not isinstance(held, ReferenceEmbeds):
+def _describe(file: Path, against: zimage_vl.TextStatistics | None, threshold: float) -> dict[str, Any]:
+    held = _load(file)
+    if isinstance(held, zimage_vl.ReferenceEmbeds):
+        holds, facts = "reference embeddings", describe_reference(held, against, threshold)
+    elif against is not None:
         raise ValueError(f"{file} holds no reference embeddings: --statistics is for a file of these.")
-    if isinstance(held, ReferenceEmbeds):
-        described = describe_reference(held, against, threshold)
+    elif isinstance(held, dict):
+        holds, facts = "a picture", held
     else:
-        described = held if isinstance(held, dict) else describe_statistics(held)
-    return {"file": str(file), "bytes": file.stat().st_size, "schema": schema, **described}
+        holds, facts = "text-encoder statistics", describe_statistics(held)
+    return {"file": str(file), "bytes": file.stat().st_size, "holds": holds, **facts}
 
 
 def describe_reference(
-    embeds: ReferenceEmbeds, against: TextStatistics | None = None, threshold: float = 10.0
+    embeds: zimage_vl.ReferenceEmbeds, against: zimage_vl.TextStatistics | None = None, threshold: float = 10.0
 ) -> dict[str, Any]:
     """Get reference embeddings as plain values; outliers and the guide's correlation against statistics, if given."""
-    from zimage_vl.blend.regions import Region
     from zimage_vl.blend.report import make_jsonable
 
     if against is not None and against.width != embeds.width:
@@ -112,60 +99,51 @@ def describe_reference(
             f"The statistics are of {against.model_id!r}, which is {against.width} wide; the reference's states are "
             f"{embeds.width} wide. They belong to different models: measure the text encoder that goes with it."
         )
+    layers: dict[str, Any] = {}
+    for layer, states in embeds.hidden_states.items():
+        sinks, rms = zimage_vl.find_sink_tokens(states), states.double().square().mean(dim=1).sqrt()
+        layers[str(layer)] = {
+            "dtype": str(states.dtype).removeprefix("torch."),
+            **_measure(states),
+            "std_without_sinks": float(states[~sinks].double().std()),
+            "sinks": [
+                {"token": i, "region": zimage_vl.Region(int(embeds.regions[i])).name.lower(), "rms": float(rms[i])}
+                for i in sinks.nonzero().flatten().tolist()
+            ],
+        }
+        groups = {
+            "image_tokens": embeds.select("image_no_markers", layer),
+            "text_tokens": embeds.select("text", layer),
+        }
+        for name, group in groups.items():
+            if len(group):
+                layers[str(layer)][name] = {"tokens": len(group), **_measure(group)}
+                layers[str(layer)][name] |= {} if against is None else _compare(group, against, threshold)
     return {
         "width": embeds.width,
         "tokens": embeds.num_tokens,
-        "regions": {region.name.lower(): int((embeds.regions == region).sum()) for region in Region},
+        "regions": {region.name.lower(): int((embeds.regions == region).sum()) for region in zimage_vl.Region},
         "muted_too": bool(embeds.muted_states),
         "provenance": make_jsonable(asdict(embeds.provenance)),
         "statistics": against and {"model_id": against.model_id, "fingerprint": against.fingerprint},
-        "layers": {
-            str(layer): make_jsonable(_describe_layer(states, embeds.regions, against, threshold))
-            for layer, states in embeds.hidden_states.items()
-        },
+        "layers": make_jsonable(layers),
     }
 
 
-def _describe_layer(
-    states: Tensor, regions: Tensor, against: TextStatistics | None, threshold: float
-) -> dict[str, Any]:
-    from zimage_vl.blend.embedding_statistics import find_sink_tokens, get_overall_std, get_token_rms
-    from zimage_vl.blend.regions import Region, select_tokens
-
-    rms, sinks = get_token_rms(states), find_sink_tokens(states)
-    described: dict[str, Any] = {
-        "dtype": str(states.dtype).removeprefix("torch."),
-        "std": get_overall_std(states),
-        "std_without_sinks": get_overall_std(states[~sinks]),
-        "median_token_rms": float(rms.median()),
-        "sinks": [
-            {"token": i, "region": Region(int(regions[i])).name.lower(), "rms": float(rms[i])}
-            for i in sinks.nonzero().flatten().tolist()
-        ],
-    }
-    groups = {"image_tokens": regions == Region.IMAGE, "text_tokens": select_tokens(regions, "text")}
-    return described | {
-        name: _describe_group(states[group], against, threshold) for name, group in groups.items() if bool(group.any())
-    }
+def _measure(states: Any) -> dict[str, float]:
+    """The std over all values of tokens, and the RMS of the median one."""
+    states = states.double()
+    return {"std": float(states.std()), "median_token_rms": float(states.square().mean(dim=1).sqrt().median())}
 
 
-def _describe_group(states: Tensor, against: TextStatistics | None, threshold: float) -> dict[str, Any]:
-    from zimage_vl.blend import embedding_statistics as measures
-    from zimage_vl.blend.normalize import get_outlier_dimensions
-
-    described: dict[str, Any] = {
-        "tokens": len(states),
-        "std": measures.get_overall_std(states),
-        "median_token_rms": float(measures.get_token_rms(states).median()),
-    }
-    if against is None:
-        return described
-    spread, usual = measures.get_dimension_std(states), against.statistics.std
-    if len(states) > 1 and bool((spread != spread[0]).any()):  # otherwise it is not defined
-        described["per_dimension_correlation"] = measures.per_dimension_correlation(states, against.statistics)
-    return described | {
-        "outliers": [
-            {"dimension": dim, "ratio": ratio, "direction": "excess" if spread[dim] > usual[dim] else "deficit"}
-            for dim, ratio in get_outlier_dimensions(states, against.statistics, threshold)
-        ]
-    }
+def _compare(states: Any, against: zimage_vl.TextStatistics, threshold: float) -> dict[str, Any]:
+    """The dimensions that spread unlike the text's, and the correlation of all, where it is defined."""
+    spread, usual = zimage_vl.EmbeddingStatistics.from_embeddings(states).std, against.statistics.std
+    described: dict[str, Any] = {}
+    if bool((spread != spread[0]).any()):
+        described["per_dimension_correlation"] = zimage_vl.per_dimension_correlation(states, against.statistics)
+    described["outliers"] = [
+        {"dimension": dim, "ratio": ratio, "direction": "excess" if spread[dim] > usual[dim] else "deficit"}
+        for dim, ratio in zimage_vl.get_outlier_dimensions(states, against.statistics, threshold)
+    ]
+    return described

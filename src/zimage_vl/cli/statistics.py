@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
+
+import zimage_vl
 
 from ._models import Model
 from ._options import option, with_options
 from ._outputs import OverwriteOption, check_output_path, new_file
 from ._terminal import FormatOption, OutputFormat, note, print_facts
 
-
-if TYPE_CHECKING:
-    from zimage_vl.pipeline.text_statistics import TextStatistics
 
 _LARGEST = 5  # dimensions shown: in a real text encoder two of them hold nearly all of the spread
 _SINKS = "Leave attention sinks out of the measurement, or not."
@@ -32,18 +31,17 @@ def statistics(
     of them serves `zimage-vl inspect --statistics` and `zimage-vl generate --statistics`.
     """
     if output is not None:
-        check_output_path(output, (".safetensors",), overwrite=overwrite, inputs=[model.name])
-    from zimage_vl.pipeline.text_statistics import TextStatistics
-
-    note(f"Loading the text encoder of {model.name} ...")
-    measured = TextStatistics.measure(model.load_text_side(), str(model.describe()["model"]), exclude_sinks)
+        check_output_path(output, (".safetensors",), overwrite=overwrite, inputs=[model.model])
+    note(f"Loading the text encoder of {model.model} ...")
+    pipe, name = model.load_text_side(), str(model.describe()["model"])
+    measured = zimage_vl.TextStatistics.measure(pipe, name, exclude_sinks)
     if output is not None:
         with new_file(output, overwrite) as unfinished:
             measured.save(unfinished)
     print_facts({**describe_statistics(measured), "output": None if output is None else str(output)}, output_format)
 
 
-def describe_statistics(measured: TextStatistics) -> dict[str, Any]:
+def describe_statistics(measured: zimage_vl.TextStatistics) -> dict[str, Any]:
     """Get the statistics in short as plain values: provenance, the std over everything, and the widest dimensions."""
     mean, std = measured.statistics.mean.cpu().double(), measured.statistics.std.cpu().double()
     count = measured.statistics.count

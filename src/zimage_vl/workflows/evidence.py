@@ -158,7 +158,8 @@ def make_settings(num_layers: int) -> dict[str, dict[str, Any]]:
         settings[f"{count} tokens appended"] = {"vl_alignment": "concat", "vl_concat_tokens": count}
     settings["slerp, 0.5"] = {"vl_alpha": 0.5, "vl_blend_mode": "slerp"}
     for name, recipe in recipes.RECIPES.items():
-        settings[f"recipe {name}"] = {**recipe, "vl_hidden_layer": scale(recipe.get("vl_hidden_layer", -6))}
+        if name not in recipes.WISHES:
+            settings[f"recipe {name}"] = {**recipe, "vl_hidden_layer": scale(recipe.get("vl_hidden_layer", -6))}
     settings["image-to-image alone"] = {"vl_alpha": 0.0, "strength": 0.9}
     for alpha in (0.3, 0.5):
         settings[f"blend {alpha} from the same picture"] = {"vl_alpha": alpha, "strength": 0.9}
