@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import pickle
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -21,10 +22,11 @@ from zimage_vl.recipes import RECIPES
 
 
 NAMES = sorted(RECIPES)
+OF_READING = {"vl_text", "vl_treatment", "vl_describe"}
 
 
 def conditioning(recipe: dict[str, Any]) -> VLConditioning:
-    return VLConditioning(**{name: value for name, value in recipe.items() if name != "vl_text"})
+    return VLConditioning(**{name: value for name, value in recipe.items() if name not in OF_READING})
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -36,13 +38,13 @@ def test_each_is_a_valid_set_of_knobs(name: str) -> None:
 
 
 def test_the_names_are_those_of_the_module() -> None:
-    constants = {name.lower().replace("_", "-") for name in vars(recipes) if name.isupper() and name != "RECIPES"}
-    assert constants == set(RECIPES)
-    assert all(recipe is getattr(recipes, name.upper().replace("-", "_")) for name, recipe in RECIPES.items())
+    constants = {name.lower().replace("_", "-") for name in vars(recipes) if re.fullmatch("[A-Z][A-Z_]+", name)}
+    assert constants - {"recipes", "wishes"} == set(NAMES)
+    assert all(RECIPES[name] is getattr(recipes, name.upper().replace("-", "_")) for name in NAMES)
 
 
 def test_no_two_are_the_same() -> None:
-    made = [conditioning(recipe) for recipe in RECIPES.values()]
+    made = [RECIPES[name] for name in NAMES]
     assert all(one != other for i, one in enumerate(made) for other in made[:i])
 
 
@@ -62,7 +64,7 @@ def test_the_guide_to_the_letter_and_its_authors_correction() -> None:
 
 def test_composition_reads_the_picture_without_words() -> None:
     assert recipes.COMPOSITION["vl_text"] == ""
-    assert [name for name, recipe in RECIPES.items() if "vl_text" in recipe] == ["composition"]
+    assert [name for name in NAMES if "vl_text" in RECIPES[name]] == ["composition"]
     assert conditioning(recipes.COMPOSITION).needs_text_statistics
 
 
@@ -76,7 +78,7 @@ def test_a_copy_that_is_changed_changes_nothing(name: str) -> None:
     assert json.dumps(RECIPES) == before
 
 
-@pytest.mark.parametrize("recipe", [recipes.GUIDE, recipes.APPEARANCE["vl_alpha"], {**recipes.STRUCTURE}["vl_alpha"]])
+@pytest.mark.parametrize("recipe", [recipes.GUIDE, recipes.COLOURS["vl_alpha"], {**recipes.STYLE}["vl_alpha"]])
 @pytest.mark.parametrize(
     "change",
     [
@@ -98,25 +100,25 @@ def test_what_calls_share_cannot_be_changed(recipe: dict[str, Any], change: Call
 
 
 def test_deep_copies_are_plain_dicts_all_through() -> None:
-    for copied in (copy.deepcopy(recipes.APPEARANCE), pickle.loads(pickle.dumps(recipes.APPEARANCE))):
+    for copied in (copy.deepcopy(recipes.COLOURS), pickle.loads(pickle.dumps(recipes.COLOURS))):
         assert (type(copied), type(copied["vl_alpha"])) == (dict, dict)
-        copied["vl_alpha"]["suffix"] = 0.5
-    assert type(recipes.APPEARANCE.copy()) is dict
-    assert recipes.APPEARANCE["vl_alpha"] == {"prefix": 0.0, "prompt": 0.0, "suffix": 1.0}
+        copied["vl_alpha"]["prefix"] = 0.5
+    assert type(recipes.COLOURS.copy()) is dict
+    assert recipes.COLOURS["vl_alpha"] == {"prefix": 1.0}
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_blends_and_stays_as_it_is(name: str) -> None:
     before = json.dumps(RECIPES)
-    knobs = {name: value for name, value in RECIPES[name].items() if name != "vl_text"}
+    knobs = {name: value for name, value in RECIPES[name].items() if name not in OF_READING}
     out, report = condition(make_reference(layers=(-2, -6)), **knobs)
     assert not torch.equal(out, TEXT)
     assert report.influence
     assert json.dumps(RECIPES) == before
 
 
-@pytest.mark.parametrize(("name", "touched"), [("appearance", Region.SUFFIX), ("structure", Region.WORDS)])
-def test_appearance_touches_the_tail_and_structure_the_words(name: str, touched: Region) -> None:
+@pytest.mark.parametrize(("name", "touched"), [("colours", Region.PREFIX), ("style", Region.WORDS)])
+def test_colours_touch_the_beginning_and_style_the_words(name: str, touched: Region) -> None:
     out, _ = condition(make_reference(layers=(-2,)), **RECIPES[name])
     assert (out != TEXT).any(dim=1).tolist() == (touched == TEXT_REGIONS).tolist()
 

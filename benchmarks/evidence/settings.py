@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zimage_vl.recipes import RECIPES
+from zimage_vl.recipes import RECIPES, WISHES
 
 
 Row = dict[str, Any]
@@ -109,7 +109,8 @@ def make_rows() -> list[Row]:
         "layout": {"names": composition},
         "variation": {"names": ("shape",), "about": "reference"},
     }
-    for name, recipe in RECIPES.items():
+    for name in (name for name in RECIPES if name not in WISHES):
+        recipe = RECIPES[name]
         wish = wishes.get(name, {"names": style})
         add("recipes", name, **wish, **dict(recipe))
         if "text" in wish:

@@ -33,7 +33,7 @@ def test_text_has_a_line_for_each_fact() -> None:
     done = run("env")
     assert done.returncode == 0
     assert done.stderr == ""
-    rows = {line[:18].strip(): line[19:] for line in done.stdout.splitlines()}
+    rows = {line[:17].strip(): line[18:] for line in done.stdout.splitlines()}
     assert rows["zimage-vl"] == zimage_vl.__version__
     assert rows["torch"] == torch.__version__
     assert "cores" in rows["device cpu"]

@@ -8,12 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 from cli_calls import Call, call
 from command_line import run
-from zimage_vl.cli.extract import ExtractSettings, _append_line, is_extracted
+from zimage_vl.cli._models import Model
+from zimage_vl.cli.extract import append_line, file_name
+from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 from zimage_vl.reference.embeds import ReferenceEmbeds
 from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
 
@@ -90,7 +93,7 @@ def test_what_is_done_is_kept_without_loading_a_model(
 ) -> None:
     _, first = extract(capsys, "refs/a.png", "refs/b.png")
     stamps = {path.name: path.stat().st_mtime_ns for path in Path("out").glob("*.safetensors")}
-    monkeypatch.setattr("zimage_vl.cli.extract.load_reference_reader", no_model)
+    monkeypatch.setattr(Model, "load_reader", no_model)
     Path("copy.png").write_bytes(Path("refs/a.png").read_bytes())
     done, second = extract(capsys, "refs/a.png", "refs/b.png", "copy.png")
     assert done.code == 0
@@ -120,7 +123,7 @@ def test_a_damaged_file_is_made_again_and_other_settings_are_another_file(
 def test_a_dry_run_says_what_would_be_done(
     pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("zimage_vl.cli.extract.load_reference_reader", no_model)
+    monkeypatch.setattr(Model, "load_reader", no_model)
     Path("copy.png").write_bytes(Path("refs/a.png").read_bytes())
     done, printed = extract(capsys, "refs", "copy.png", "--dry-run")
     assert done.code == 3
@@ -130,7 +133,7 @@ def test_a_dry_run_says_what_would_be_done(
 
 def test_layers_that_there_are_not_end_the_run_at_once(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
     done, _ = extract(capsys, "refs/a.png", "--layers", "-2,-99")
-    done.refused("Layer -99 is out of range")
+    done.refused("--layers -99 is out of range")
     assert not Path("out").exists()
 
 
@@ -150,21 +153,64 @@ def test_a_disk_that_is_full_ends_the_run(
 def test_what_a_picture_alone_breaks_is_its_own(
     broken: Exception, pictures: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from zimage_vl.cli._parts import ReferenceReader
+    read, seen = ZImageVLPipeline.encode_reference, []
 
-    read, seen = ReferenceReader.read, []
-
-    def once(self: Any, image: Any, *arguments: Any, **options: Any) -> Any:
+    def once(self: Any, image: Any, **options: Any) -> Any:
         seen.append(image)
         if len(seen) == 1:
             raise broken
-        return read(self, image, *arguments, **options)
+        return read(self, image, **options)
 
-    monkeypatch.setattr(ReferenceReader, "read", once)
+    monkeypatch.setattr(ZImageVLPipeline, "encode_reference", once)
     done, printed = extract(capsys, "refs/a.png", "refs/b.png")
     assert done.code == 3
     assert [record["status"] for record in printed["references"]] == ["failed", "written"]
     assert printed["references"][0]["error"] == " ".join(str(broken).split())
+
+
+def test_each_way_to_read_is_that_of_the_call(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Reader, treatment, mask, description and the muted reading: two stages paint what one call paints."""
+    mask = PIL.Image.new("L", (64, 64))
+    mask.paste(255, (0, 0, 64, 32))
+    mask.save("mask.png")
+    pipe = load_toy_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    small = {"height": 64, "width": 64, "num_inference_steps": 1, "guidance_scale": 0.0, "output_type": "np"}
+    ways: list[tuple[list[str], dict[str, Any], dict[str, Any]]] = [
+        (["--reader", "text_encoder", "--layers=-2"], {"vl_reader": "text_encoder"}, {"vl_reader": "text_encoder"}),
+        (["--treatment", "palette", "--mask", "mask.png"], {"vl_treatment": "palette", "reference_mask": mask}, {}),
+        (["--muted"], {"vl_blend_mode": "style_delta"}, {"vl_blend_mode": "style_delta"}),
+        (
+            ["--text-position", "before", "--max-pixels", "1024"],
+            {"vl_text_position": "before", "vl_max_pixels": 1024},
+            {},
+        ),
+        (["--describe", "--text", ""], {"vl_describe": True}, {}),
+    ]
+    for number, (options, knobs, after) in enumerate(ways):
+        path = f"{number}.safetensors"
+        done = call(capsys, "extract", "refs/a.png", "-o", path, "--text", TEXT, *options)
+        assert (done.code, done.out) == (0, path + "\n"), done.err
+        noises = [torch.Generator().manual_seed(0) for _ in range(2)]
+        stages = pipe(TEXT, reference_embeds=path, generator=noises[0], **small, **after)
+        once = pipe(TEXT, reference_image="refs/a.png", generator=noises[1], **small, **knobs)
+        assert np.array_equal(stages.images, once.images), options
+    made = ReferenceEmbeds.load("1.safetensors").provenance
+    assert (made.treatment, made.mask_sha256 is None) == ("palette", False)
+    assert ReferenceEmbeds.load("4.safetensors").provenance.described
+
+
+def test_one_file_for_one_reference(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(capsys, "extract", "refs/a.png", "-o", "a.safetensors").code == 0
+    whole = Path("a.safetensors").read_bytes()
+    assert not Path("manifest.jsonl").exists()
+    call(capsys, "extract", "refs/b.png", "-o", "a.safetensors").refused("exists already")
+    call(capsys, "extract", "refs/*.png", "-o", "b.safetensors").refused("one file, and there are 3 references")
+    assert Path("a.safetensors").read_bytes() == whole
+    done = call(capsys, "extract", "refs/broken.png", "-o", "b.safetensors")
+    assert (done.code, done.out, Path("b.safetensors").exists()) == (3, "", False)
+    assert call(capsys, "extract", "refs/b.png", "-o", "a.safetensors", "--overwrite").code == 0
+    assert Path("a.safetensors").read_bytes() != whole
 
 
 @pytest.mark.parametrize(
@@ -177,6 +223,9 @@ def test_what_a_picture_alone_breaks_is_its_own(
         (["--text", "a\udcff"], "--text is no valid UTF-8 text"),
         (["--model", "./nowhere"], "--model './nowhere' is neither a folder"),
         (["--vl-model", "./qwen"], "--vl-model does nothing with --model toy"),
+        (["--describe"], "--describe writes the text itself"),
+        (["--mask", "gone.png"], "--mask 'gone.png' does not exist"),
+        (["--no-urls", "https://example.com/a.png?signed"], "'https://example.com/a.png' is an address"),
         (["--device", "gpu"], "--device 'gpu' cannot be used here"),
     ],
 )
@@ -194,31 +243,24 @@ def test_folders_that_cannot_be_written_to(pictures: Path, capsys: pytest.Captur
 
 
 def test_the_name_tells_apart_whatever_changes_the_content(tmp_path: Path) -> None:
-    base = ExtractSettings("toy", None, None, "float32", "", "after", (-2,), 1024)
+    base = {"model": "toy", "vl_model": None, "text": "", "layers": (-2,), "muted": False, "mask": None}
     changes: list[dict[str, Any]] = [
         {"model": str(tmp_path)},
         {"vl_model": "a/b"},
-        {"revision": "main"},
-        {"dtype": "bfloat16"},
         {"text": "a"},
-        {"text_position": "before"},
         {"layers": (-2, -4)},
-        {"max_pixels": 512},
     ]
-    names = {ExtractSettings(**{**vars(base), **change}).file_name("ab" * 32) for change in changes}
-    assert len(names | {base.file_name("ab" * 32), base.file_name("cd" * 32)}) == len(changes) + 2
-    relative = ExtractSettings(**{**vars(base), "model": str(tmp_path / ".." / tmp_path.name)})
-    assert relative.file_name("ab" * 32) == ExtractSettings(**{**vars(base), "model": str(tmp_path)}).file_name(
-        "ab" * 32
-    )
-    assert not is_extracted(tmp_path / "gone.safetensors", base)
+    changes += [{"muted": True}, {"mask": "0" * 64}]
+    names = {file_name("ab" * 32, {**base, **change}) for change in changes}
+    assert len(names | {file_name("ab" * 32, base), file_name("cd" * 32, base)}) == len(changes) + 2
+    assert file_name("ab" * 32, {**base, "model": str(tmp_path / ".." / tmp_path.name)}) in names
 
 
 def test_a_line_that_was_cut_off_stays_alone(tmp_path: Path) -> None:
     path = tmp_path / "manifest.jsonl"
-    _append_line(path, {"source": "ä.png"})
+    append_line(path, {"source": "ä.png"})
     path.write_bytes(path.read_bytes() + b'{"source": "cut')
-    _append_line(path, {"source": "next"})
+    append_line(path, {"source": "next"})
     assert path.read_text(encoding="utf-8").splitlines() == [
         '{"source": "ä.png"}',
         '{"source": "cut',

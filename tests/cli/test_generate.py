@@ -14,9 +14,12 @@ import torch
 from cli_calls import Call, call, read_png
 from command_line import run
 from tiny_models import tiny_pipeline
-from zimage_vl.cli.generate import _read_references, choose_size
+from zimage_vl.blend.registry import KNOBS
+from zimage_vl.cli._models import Model
+from zimage_vl.cli._records import PICTURE_KNOBS
+from zimage_vl.cli.generate import choose_size
 from zimage_vl.pipeline.text_statistics import TextStatistics
-from zimage_vl.recipes import RECIPES
+from zimage_vl.recipes import RECIPES, WISHES
 from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
 from zimage_vl.workflows.image_to_image import paint_from_image
 
@@ -95,6 +98,7 @@ def test_all_knobs_reach_the_call(capsys: Any, folder: Path, pipe: Any) -> None:
     same(pixels, np.asarray(expected.images[0]))
     assert json.loads(done.out) == {"outputs": ["out.png"], **said}
     assert said["report"][0]["influence"] == expected.conditioning[0].influence
+    assert set(said["knobs"]) == set(KNOBS) - set(PICTURE_KNOBS)
     for name, value in knobs.items():
         kept = {str(k): v for k, v in value.items()} if isinstance(value, dict) else value
         assert said["knobs"][name] == kept
@@ -123,13 +127,69 @@ def test_style_delta_and_concat(capsys: Any, folder: Path, pipe: Any) -> None:
         same(read_png(Path("out.png"))[0], np.asarray(expected.images[0]))
 
 
-@pytest.mark.parametrize("recipe", RECIPES)
-def test_a_recipe_sets_its_knobs_and_options_take_precedence(recipe: str) -> None:
-    before = dict(RECIPES[recipe])
-    assert _read_references({}, recipe).arguments == before
-    knobs = _read_references({"vl_alpha": ["0.7"], "vl_end": 0.5}, recipe).arguments
-    assert knobs == {**before, "vl_alpha": 0.7, "vl_end": 0.5}
-    assert RECIPES[recipe] == before
+@pytest.mark.parametrize("name", [*WISHES, "calibrated"])
+def test_a_recipe_sets_its_knobs_and_options_take_precedence(
+    name: str, capsys: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, Any]] = []
+
+    def stop(_: Model, prompt: str, **arguments: Any) -> None:
+        seen.append({name: value for name, value in arguments.items() if name.startswith("vl_")})
+        raise ValueError(prompt)
+
+    monkeypatch.setattr(Model, "paint_in_stages", stop)
+    generate(capsys, "--low-memory", "--take", name).refused(PROMPT)
+    generate(capsys, "--low-memory", "--recipe", name, "--alpha", 0.7, "--end", 0.5).refused(PROMPT)
+    assert seen == [RECIPES[name], {**RECIPES[name], "vl_alpha": 0.7, "vl_end": 0.5}]
+
+
+def test_a_picture_is_repeated_from_what_stands_in_it(capsys: Any, folder: Path, pipe: Any) -> None:
+    """Knobs, files, size, seed and all; what is typed takes precedence."""
+    pipe.encode_reference(REFERENCE, PROMPT).save("embeds.safetensors")
+    Path("elsewhere").mkdir()
+    ways = (
+        "--alpha default=0.6 --alpha circle=0.2 --layer -6:1,-2:3 --vl-text square --tokens image --size 64x32",
+        "--blend-mode style_delta --neutral-image start.png --exclude-sinks --take calibrated --normalization none",
+        "--negative-reference start.png --guidance 2 --negative-prompt blue --treatment palette -r start.png -n 2",
+        "--same-picture",
+        "--iterations 2",
+    )
+    for number, options in enumerate(ways):
+        done = generate(capsys, *options.split(), "-o", f"elsewhere/{number}.png", "--format", "json")
+        assert done.code == 0, done.err
+        made = json.loads(done.out)["outputs"][-1]
+        repeated = call(capsys, "generate", "--from", made, "-o", f"{number}.png")
+        assert repeated.code == 0, repeated.err
+        (pixels, said), (again, told) = read_png(Path(made)), read_png(Path(f"{number}.png"))
+        same(again, pixels)
+        varying = ("recipe", "num_images", "iterations", "round", "references")
+        assert {k: v for k, v in told.items() if k not in varying} == {
+            k: v for k, v in said.items() if k not in varying
+        }
+    changed = ["--from", "elsewhere/0.png", "-o", "changed.png", "--size", "32x32", "-a", 0.5, "-r", "start.png"]
+    assert call(capsys, "generate", *changed).code == 0
+    told = read_png(Path("changed.png"))[1]
+    assert (told["width"], told["knobs"]["vl_alpha"], told["references"][0]["name"]) == (32, 0.5, "start.png")
+    assert (told["knobs"]["vl_text"], told["seed"]) == ("square", 5)
+    START.rotate(90).save("reference.png")  # another picture by now
+    gone = call(capsys, "generate", "--from", "elsewhere/0.png", "-o", "gone.png")
+    gone.refused("do nothing without --reference")
+    assert "--reference reference.png of elsewhere/0.png is neither beside it nor here: pass it too." in gone.err
+    call(capsys, "generate", "--from", "start.png", "-o", "x.png").refused("start.png holds no record")
+
+
+def test_the_same_picture_is_blended_and_painted_over(capsys: Any, folder: Path, pipe: Any) -> None:
+    for options, strength, knobs in (
+        ([], 0.9, {"vl_alpha": 0.4}),
+        (["--alpha", 0.2, "--strength", 0.5], 0.5, {"vl_alpha": 0.2}),
+    ):
+        assert generate(capsys, "--same-picture", "--overwrite", *options).code == 0
+        expected = paint_from_image(
+            pipe, PROMPT, REFERENCE, strength, reference_image=REFERENCE, generator=seeded(5), **SETTINGS, **knobs
+        )
+        pixels, said = read_png(Path("out.png"))
+        same(pixels, np.asarray(expected.images[0]))
+        assert (said["init_image"]["name"], said["init_image"]["strength"]) == ("reference.png", strength)
 
 
 def test_each_round_is_kept_and_feeds_the_next(capsys: Any, folder: Path, pipe: Any) -> None:
@@ -244,7 +304,7 @@ def test_the_size_follows_the_start_picture() -> None:
     assert choose_size(None, None, 512, 1024, wide) == (1024, 512)
     assert choose_size("64x64", None, None, 1024, wide) == (64, 64)
     assert choose_size(None, 32, 64, 1024, wide) == (32, 64)
-    with pytest.raises(ValueError, match="multiples of 16"):
+    with pytest.raises(ValueError, match="multiple of 16"):
         choose_size(None, 50, None, 1024, wide)
 
 
@@ -256,14 +316,14 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*_: object, **__: object) -> None:
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr("zimage_vl.cli.generate.load_pipeline", never)
-    monkeypatch.setattr("zimage_vl.cli.generate.paint_in_stages", never)
+    monkeypatch.setattr(Model, "load", never)
+    monkeypatch.setattr(Model, "paint_in_stages", never)
 
 
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ("--alpha 1.5", "Error: --alpha must be"),
+        ("--alpha 1.5", "Error: --alpha must be a number from 0 to 1, or one for each place, as --alpha default=0.3"),
         ("-a nan", "Error: -a must be"),
         ("--alpha much", "--alpha needs a number, got 'much'"),
         ("--layer last", "'--layer' / '--hidden-layer': 'last' is no whole number"),
@@ -273,20 +333,26 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--tokens text --outlier-masking zero", "would do nothing"),
         ("--recipe guide --outlier-masking zero", "would do nothing"),
         ("--concat-tokens 2", "--concat-tokens is for --alignment 'concat' alone"),
-        ("--reference-weights 1,2", "--reference-weights has 2 numbers for 1 references"),
+        ("--reference-weights 1,2", "--reference-weights has 2 numbers for 1 reference:"),
         ("--reference-weights much", "'much' is not one or more numbers"),
         ("--embeds states.safetensors", "-r and --embeds exclude each other"),
-        ("--size 100x64", "multiples of 16"),
+        ("--size 100x64", "--size must be multiples of 16"),
         ("--device gpu", "--device 'gpu' cannot be used here"),
         ("--negative-prompt blue", "--negative-prompt does nothing without guidance"),
         ("--vl-model ./qwen", "--vl-model does nothing with --model toy"),
         ("--offload model --device cpu", "--offload model needs an accelerator"),
         ("--model ./nowhere", "--model './nowhere' is neither a folder"),
+        ("--revision main", "--revision does nothing with --model toy"),
+        ("--guidance nan", "--guidance"),
+        ("--take style --recipe guide", "--take can be had once, got style and guide"),
+        ("--same-picture --init-image start.png", "--same-picture and --init-image exclude each other"),
+        ("--same-picture -r start.png", "paints over the reference, and needs one"),
+        ("--no-urls -r https://example.com/a.png", "--no-urls is set, and 'https://example.com/a.png' is an address"),
         ("--strength 0.5", "--strength does nothing without --init-image"),
         ("--init-image start.png --strength 0", "--strength must be above 0"),
         ("--init-image start.png --start 0.2", "--start cannot be had with --init-image"),
         ("--init-image start.png --end 0.8", "--end cannot be had with --init-image"),
-        ("--init-image start.png --width 50", "multiples of 16"),
+        ("--init-image start.png --width 50", "--width must be a multiple of 16"),
         ("--init-image nowhere.png", "--init-image 'nowhere.png' does not exist"),
         ("--low-memory --offload model", "--low-memory and --offload exclude each other"),
         ("--low-memory --init-image start.png", "--init-image cannot be had with --low-memory"),
@@ -302,7 +368,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--iterations 0", "'--iterations'"),
         ("--strength 1.5", "'--strength'"),
         ("--guidance -1", "'--guidance'"),
-        ("--guidance inf", "'--guidance': 'inf' is no finite number"),
+        ("--guidance inf", "--guidance must be a finite number"),
         ("--seed -1", "'--seed'"),
         ("--tokens images", "Did you mean image?"),
         ("--recipe color-palette", "Did you mean colour-palette?"),
@@ -320,12 +386,13 @@ def test_settings_that_cannot_be(options: str, reason: str, capsys: Any, folder:
     ("options", "reason"),
     [
         ("--alpha 0.5", "--alpha does nothing without --reference or --embeds"),
-        ("--tokens text --vl-text x", "--vl-text and --tokens does nothing without"),
-        ("--recipe guide", "--recipe does nothing without --reference or --embeds"),
+        ("--tokens text --vl-text x", "--vl-text and --tokens do nothing without"),
+        ("--recipe guide", "--take does nothing without --reference or --embeds"),
         ("--mask mask.png", "--mask does nothing without --reference"),
         ("--reference nowhere.png", "--reference 'nowhere.png' does not exist"),
         ("-r broken\x1b.png", r"broken\x1b.png (15 bytes) is an HTML page"),
-        ("--embeds nowhere.safetensors", "no file nowhere.safetensors"),
+        ("--embeds nowhere.safetensors", "--embeds: There is no file nowhere.safetensors"),
+        ("--embeds start.png", "read the picture with `zimage-vl extract`"),
         ("--iterations 2", "--iterations above 1 needs a --reference"),
         ("--iterations 2 --embeds e.safetensors", "--iterations above 1 needs a --reference"),
     ],

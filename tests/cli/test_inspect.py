@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import PIL.Image
 import pytest
 import torch
 
@@ -14,6 +15,7 @@ from cli_calls import call
 from embedding_samples import make_reference, make_states, put_sink, rms_of
 from zimage_vl.blend.embedding_statistics import EmbeddingStatistics, per_dimension_correlation
 from zimage_vl.blend.regions import Region
+from zimage_vl.cli._records import write_png
 from zimage_vl.pipeline.text_statistics import TextStatistics
 from zimage_vl.reference.embeds import ReferenceEmbeds, ReferenceProvenance
 
@@ -96,21 +98,19 @@ def test_outliers_against_statistics(
     loose = facts_of(capsys, path, "--statistics", tmp_path / "statistics.safetensors", "--threshold", "1e4")
     assert loose["layers"]["-2"]["image_tokens"]["outliers"] == []
     text = call(capsys, "inspect", path, "--statistics", tmp_path / "statistics.safetensors").out
-    assert "5 (" in text
-    assert "x excess)" in text
+    assert "direction deficit, dimension 5 ratio 78" in text
 
 
 def test_text_names_what_matters(reference: tuple[Path, ReferenceEmbeds], capsys: pytest.CaptureFixture[str]) -> None:
     path, _ = reference
     done = call(capsys, "inspect", path)
     assert (done.code, done.err) == (0, "")
-    rows = {line[:18].strip(): line[18:] for line in done.out.splitlines()}
-    assert rows["tokens"] == "23 of 16 dimensions: 3 prefix, 2 marker, 9 image, 5 words, 4 suffix"
-    assert rows["model id"] == "a/vl-model"
-    assert rows["image size"] == "90 x 80"
-    assert rows["text"] == "'a b'"
-    assert "sinks: token 0 (prefix, RMS " in rows["layer -6"]
-    assert rows["layer -2"].endswith("sinks: none")
+    rows = {line[:17].strip(): line[18:] for line in done.out.splitlines()}
+    assert (rows["width"], rows["tokens"]) == ("16", "23")
+    assert rows["regions"] == "prefix 3, marker 2, image 9, words 5, suffix 4"
+    assert rows["provenance"] == "model id a/vl-model, image grid 3, 3, image size 90, 80, text a b, versions none"
+    assert "    sinks         token 0, region prefix, rms " in done.out
+    assert "    sinks         none" in done.out
 
 
 def test_a_state_that_does_not_vary_has_no_correlation(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -129,14 +129,15 @@ def test_what_does_not_fit_is_refused_by_name(
     reference: tuple[Path, ReferenceEmbeds], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path, _ = reference
-    statistics(dims=8).save(tmp_path / "other.safetensors")
+    other = tmp_path / "other.safetensors"
+    statistics(dims=8).save(other)
     torch.save({"a": torch.ones(2)}, tmp_path / "pickle.safetensors")
     (tmp_path / "text.safetensors").write_text("no tensors")
     os.mkfifo(tmp_path / "fifo")
     for arguments, reason in (
-        ((path, "--statistics", tmp_path / "other.safetensors"), "of 'a/text-model', which is 8 wide"),
+        ((path, "--statistics", other), "of 'a/text-model', which is 8 wide"),
         ((path, "--statistics", path), "holds no text-encoder statistics"),
-        ((tmp_path / "other.safetensors", "--statistics", path), "holds statistics itself"),
+        ((other, "--statistics", other), "holds no reference embeddings: --statistics is for"),
         ((tmp_path / "gone.safetensors",), "There is no file"),
         ((tmp_path,), "is a folder"),
         ((tmp_path / "fifo",), "is no regular file"),
@@ -147,3 +148,40 @@ def test_what_does_not_fit_is_refused_by_name(
     statistics().save(tmp_path / "s.safetensors")
     done = call(capsys, "inspect", path, "--statistics", tmp_path / "s.safetensors", "--threshold", "1")
     done.refused("Error: --threshold must be a number above 1")
+
+
+def test_several_files_are_told_of_in_turn(
+    reference: tuple[Path, ReferenceEmbeds], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, _ = reference
+    statistics().save(tmp_path / "s.safetensors")
+    assert [facts["holds"] for facts in facts_of(capsys, path, tmp_path / "s.safetensors")["files"]] == [
+        "reference embeddings",
+        "text-encoder statistics",
+    ]
+    assert call(capsys, "inspect", path, tmp_path / "s.safetensors").out.count("\nholds ") == 2
+
+
+def test_verify_says_of_each_file_whether_it_is_whole(
+    reference: tuple[Path, ReferenceEmbeds], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flipped byte anywhere shows, in tensors as in words; a name that is no text ends nothing."""
+    path, _ = reference
+    statistics().save(tmp_path / "s.safetensors")
+    write_png(PIL.Image.new("RGB", (8, 8)), tmp_path / "p.png", {"prompt": "x"})
+    whole = [path, tmp_path / "s.safetensors", tmp_path / "p.png"]
+    done = call(capsys, "inspect", "--verify", *whole)
+    assert (done.code, done.out, done.err) == (0, "".join(f"whole   {file}\n" for file in whole), "")
+    broken = []
+    for name, file in ((b"\xff.safetensors", whole[0]), (b"late.safetensors", whole[1])):
+        damaged = bytearray(file.read_bytes())
+        damaged[-3 if name.startswith(b"l") else 300] ^= 1
+        broken.append(tmp_path / os.fsdecode(name))
+        broken[-1].write_bytes(damaged)
+    done = call(capsys, "inspect", "--verify", *broken, *whole, tmp_path / "gone", "--format", "json")
+    assert done.code == 3
+    told = json.loads(done.out)
+    assert told["whole"] == [str(file) for file in whole]
+    assert list(told["refused"]) == [str(file) for file in (*broken, tmp_path / "gone")]
+    assert r"\udcff.safetensors" in done.err
+    assert "REFUSED" in call(capsys, "inspect", "--verify", broken[1]).out

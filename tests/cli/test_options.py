@@ -12,7 +12,8 @@ import typer
 from cli_calls import call
 from zimage_vl.blend.registry import KNOBS, Knob
 from zimage_vl.cli import _options
-from zimage_vl.cli._options import choose, name_options, number, option_names, with_knobs
+from zimage_vl.cli._models import Model
+from zimage_vl.cli._options import PANELS, choose, name_options, option_names, with_options
 from zimage_vl.cli.generate import generate
 
 
@@ -61,11 +62,17 @@ def test_a_new_knob_is_a_new_option(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, knob in new.items():
         monkeypatch.setitem(KNOBS, name, knob)
 
-    @with_knobs(after="prompt")
-    def command(prompt: str, size: int = 1, **knobs: Any) -> None: ...
+    seen: dict[str, Any] = {}
+
+    @with_options(KNOBS)
+    def command(prompt: str, model: Model, size: int = 1, **knobs: Any) -> None:
+        seen.update(knobs, prompt=prompt, model=model, size=size)
 
     made = inspect.signature(command).parameters
-    assert list(made) == ["prompt", *KNOBS, "size"]
+    assert list(made) == ["prompt", "model", "vl_model", "revision", "device", "dtype", "size", *KNOBS]
+    values = dict.fromkeys(made) | {"prompt": "x", "model": "toy", "size": 2, "vl_share": 0.0, "reference_image": []}
+    command(**values)
+    assert seen == {"prompt": "x", "model": Model(), "size": 2, "vl_share": 0.0}
     options = {name: annotation(command, name).__metadata__[0] for name in new}
     kinds = {name: annotation(command, name).__origin__ for name in new}
     assert kinds == {"vl_reader": str | None, "vl_depth": int | None, "vl_share": float | None, "vl_even": bool | None}
@@ -89,6 +96,7 @@ def test_messages_name_options() -> None:
     assert name_options("`guidance_scale` and `height`, `--reference a.png` (3 bytes)") == (
         "--guidance and --height, --reference a.png (3 bytes)"
     )
+    assert name_options("Layer -99 is out of range") == "--layer -99 is out of range"
     for text in ("a prompt about vl_alphabet", "files/vl_alpha.png", "`unknown` height"):
         assert name_options(text) == text
 
@@ -99,7 +107,7 @@ def test_each_argument_of_the_messages_is_an_option(capsys: pytest.CaptureFixtur
         assert option in shown
 
 
-def test_choices_and_numbers() -> None:
+def test_choices_say_what_may_have_been_meant() -> None:
     pick = choose(("style-transfer", "colour-palette"))
     assert pick("style-transfer") == "style-transfer"
     for text, reason in (
@@ -109,7 +117,11 @@ def test_choices_and_numbers() -> None:
     ):
         with pytest.raises(typer.BadParameter, match=re.escape(reason).replace(r"\$", "$")):
             pick(text)
-    assert number(0)("1e3") == 1000.0
-    for text in ("inf", "nan", "-1", "x"):
-        with pytest.raises(typer.BadParameter, match=f"'{text}' is no finite number of at least 0"):
-            number(0)(text)
+
+
+def test_help_has_panels_with_the_advanced_last(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = call(capsys, "generate", "--help").out
+    places = [shown.index(f"\n{panel}:\n") for panel in PANELS]
+    assert places == sorted(places)
+    assert shown.index("--alpha") < shown.index(f"\n{PANELS[-1]}") < shown.index("--alignment")
+    assert "Advanced" not in call(capsys, "statistics", "--help").out

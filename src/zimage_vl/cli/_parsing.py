@@ -6,14 +6,9 @@ import typer
 
 
 def parse_alpha(texts: list[str]) -> float | dict[str, float]:
-    """Get one number, or `{place: number}` from texts as "suffix=1".
-
-    Example:
-        >>> parse_alpha(["0.5"]), parse_alpha(["red house=0", "default=0.7"])
-        (0.5, {'red house': 0.0, 'default': 0.7})
-    """
+    """Get one number, or `{place: number}` from texts as "suffix=1"."""
     if len(texts) == 1 and "=" not in texts[0]:
-        return _number("`vl_alpha` needs a number", texts[0])
+        return _alpha(texts[0])
     places: dict[str, float] = {}
     for text in texts:
         place, equals, value = text.rpartition("=")
@@ -23,17 +18,12 @@ def parse_alpha(texts: list[str]) -> float | dict[str, float]:
             )
         if place in places:
             raise ValueError(f"`vl_alpha` names the place {place!r} twice.")
-        places[place] = _number("`vl_alpha` needs a number", value)
+        places[place] = _alpha(value)
     return places
 
 
 def parse_layers(text: str) -> tuple[int, ...]:
-    """Get layers from a text as "-2,-6".
-
-    Example:
-        >>> parse_layers("-2, -6")
-        (-2, -6)
-    """
+    """Get layers from a text as "-2,-6"."""
     try:
         layers = tuple(int(part) for part in text.split(","))
     except ValueError:
@@ -44,12 +34,7 @@ def parse_layers(text: str) -> tuple[int, ...]:
 
 
 def parse_layer(text: str) -> int | tuple[int, ...] | dict[int, float]:
-    """Get one layer, several of equal weight from a text as "-6,-8", or `{layer: weight}` from "-6:1,-8:3".
-
-    Example:
-        >>> parse_layer("-6"), parse_layer("-6,-8"), parse_layer("-6:1,-8:3")
-        (-6, (-6, -8), {-6: 1.0, -8: 3.0})
-    """
+    """Get one layer, several of equal weight from a text as "-6,-8", or `{layer: weight}` from "-6:1,-8:3"."""
     if ":" not in text:
         layers = parse_layers(text)
         return layers[0] if len(layers) == 1 else layers
@@ -74,10 +59,6 @@ def parse_size(size: str | None, width: int | None, height: int | None, default:
 
     Raises:
         ValueError: Both ways at once, no WIDTHxHEIGHT, or a side that is no multiple of 16 (a patch).
-
-    Example:
-        >>> parse_size("768x1024", None, None, 1024), parse_size(None, 512, None, 1024)
-        ((768, 1024), (512, 1024))
     """
     if size is not None:
         if width is not None or height is not None:
@@ -88,12 +69,13 @@ def parse_size(size: str | None, width: int | None, height: int | None, default:
         width, height = int(sides[0]), int(sides[1])
     chosen = (default if width is None else width, default if height is None else height)
     if any(side < 16 or side % 16 for side in chosen):
-        raise ValueError(f"width and height must be multiples of 16, at least 16, got {chosen[0]}x{chosen[1]}.")
+        named = "--width and --height" if size is None else "--size"
+        raise ValueError(f"{named} must be multiples of 16, at least 16, got {chosen[0]}x{chosen[1]}.")
     return chosen
 
 
-def _number(wanted: str, text: str) -> float:
+def _alpha(text: str) -> float:
     try:
         return float(text)
     except ValueError:
-        raise ValueError(f"{wanted}, got {text!r}.") from None
+        raise ValueError(f"`vl_alpha` needs a number, got {text!r}.") from None

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import glob
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any
 
-from ._shared import escape
+from ._options import option
+from ._terminal import escape
 
 
 # What a folder is searched for; a file that is named is read whatever it is called.
 PICTURE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm"})
+_NO_URLS = "Refuse addresses: nothing is downloaded as a picture. Also by the variable ZIMAGE_VL_NO_URLS=1."
 
 
 @dataclass(frozen=True)
@@ -22,21 +26,16 @@ class Source:
     error: str | None = None
 
 
-def find_sources(arguments: Sequence[str]) -> list[Source]:
-    """Get the pictures that arguments mean, in their order, each once.
+NoUrlsOption = Annotated[bool, option("--no-urls", None, _NO_URLS, envvar="ZIMAGE_VL_NO_URLS")]
 
-    Args:
-        arguments: Paths of files; of folders, which mean the pictures directly in them, by suffix, sorted by name;
-            globs (`**` goes into folders), sorted; http(s) URLs. A file that exists is that file, even if its name
-            looks like a glob.
 
-    Returns:
-        One source per picture, and one with an error for an argument that means none.
+def find_sources(arguments: Sequence[str], no_urls: bool = False) -> list[Source]:
+    """Get the pictures that arguments mean, in their order, each once; an argument that means none has an error.
 
-    Example:
-        >>> find_sources(["https://example.com/a.png", "no/such/*.png"])[1].error
-        "'no/such/*.png' matches no picture."
+    They are paths of files; of folders, which mean the pictures directly in them, by suffix, sorted by name; globs,
+    sorted (`**` goes into folders); http(s) URLs. A file that exists is that file, even if it looks like a glob.
     """
+    refuse_urls(arguments, no_urls)
     sources: dict[str, Source] = {}
     for source in (source for argument in arguments for source in _sources_of(argument)):
         sources.setdefault(source.name if _is_url(source.name) else str(Path(source.name).resolve()), source)
@@ -65,3 +64,20 @@ def _pictures(paths: Iterable[Path]) -> list[Source]:
 
 def _is_url(argument: str) -> bool:
     return argument.lower().startswith(("http://", "https://"))
+
+
+def refuse_urls(arguments: Iterable[str], no_urls: bool) -> None:
+    """Refuse addresses where nothing may be downloaded as a picture."""
+    for address in filter(_is_url, arguments if no_urls else ()):
+        raise ValueError(f"--no-urls is set, and '{escape(address.split('?')[0])}' is an address: save it as a file.")
+
+
+def read_picture(named: str, source: str, no_urls: bool = False) -> tuple[Any, dict[str, str]]:
+    """Get a picture from a path or an address, and what is recorded of it."""
+    from zimage_vl.reference.pictures import load_reference_image, read_image_bytes
+
+    refuse_urls([source], no_urls)
+    data = read_image_bytes(source, named)
+    name = source.split("?")[0] if _is_url(source) else source  # what follows the question mark may be a signature
+    image = load_reference_image(data, f"{named} {name}")
+    return image, {"option": named, "name": Path(name).name, "sha256": hashlib.sha256(data).hexdigest()}

@@ -15,14 +15,15 @@ from typer.core import TyperGroup
 
 from zimage_vl._version import __version__
 
-from ._options import name_options
-from ._shared import escape, note, one_line
+from ._options import PanelledCommand, name_options
+from ._terminal import escape, note, one_line
 from .demo import demo
 from .env import env
 from .evidence import evidence
 from .extract import extract
 from .generate import generate
 from .inspect import inspect
+from .recipes import recipes
 from .statistics import statistics
 
 
@@ -145,8 +146,8 @@ def _global_options(  # pyright: ignore[reportUnusedFunction]
     """Let Z-Image follow a reference picture as well as a prompt, with no training."""
 
 
-for command in (demo, generate, extract, inspect, statistics, evidence, env):
-    app.command(command.__name__)(command)
+for command in (demo, generate, recipes, extract, inspect, statistics, evidence, env):
+    app.command(command.__name__, cls=PanelledCommand)(command)
 
 
 def main() -> None:

@@ -11,19 +11,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from zimage_vl._version import __version__
-
 from ._options import option
-from ._shared import (
-    RECORDED_PACKAGES,
-    OverwriteOption,
-    check_output_path,
-    get_package_versions,
-    new_folder,
-    note,
-    say,
-    write_png,
-)
+from ._outputs import OverwriteOption, check_output_path, new_folder
+from ._records import recorded_versions, write_png
+from ._terminal import note, say
 
 
 if TYPE_CHECKING:
@@ -85,7 +76,7 @@ def demo(
             "alphas": list(STRENGTHS.values()),
             "seeds": [seed + number for number in range(len(rows))],
             "steps": int(STEPS),
-            "versions": {"zimage-vl": __version__, **get_package_versions(RECORDED_PACKAGES)},
+            "versions": recorded_versions(),
         }
         write_png(sheet, path, made, overwrite)
     say(str(path))

@@ -11,21 +11,11 @@ import typer
 
 from zimage_vl._version import __version__
 
-from ._shared import FormatOption, OutputFormat, get_package_versions, print_json, say
+from ._records import RECORDED_PACKAGES, get_package_versions
+from ._terminal import FormatOption, OutputFormat, print_facts
 
 
-_PACKAGES = (
-    "torch",
-    "diffusers",
-    "transformers",
-    "accelerate",
-    "safetensors",
-    "huggingface-hub",
-    "pillow",
-    "numpy",
-    "typer",
-)
-
+_PACKAGES = (*RECORDED_PACKAGES, "accelerate", "safetensors", "huggingface-hub", "pillow", "numpy", "typer")
 _OPTIONAL_PACKAGES = ("torchvision", "peft", "torchao", "bitsandbytes")
 
 
@@ -37,27 +27,18 @@ def env(
 ) -> None:
     """Print the versions and devices that a bug report needs."""
     facts = collect_environment(devices)
-    if output_format is OutputFormat.JSON:
-        print_json(facts)
-        return
-    rows = [(name, facts[name]) for name in ("zimage-vl", "python", "platform")]
-    rows += [(name, version or "not installed") for name, version in facts["packages"].items()]
-    rows += [(name.replace("_", " "), value) for name, value in facts["torch"].items()]
-    for device in facts["devices"]:
-        memory = device["memory_bytes"]
-        size = "" if memory is None else f", {memory / 2**30:.1f} GiB"
-        rows.append((f"device {device['device']}", device["name"] + size))
-    for name, value in rows:
-        say(f"{name:<18} {value}")
+    if output_format is OutputFormat.TEXT:
+        packages, torch_facts, found = facts.pop("packages"), facts.pop("torch"), facts.pop("devices")
+        facts |= {name: version or "not installed" for name, version in packages.items()} | torch_facts
+        for device in found:
+            memory = device["memory_bytes"]
+            size = "" if memory is None else f", {memory / 2**30:.1f} GiB"
+            facts[f"device {device['device']}"] = device["name"] + size
+    print_facts(facts, output_format)
 
 
 def collect_environment(with_devices: bool = True) -> dict[str, Any]:
-    """Get versions and, if torch may be imported, devices as plain values; what is not known is None.
-
-    Example:
-        >>> sorted(collect_environment(with_devices=False))
-        ['devices', 'packages', 'platform', 'python', 'torch', 'zimage-vl']
-    """
+    """Get versions and, if torch may be imported, devices as plain values; what is not known is None."""
     optional = {name: version for name, version in get_package_versions(_OPTIONAL_PACKAGES).items() if version}
     torch_facts, devices = _ask_torch() if with_devices else ({}, [])
     return {

@@ -7,120 +7,84 @@ import json
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+import zimage_vl
 from zimage_vl.blend.registry import KNOBS
 
-from ._options import (
-    DeviceOption,
-    DtypeChoice,
-    DtypeOption,
-    ModelOption,
-    RevisionOption,
-    VLModelOption,
-    choose,
-    name_options,
-    option,
-)
+from ._models import Model
+from ._options import name_options, option, with_options
+from ._outputs import PARTLY_DONE, OverwriteOption, check_folder, check_output_path, new_file, new_folder
 from ._parsing import parse_layers
-from ._parts import ReferenceReader, load_reference_reader
-from ._shared import (
-    TOY_MODEL,
-    FormatOption,
-    OutputFormat,
-    check_model_name,
-    check_text,
-    choose_device,
-    escape,
-    new_file,
-    new_folder,
-    note,
-    one_line,
-    print_json,
-    say,
-)
-from ._sources import Source, find_sources
+from ._sources import NoUrlsOption, Source, find_sources, read_picture
+from ._terminal import FormatOption, OutputFormat, check_text, escape, note, one_line, print_json, say
 
 
 MANIFEST = "manifest.jsonl"
-PARTLY_DONE = 3  # the exit code where some references failed and the others were extracted
 _LAYERS: Any = "-2,-4,-6,-8"
-
-_POSITION = KNOBS["vl_text_position"]
+# The knobs that a reading has, and their names in `encode_reference`.
+_ARGUMENTS = {
+    **{name: name for name in ("vl_reader", "vl_treatment")},
+    **{f"vl_{name}": name for name in ("describe", "text_position", "max_pixels")},
+}
 _REFS = "Pictures: files, folders (their pictures, not those of folders in them), globs, URLs."
-_FOLDER = "Folder for the files; made where its own folder exists."
+_OUTPUT = "Folder for the files, made where its own folder exists; or, for one reference, a FILE.safetensors."
 _TEXT = "Words read beside the picture; to have what one call without --vl-text gives: its prompt."
-_PLACE = f"{', '.join(_POSITION.choices)}: {_POSITION.help}."
 _KEEP = "Hidden layers to keep, -1 the last; all from one forward."
-_AREA = "Largest area in pixels at which a reference is read."
+_MUTED = "Read each picture muted too, as `generate --blend-mode style_delta` without a neutral picture needs it."
 _DRY = "Say what would be done; load no model, write nothing."
 
 
-@dataclass(frozen=True)
-class ExtractSettings:
-    """What decides, beside the picture, what a file holds. Its digest is part of the file's name."""
-
-    model: str
-    vl_model: str | None
-    revision: str | None
-    dtype: str
-    text: str
-    text_position: str
-    layers: tuple[int, ...]
-    max_pixels: int
-
-    def file_name(self, content_sha256: str) -> str:
-        """Get `<picture>-<settings>.safetensors`: the same picture with other settings is another file."""
-        named = {**asdict(self), "model": _identity(self.model), "vl_model": _identity(self.vl_model)}
-        digest = hashlib.sha256(json.dumps(named, sort_keys=True).encode()).hexdigest()
-        return f"{content_sha256[:16]}-{digest[:8]}.safetensors"
-
-
+@with_options((*_ARGUMENTS, "reference_mask"))
 def extract(
     references: Annotated[list[str], typer.Argument(metavar="REF...", help=_REFS)],
-    output: Annotated[Path, option("--output -o", "DIR", _FOLDER)],
+    output: Annotated[Path, option("--output -o", "DIR|FILE", _OUTPUT)],
+    model: Model,
     text: Annotated[str, option("--text", "TEXT", _TEXT)] = "",
-    text_position: Annotated[
-        str, option("--text-position", "CHOICE", _PLACE, parser=choose(_POSITION.choices))
-    ] = "after",
-    layers: Annotated[Any, option("--layers", "LAYERS", _KEEP, parser=parse_layers)] = _LAYERS,
-    max_pixels: Annotated[int, option("--max-pixels", "INT", _AREA, min=1)] = 1024 * 1024,
-    model: ModelOption = TOY_MODEL,
-    vl_model: VLModelOption = None,
-    revision: RevisionOption = None,
-    device: DeviceOption = None,
-    dtype: DtypeOption = None,
+    layers: Annotated[Any, option("--layers --layer", "LAYERS", _KEEP, parser=parse_layers)] = _LAYERS,
+    muted: Annotated[bool, option("--muted", None, _MUTED)] = False,
+    no_urls: NoUrlsOption = False,
+    overwrite: OverwriteOption = False,
     dry_run: Annotated[bool, option("--dry-run", None, _DRY)] = False,
     output_format: FormatOption = OutputFormat.TEXT,
+    **knobs: Any,
 ) -> None:
     """Read references once and keep what the VL model says, one safetensors file each, named by content.
 
     Complete files of an earlier run are kept. Every reference gets a line in DIR/manifest.jsonl. One that cannot be
     read does not end the run: the exit code is then 3. The files' paths are printed.
     """
-    check_model_name(model, vl_model, revision)
     check_text("--text", text)
-    precision = dtype or (DtypeChoice.FLOAT32 if model == TOY_MODEL else DtypeChoice.BFLOAT16)
-    settings = ExtractSettings(model, vl_model, revision, precision.value, text, text_position, layers, max_pixels)
-    if output.suffix in (".safetensors", ".pt") and not output.is_dir():
-        raise ValueError(
-            f"--output is a folder, which gets a file per picture, got {output}. Name a folder; then: zimage-vl "
-            "generate --embeds FOLDER/FILE."
-        )
-    _check_folder(output)
-    run = _Run(settings, output, choose_device(device), dry_run)
-    sources = find_sources(references)
-    bar = typer.progressbar(sources, label=f"{len(sources)} references", file=sys.stderr)
-    with nullcontext() if dry_run else new_folder(output), bar:
+    if knobs.get("vl_describe") and (text or knobs.get("vl_reader") == "text_encoder"):
+        raise ValueError("`vl_describe` writes the text itself, which --reader text_encoder cannot: leave out --text.")
+    sources = find_sources(references, no_urls)
+    to_file = output.suffix == ".safetensors" and not output.is_dir()
+    if to_file and len(sources) != 1:
+        raise ValueError(f"--output is one file, and there are {len(sources)} references: name a folder.")
+    if to_file:
+        check_output_path(output, (".safetensors",), overwrite=overwrite, inputs=[model.model, *references])
+    else:
+        _check_folder(output)
+    mask, described = knobs.get("reference_mask"), dict[str, str]()
+    if mask is not None:
+        mask, described = read_picture("--mask", mask, no_urls)
+    reading = {argument: knobs.get(knob, KNOBS[knob].default) for knob, argument in _ARGUMENTS.items()}
+    reading |= {"text": text, "layers": layers, "muted": muted}
+    where = {"model": model.model, "vl_model": model.vl_model, "revision": model.revision, "dtype": model.dtype}
+    settings = {**where, **reading, "mask": described.get("sha256")}
+    run = _Run(model, reading, mask, settings, output, to_file, overwrite, dry_run)
+    count = f"{len(sources)} reference{'s' * (len(sources) != 1)}"
+    bar = typer.progressbar(sources, label=count, file=sys.stderr)
+    with nullcontext() if dry_run or to_file else new_folder(output), bar:
         records = [run.handle(source) for source in bar]
-    _report(records, output, output_format)
+    _report(records, output.parent if to_file else output, output_format)
     if any(record["status"] == "failed" for record in records):
         raise typer.Exit(PARTLY_DONE)
 
@@ -141,99 +105,89 @@ def _blamed_on_the_reference() -> Generator[None]:
         raise _BadReferenceError(escape(name_options(one_line(error)).replace("`", ""))) from error
 
 
+@dataclass
 class _Run:
     """One run over many references; the models are loaded for the first that needs them."""
 
-    def __init__(self, settings: ExtractSettings, folder: Path, device: str, dry_run: bool) -> None:
-        self.settings, self.folder, self.device, self.dry_run = settings, folder, device, dry_run
-        self.reader: ReferenceReader | None = None
-        self.planned: set[str] = set()  # of a dry run, which leaves no file to find
+    model: Model
+    reading: dict[str, Any]  # the arguments of `encode_reference`, but for the mask
+    mask: Any
+    settings: dict[str, Any]  # what decides, beside the picture, what a file holds
+    output: Path
+    to_file: bool
+    overwrite: bool
+    dry_run: bool
+    reader: Any = None
+    planned: set[Path] = field(default_factory=set[Path])  # of a dry run, which leaves no file to find
 
     def handle(self, source: Source) -> dict[str, Any]:
         """Extract one reference, or find it extracted, or say why it cannot be; all of it goes into the manifest."""
         start = time.perf_counter()
         record: dict[str, Any] = {"source": source.name, "status": "failed", "file": None, "sha256": None}
         try:
-            self._extract(source, record)
+            record |= self._extract(source, record)
         except _BadReferenceError as error:
             record["error"] = str(error)
         record["seconds"] = round(time.perf_counter() - start, 3)
-        if not self.dry_run:
+        if not self.dry_run and not self.to_file:
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            _append_line(self.folder / MANIFEST, {**record, "time": now, "settings": asdict(self.settings)})
+            append_line(self.output / MANIFEST, {**record, "time": now, "settings": self.settings})
         return record
 
-    def _extract(self, source: Source, record: dict[str, Any]) -> None:
-        from zimage_vl.reference.pictures import load_reference_image, read_image_bytes
+    def _extract(self, source: Source, record: dict[str, Any]) -> dict[str, Any]:
+        from zimage_vl.reference.pictures import read_image_bytes
 
         if source.error is not None:
             raise _BadReferenceError(source.error)
         with _blamed_on_the_reference():
             data = read_image_bytes(source.name, "REF")
         record["sha256"] = hashlib.sha256(data).hexdigest()
-        path = self.folder / self.settings.file_name(record["sha256"])
-        if path.name in self.planned or is_extracted(path, self.settings):
-            record |= {"status": "kept", "file": path.name}
-            return
+        path = self.output if self.to_file else self.output / file_name(record["sha256"], self.settings)
+        if not self.to_file and (path in self.planned or _is_whole(path)):
+            return {"status": "kept", "file": path.name}
         with _blamed_on_the_reference():
-            image = load_reference_image(data, f"REF {source.name.split('?')[0]}")
+            image = zimage_vl.load_reference_image(data, f"REF {source.name.split('?')[0]}")
         if self.dry_run:
-            self.planned.add(path.name)
-            record |= {"status": "planned", "file": path.name}
-            return
-        reader, settings = self._get_reader(), self.settings
+            self.planned.add(path)
+            return {"status": "planned", "file": path.name}
+        if self.reader is None:  # complete: whatever is wrong with it is no reference's fault and ends the run
+            self.reader = self.model.load_reader(self.reading["vl_reader"], self.reading["layers"])
         with _blamed_on_the_reference():
-            position, most = settings.text_position, settings.max_pixels
-            embeds = reader.read(image, settings.text, settings.layers, text_position=position, max_pixels=most)
-        with new_file(path, overwrite=True) as unfinished:  # what is there of that name is a damaged one of ours
+            embeds = self.reader.encode_reference(image, mask=self.mask, **self.reading)
+        # A file of that name is a damaged one of ours, or one that may be replaced.
+        with new_file(path, overwrite=self.overwrite or not self.to_file) as unfinished:
             embeds.save(unfinished)
-        record |= {"status": "written", "file": path.name, "tokens": embeds.num_tokens}
-
-    def _get_reader(self) -> ReferenceReader:
-        """The parts that read, complete: whatever is wrong with them is no reference's fault and ends the run."""
-        if self.reader is None:
-            import torch
-
-            from zimage_vl.reference.reading import resolve_layers
-
-            settings = self.settings
-            self.reader = load_reference_reader(
-                settings.model, settings.vl_model, getattr(torch, settings.dtype), self.device, settings.revision
-            )
-            resolve_layers(settings.layers, self.reader.config.text_config.num_hidden_layers)
-            self.reader.load()
-        return self.reader
+        return {"status": "written", "file": path.name, "tokens": embeds.num_tokens}
 
 
-def is_extracted(path: Path, settings: ExtractSettings) -> bool:
-    """Check whether a complete file of these settings lies there; one that is damaged does not count."""
-    from zimage_vl.reference.embeds import ReferenceEmbeds
+def file_name(sha256: str, settings: Mapping[str, Any]) -> str:
+    """Get `<picture>-<settings>.safetensors`: the same picture with other settings is another file."""
+    paths = {name: settings[name] for name in ("model", "vl_model")}
+    # A folder is one folder, however its path is written.
+    paths = {name: str(Path(path).resolve()) if path and Path(path).is_dir() else path for name, path in paths.items()}
+    digest = hashlib.sha256(json.dumps({**settings, **paths}, sort_keys=True).encode()).hexdigest()
+    return f"{sha256[:16]}-{digest[:8]}.safetensors"
 
+
+def _is_whole(path: Path) -> bool:
+    """Check whether an earlier run's file lies there; one that is damaged does not count."""
     try:
-        embeds = ReferenceEmbeds.load(path)
+        return bool(zimage_vl.ReferenceEmbeds.load(path).layers)
     except (ValueError, OSError):
         return False
-    made = embeds.provenance
-    return (embeds.layers, made.text, made.text_position) == (settings.layers, settings.text, settings.text_position)
-
-
-def _identity(model: str | None) -> str | None:
-    """A folder is one folder, however its path is written."""
-    return str(Path(model).resolve()) if model is not None and Path(model).is_dir() else model
 
 
 def _check_folder(folder: Path) -> None:
     shown = f"--output '{escape(str(folder))}'"
     if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{shown} is a file: name a folder.")
-    if not folder.parent.is_dir():
-        raise ValueError(f"{shown}: the folder '{escape(str(folder.parent))}' does not exist. Create it first.")
+        raise ValueError(f"{shown} is a file: name a folder, or one that ends in .safetensors.")
+    check_folder(folder if folder.is_dir() else folder.parent, shown)
     if (folder / MANIFEST).exists() and not (folder / MANIFEST).is_file():
         raise ValueError(f"{shown}: {MANIFEST} in it is no regular file.")
 
 
-def _append_line(path: Path, record: dict[str, Any]) -> None:
-    """One line more, written at once; a line that a kill cut off before stays alone."""
+def append_line(path: Path, record: dict[str, Any]) -> None:
+    """Write one line more, at once; a line that a kill cut off before stays alone."""
     text = json.dumps(record, ensure_ascii=False) + "\n"
     with open(path, "ab+") as file:
         if file.tell():

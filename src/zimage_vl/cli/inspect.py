@@ -1,67 +1,97 @@
-"""`zimage-vl inspect`: what a file of reference embeddings, or of text-encoder statistics, holds."""
+"""`zimage-vl inspect`: what a file of reference embeddings, of text-encoder statistics, or a picture of ours holds."""
 
 from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
+import zimage_vl
+
 from ._options import option
-from ._shared import FormatOption, OutputFormat, print_json, say
-from .statistics import describe_statistics, statistics_lines
+from ._outputs import PARTLY_DONE
+from ._records import read_png
+from ._terminal import FormatOption, OutputFormat, escape, note, one_line, print_facts, print_json, say
+from .statistics import describe_statistics
 
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from zimage_vl.pipeline.text_statistics import TextStatistics
-    from zimage_vl.reference.embeds import ReferenceEmbeds
-
-_LARGEST_SHOWN = 8  # outliers in the text form; JSON has them all
-_FILE = "safetensors file of `zimage-vl extract`, or of `zimage-vl statistics`."
+_FILES = "Files of `zimage-vl extract` or `zimage-vl statistics`, pictures of `zimage-vl generate`."
 _AGAINST = "File of `zimage-vl statistics`, to find outlier dimensions against it. Default: none."
 _RATIO = "Ratio, above 1, over which a dimension is an outlier."
+_VERIFY = "Say of each file whether it is whole, by its digest and form, and no more. Exit code 3: one is not."
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help=_FILE)],
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help=_FILES)],
+    verify: Annotated[bool, option("--verify", None, _VERIFY)] = False,
     statistics: Annotated[Path | None, option("--statistics", "FILE", _AGAINST)] = None,
     threshold: Annotated[float, option("--threshold", "NUMBER", _RATIO)] = 10.0,
     output_format: FormatOption = OutputFormat.TEXT,
 ) -> None:
-    """Say what is inside a file: sizes, layers, regions, spread, attention sinks, outliers, and where it is from."""
+    """Say what is inside a file: sizes, layers, regions, spread, attention sinks, outliers, and where it is from; of a
+    picture, its settings and what the reference did."""
+    if verify:
+        _verify(files, output_format)
+        return
+    against = None if statistics is None else zimage_vl.TextStatistics.load(statistics)
+    described = [_describe(file, against, threshold) for file in files]
+    for facts in [{"files": described}] if output_format is OutputFormat.JSON and len(files) > 1 else described:
+        print_facts(facts, output_format)
+
+
+def _verify(files: list[Path], output_format: OutputFormat) -> None:
+    refused: dict[str, str] = {}
+    for file in files:
+        try:
+            _load(file)
+        except (ValueError, OSError) as error:
+            refused[str(file)] = escape(one_line(error))
+    if output_format is OutputFormat.JSON:
+        print_json({"whole": [str(file) for file in files if str(file) not in refused], "refused": refused})
+    else:
+        for file in files:
+            say(f"{'REFUSED' if str(file) in refused else 'whole  '} {file}")
+    for reason in refused.values():
+        note(f"Refused: {reason}")
+    if refused:
+        raise typer.Exit(PARTLY_DONE)
+
+
+def _load(file: Path) -> zimage_vl.TextStatistics | zimage_vl.ReferenceEmbeds | dict[str, Any]:
+    """What a file holds; a ValueError or OSError with its name where that is none of ours."""
     from safetensors import safe_open
 
-    from zimage_vl.pipeline.text_statistics import STATISTICS_FILE, TextStatistics
-    from zimage_vl.reference.embeds import ReferenceEmbeds
-
+    if file.suffix.lower() == ".png":
+        return read_png(file)
     schema = None
     if file.is_file():  # a pipe would wait for ever
         with suppress(Exception), safe_open(str(file), "pt") as opened:
             schema = (opened.metadata() or {}).get("schema")
-    if schema == STATISTICS_FILE.schema:
-        if statistics is not None:
-            raise ValueError(f"{file} holds statistics itself: --statistics is for a file of reference embeddings.")
-        described, make_lines = describe_statistics(TextStatistics.load(file)), statistics_lines
+    return (zimage_vl.TextStatistics if schema == "zimage_vl.text_statistics" else zimage_vl.ReferenceEmbeds).load(
+        file
+    )
+
+
+def _describe(file: Path, against: zimage_vl.TextStatistics | None, threshold: float) -> dict[str, Any]:
+    held = _load(file)
+    if isinstance(held, zimage_vl.ReferenceEmbeds):
+        holds, facts = "reference embeddings", describe_reference(held, against, threshold)
+    elif against is not None:
+        raise ValueError(f"{file} holds no reference embeddings: --statistics is for a file of these.")
+    elif isinstance(held, dict):
+        holds, facts = "a picture", held
     else:
-        embeds = ReferenceEmbeds.load(file)
-        against = None if statistics is None else TextStatistics.load(statistics)
-        described, make_lines = describe_reference(embeds, against, threshold), _reference_lines
-    if output_format is OutputFormat.JSON:
-        print_json({"file": str(file), "bytes": file.stat().st_size, "schema": schema, **described})
-        return
-    for line in [f"file              {file}, {file.stat().st_size} bytes", *make_lines(described)]:
-        say(line)
+        holds, facts = "text-encoder statistics", describe_statistics(held)
+    return {"file": str(file), "bytes": file.stat().st_size, "holds": holds, **facts}
 
 
 def describe_reference(
-    embeds: ReferenceEmbeds, against: TextStatistics | None = None, threshold: float = 10.0
+    embeds: zimage_vl.ReferenceEmbeds, against: zimage_vl.TextStatistics | None = None, threshold: float = 10.0
 ) -> dict[str, Any]:
     """Get reference embeddings as plain values; outliers and the guide's correlation against statistics, if given."""
-    from zimage_vl.blend.regions import Region
     from zimage_vl.blend.report import make_jsonable
 
     if against is not None and against.width != embeds.width:
@@ -69,100 +99,51 @@ def describe_reference(
             f"The statistics are of {against.model_id!r}, which is {against.width} wide; the reference's states are "
             f"{embeds.width} wide. They belong to different models: measure the text encoder that goes with it."
         )
+    layers: dict[str, Any] = {}
+    for layer, states in embeds.hidden_states.items():
+        sinks, rms = zimage_vl.find_sink_tokens(states), states.double().square().mean(dim=1).sqrt()
+        layers[str(layer)] = {
+            "dtype": str(states.dtype).removeprefix("torch."),
+            **_measure(states),
+            "std_without_sinks": float(states[~sinks].double().std()),
+            "sinks": [
+                {"token": i, "region": zimage_vl.Region(int(embeds.regions[i])).name.lower(), "rms": float(rms[i])}
+                for i in sinks.nonzero().flatten().tolist()
+            ],
+        }
+        groups = {
+            "image_tokens": embeds.select("image_no_markers", layer),
+            "text_tokens": embeds.select("text", layer),
+        }
+        for name, group in groups.items():
+            if len(group):
+                layers[str(layer)][name] = {"tokens": len(group), **_measure(group)}
+                layers[str(layer)][name] |= {} if against is None else _compare(group, against, threshold)
     return {
         "width": embeds.width,
         "tokens": embeds.num_tokens,
-        "regions": {region.name.lower(): int((embeds.regions == region).sum()) for region in Region},
-        "layers": {
-            str(layer): make_jsonable(_describe_layer(states, embeds.regions, against, threshold))
-            for layer, states in embeds.hidden_states.items()
-        },
+        "regions": {region.name.lower(): int((embeds.regions == region).sum()) for region in zimage_vl.Region},
+        "muted_too": bool(embeds.muted_states),
         "provenance": make_jsonable(asdict(embeds.provenance)),
         "statistics": against and {"model_id": against.model_id, "fingerprint": against.fingerprint},
+        "layers": make_jsonable(layers),
     }
 
 
-def _describe_layer(
-    states: Tensor, regions: Tensor, against: TextStatistics | None, threshold: float
-) -> dict[str, Any]:
-    from zimage_vl.blend.embedding_statistics import find_sink_tokens, get_overall_std, get_token_rms
-    from zimage_vl.blend.regions import Region, select_tokens
-
-    rms, sinks = get_token_rms(states), find_sink_tokens(states)
-    described: dict[str, Any] = {
-        "dtype": str(states.dtype).removeprefix("torch."),
-        "std": get_overall_std(states),
-        "std_without_sinks": get_overall_std(states[~sinks]),
-        "median_token_rms": float(rms.median()),
-        "sinks": [
-            {"token": i, "region": Region(int(regions[i])).name.lower(), "rms": float(rms[i])}
-            for i in sinks.nonzero().flatten().tolist()
-        ],
-    }
-    groups = {"image_tokens": regions == Region.IMAGE, "text_tokens": select_tokens(regions, "text")}
-    return described | {
-        name: _describe_group(states[group], against, threshold) for name, group in groups.items() if bool(group.any())
-    }
+def _measure(states: Any) -> dict[str, float]:
+    """The std over all values of tokens, and the RMS of the median one."""
+    states = states.double()
+    return {"std": float(states.std()), "median_token_rms": float(states.square().mean(dim=1).sqrt().median())}
 
 
-def _describe_group(states: Tensor, against: TextStatistics | None, threshold: float) -> dict[str, Any]:
-    from zimage_vl.blend.embedding_statistics import (
-        get_dimension_std,
-        get_overall_std,
-        get_token_rms,
-        per_dimension_correlation,
-    )
-    from zimage_vl.blend.normalize import get_outlier_dimensions
-
-    described: dict[str, Any] = {
-        "tokens": len(states),
-        "std": get_overall_std(states),
-        "median_token_rms": float(get_token_rms(states).median()),
-    }
-    if against is None:
-        return described
-    spread, usual = get_dimension_std(states), against.statistics.std
+def _compare(states: Any, against: zimage_vl.TextStatistics, threshold: float) -> dict[str, Any]:
+    """The dimensions that spread unlike the text's, and the correlation of all, where it is defined."""
+    spread, usual = zimage_vl.EmbeddingStatistics.from_embeddings(states).std, against.statistics.std
+    described: dict[str, Any] = {}
+    if bool((spread != spread[0]).any()):
+        described["per_dimension_correlation"] = zimage_vl.per_dimension_correlation(states, against.statistics)
     described["outliers"] = [
         {"dimension": dim, "ratio": ratio, "direction": "excess" if spread[dim] > usual[dim] else "deficit"}
-        for dim, ratio in get_outlier_dimensions(states, against.statistics, threshold)
+        for dim, ratio in zimage_vl.get_outlier_dimensions(states, against.statistics, threshold)
     ]
-    if len(states) > 1 and bool((spread != spread[0]).any()):  # otherwise it is not defined
-        described["per_dimension_correlation"] = per_dimension_correlation(states, against.statistics)
     return described
-
-
-def _reference_lines(described: dict[str, Any]) -> list[str]:
-    """The description for people."""
-    regions = ", ".join(f"{count} {name}" for name, count in described["regions"].items() if count)
-    lines = [f"tokens            {described['tokens']} of {described['width']} dimensions: {regions}"]
-    for name, value in described["provenance"].items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {item}" for key, item in value.items())
-        elif isinstance(value, list):
-            value = " x ".join(str(item) for item in value)
-        elif isinstance(value, str) and (not value or " " in value):
-            value = repr(value)
-        if value is not None:
-            lines.append(f"{name.replace('_', ' '):<17} {value}")
-    for layer, facts in described["layers"].items():
-        sinks = [f"token {sink['token']} ({sink['region']}, RMS {sink['rms']:.4g})" for sink in facts["sinks"]]
-        lines.append(
-            f"layer {layer:<11} {facts['dtype']}, std {facts['std']:.4g}, without sinks "
-            f"{facts['std_without_sinks']:.4g}, median token RMS {facts['median_token_rms']:.4g}; sinks: "
-            f"{', '.join(sinks) or 'none'}"
-        )
-        for name in ("image_tokens", "text_tokens"):
-            lines += _group_lines(name.replace("_", " "), facts[name]) if name in facts else []
-    return lines
-
-
-def _group_lines(name: str, group: dict[str, Any]) -> list[str]:
-    text = f"  {name:<15} {group['tokens']}, std {group['std']:.4g}, median token RMS {group['median_token_rms']:.4g}"
-    if "per_dimension_correlation" in group:
-        text += f", per-dimension correlation {group['per_dimension_correlation']:.3f}"
-    if "outliers" not in group:
-        return [text]
-    # The ratio of a dimension that does not vary is the word inf.
-    shown = [f"{o['dimension']} ({float(o['ratio']):.1f}x {o['direction']})" for o in group["outliers"]]
-    more = f" and {len(shown) - _LARGEST_SHOWN} more" if len(shown) > _LARGEST_SHOWN else ""
-    return [text, f"  {'outliers':<15} {', '.join(shown[:_LARGEST_SHOWN]) or 'none'}{more}"]

@@ -1,27 +1,16 @@
-"""Words that are safe to show, files that are never half-written, models that are refused by name."""
+"""Output files: checked first, never half-written, never over what is the user's."""
 
 from __future__ import annotations
 
-import json
 import os
 from contextlib import suppress
 from pathlib import Path
 
 import PIL.Image
 import pytest
-import torch
 
-from zimage_vl.cli._shared import (
-    check_model_name,
-    check_output_path,
-    check_text,
-    choose_device,
-    get_package_versions,
-    new_file,
-    new_folder,
-    numbered_paths,
-    write_png,
-)
+from zimage_vl.cli._outputs import check_output_path, new_file, new_folder, numbered_paths
+from zimage_vl.cli._records import write_png
 
 
 PICTURE = PIL.Image.new("RGB", (8, 8), "red")
@@ -29,20 +18,6 @@ PICTURE = PIL.Image.new("RGB", (8, 8), "red")
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-def test_a_png_carries_how_it_was_made(tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
-    parameters = {"prompt": "ein rotes Haus am Fluß 家", "seed": 2**40, "alpha": [0.5, None]}
-    write_png(PICTURE, path, parameters, overwrite=False)
-    with PIL.Image.open(path) as image:
-        assert json.loads(image.info["parameters"]) == parameters
-        assert image.getpixel((0, 0)) == (255, 0, 0)
-    assert names(tmp_path) == ["picture.png"]
-    if os.name == "posix":
-        umask = os.umask(0)
-        os.umask(umask)
-        assert path.stat().st_mode & 0o777 == 0o666 & ~umask
 
 
 class _BreaksHalfWay(PIL.Image.Image):
@@ -150,35 +125,3 @@ def test_a_folder_made_for_nothing_goes_again(tmp_path: Path) -> None:
 def test_several_results_are_numbered() -> None:
     assert numbered_paths(Path("a/b.png"), 1) == [Path("a/b.png")]
     assert numbered_paths(Path("a/b.png"), 3) == [Path("a/b-0.png"), Path("a/b-1.png"), Path("a/b-2.png")]
-
-
-def test_texts_are_texts() -> None:
-    check_text("--prompt", "家 \x1b")
-    check_text("--prompt", None)
-    with pytest.raises(ValueError, match=r"--prompt is no valid UTF-8 text: 'a\\udcff'"):
-        check_text("--prompt", "a\udcff")
-
-
-def test_versions_of_what_is_missing_are_none() -> None:
-    assert get_package_versions(["torch", "no-such-package"]) == {"torch": torch.__version__, "no-such-package": None}
-
-
-def test_a_device_that_is_not_there_is_refused() -> None:
-    assert choose_device("cpu") == "cpu"
-    assert choose_device(None) in ("cpu", "cuda", "mps")
-    for device in (f"cuda:{torch.cuda.device_count()}", "gpu"):
-        with pytest.raises(ValueError, match=f"--device '{device}' cannot be used here: .+"):
-            choose_device(device)
-
-
-def test_what_is_no_model_is_refused_without_asking_a_hub(tmp_path: Path) -> None:
-    for model in ("toy", str(tmp_path), "Tongyi-MAI/Z-Image-Turbo"):
-        check_model_name(model)
-    check_model_name(str(tmp_path), "Qwen/Qwen3-VL-4B-Instruct")
-    for model in ("./nowhere", "/nowhere/at/all", "turbo", "a/b/c", "a/\x1b", "a b/c"):
-        with pytest.raises(ValueError, match=r"--model '.*' is neither a folder"):
-            check_model_name(model)
-    with pytest.raises(ValueError, match="--vl-model 'toy' is neither a folder"):
-        check_model_name(str(tmp_path), "toy")
-    with pytest.raises(ValueError, match="--vl-model does nothing with --model toy"):
-        check_model_name("toy", "a/b")

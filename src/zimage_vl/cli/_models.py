@@ -1,0 +1,216 @@
+"""Models by name: refused before anything else is read, loaded whole or in part, each failure one readable line."""
+
+from __future__ import annotations
+
+import re
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from textwrap import shorten
+from typing import Any
+
+import zimage_vl
+
+from ._terminal import escape, note, one_line
+
+
+TOY_MODEL = "toy"
+DTYPES = ("float32", "bfloat16", "float16")
+_PROBE_SECONDS = 4.0
+_VL_PARTS = ("vl_encoder", "vl_processor", "vl_vision")
+
+
+@dataclass
+class Model:
+    """The models that a command works with, as its options name them, and where and how precisely they run.
+
+    Making it is the check: names that can be none, no pipeline behind them, a device that is not there.
+    """
+
+    model: str = TOY_MODEL
+    vl_model: str | None = None
+    revision: str | None = None
+    device: str | None = None
+    dtype: str | None = None
+
+    def __post_init__(self) -> None:
+        _check_names(self.model, self.vl_model, self.revision)
+        self.device = choose_device(self.device)
+        self.dtype = self.dtype or DTYPES[not self.is_toy]
+        if not self.is_toy:
+            _check_index(self.model, self.revision)
+
+    @property
+    def is_toy(self) -> bool:
+        """It is the miniature that comes with the package."""
+        return self.model == TOY_MODEL
+
+    @property
+    def defaults(self) -> tuple[int, int]:
+        """Side of a picture in pixels, and steps: the toy's, or those of Z-Image-Turbo's card."""
+        from zimage_vl import toy
+
+        return (int(toy.SIZE), int(toy.STEPS)) if self.is_toy else (1024, 9)
+
+    def describe(self) -> dict[str, str | None]:
+        """Get the options for a record; of a folder the name, without those that it lies in."""
+        shown = Path(self.model).name if Path(self.model).is_dir() else self.model
+        return {**asdict(self), "model": shown}
+
+    def announce(self) -> None:
+        """Say what is loaded, and of the toy how little it knows."""
+        toy = "The toy paints, which knows only coloured shapes; for more: --model Tongyi-MAI/Z-Image-Turbo."
+        note(toy if self.is_toy else f"Loading {self.model} ...")
+
+    def load(self, **parts: None) -> Any:
+        """Get the pipeline, on the CPU. The `parts` are left out: they are not even fetched."""
+        import torch
+        from diffusers.utils import deprecation_utils
+
+        precision = getattr(torch, str(self.dtype))
+        if self.is_toy:
+            pipe = zimage_vl.load_toy_pipeline()
+            return pipe if pipe.dtype == precision else pipe.to(precision)
+        # Older diffusers ignore `dtype` silently; newer ones, which have this helper, call `torch_dtype` deprecated.
+        dtype = "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
+        given: dict[str, Any] = {dtype: precision, **parts}
+        if self.vl_model is not None:  # takes precedence over one that is saved with the model
+            given |= {**dict.fromkeys(_VL_PARTS), "vl_model_id": self.vl_model}
+        with loading(self.model):
+            return zimage_vl.ZImageVLPipeline.from_pretrained(self.model, revision=self.revision, **given)
+
+    def load_text_side(self) -> Any:
+        """Get a pipeline that can encode prompts and nothing else, on its device."""
+        nothing = dict.fromkeys(("transformer", "vae", *_VL_PARTS, "vl_model_id"))
+        return self.load(**nothing).to(self.device)
+
+    def load_reader(self, vl_reader: str, layers: Sequence[int]) -> Any:
+        """Get a pipeline that can read references and nothing else, on its device, checked as `check_reader` does."""
+        small = vl_reader == "text_encoder"
+        pipe = self.load(transformer=None, vae=None, **({} if small else {"text_encoder": None, "vl_vision": None}))
+        if pipe.text_encoder is None:
+            pipe.text_encoder = self._sizes_of_text_encoder()
+        self.check_reader(pipe, vl_reader, layers)
+        if pipe.vl_encoder is None and pipe.vl_vision is None:
+            with loading(pipe.config["vl_model_id"], "--vl-model"):
+                (pipe.load_vl_vision if small else pipe.load_vl_encoder)()
+        return pipe.to(self.device)
+
+    def _sizes_of_text_encoder(self) -> Any:
+        """What a reading is checked against, without gigabytes of weights."""
+        import torch
+        from transformers import AutoConfig
+
+        sizes: Any = torch.nn.Module()
+        at = {} if self.revision is None else {"revision": self.revision}
+        with loading(self.model):
+            sizes.config = AutoConfig.from_pretrained(self.model, subfolder="text_encoder", **at)
+        sizes.dtype, sizes.device = getattr(torch, str(self.dtype)), torch.device("cpu")
+        return sizes
+
+    def check_reader(self, pipe: Any, vl_reader: str, layers: Sequence[int]) -> None:
+        """Refuse a reader that is not there, does not fit or lacks a layer, before its weights are loaded."""
+        from zimage_vl.reference.reading import resolve_layers
+
+        blamed = (self.model, "--model")
+        if pipe.vl_encoder is None and (pipe.vl_vision is None or vl_reader != "text_encoder"):
+            blamed = (pipe.config["vl_model_id"], "--vl-model")
+            if blamed[0] is None:
+                raise ValueError(f"--model '{escape(self.model)}' names no VL model to read with: add --vl-model.")
+            _check_reachable(*blamed, None, "config.json")
+        with loading(*blamed):
+            depth = pipe.find_reader(vl_reader).num_hidden_layers
+        resolve_layers(layers, depth)
+
+    def paint_in_stages(self, prompt: str, **arguments: Any) -> Any:
+        """Paint what the pipeline would, with one model in memory at a time; the toy, too."""
+        import torch
+        from safetensors import SafetensorError
+
+        with tempfile.TemporaryDirectory() as folder:
+            if self.is_toy:
+                self.load().save_pretrained(folder)
+            given: dict[str, Any] = {"dtype": getattr(torch, str(self.dtype)), "device": self.device, **arguments}
+            given |= {"vl_model_id": self.vl_model, "revision": self.revision}
+            try:
+                return zimage_vl.generate_low_memory(folder if self.is_toy else self.model, prompt, **given)
+            except (OSError, SafetensorError):
+                with loading(self.model):
+                    raise
+
+
+def choose_device(device: str | None) -> str:
+    """Get the device asked for, or the best there is: cuda, mps, cpu."""
+    import torch
+
+    if device is None:
+        return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"--device '{escape(device)}' cannot be used here: {reason}") from error
+    return device
+
+
+def _check_names(model: str, vl_model: str | None, revision: str | None) -> None:
+    """Refuse what can be no model, without asking the Hub."""
+    for option, given in (("--revision", revision), ("--vl-model", vl_model)):
+        if given is not None and model == TOY_MODEL:
+            raise ValueError(f"{option} does nothing with --model toy, which comes whole with this package.")
+    for option, name, toy in (("--model", model, ", nor 'toy'"), ("--vl-model", vl_model, "")):
+        if name is None or (toy and name == TOY_MODEL) or Path(name).is_dir():
+            continue
+        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is None:
+            said = "is neither a folder that exists, nor a Hub id (owner/name)"
+            raise ValueError(f"{option} '{escape(name)}' {said}{toy}.")
+
+
+@contextmanager
+def loading(model: str, option: str = "--model") -> Generator[None]:
+    """Within it, whatever a model's files make the libraries raise is an OSError that names the model."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, (MemoryError, NotImplementedError)) or type(error).__name__ == "OutOfMemoryError":
+            raise
+        if isinstance(error, (KeyError, TypeError, AttributeError)):
+            reason = f"its files are not those of such a model ({type(error).__name__}: {one_line(error)})."
+        elif type(error).__name__ == "SafetensorError":
+            reason = f"a file of its weights is damaged or cut short ({one_line(error)})."
+        else:
+            reason = shorten(one_line(error), 400, placeholder=" ...")
+        raise OSError(f"{option} '{escape(model)}' could not be loaded: {reason}") from error
+
+
+def _check_index(model: str, revision: str | None) -> None:
+    """Refuse what has no model_index.json with a JSON object in it: it is no pipeline in diffusers' layout."""
+    _check_reachable(model, "--model", revision, "model_index.json")
+    from diffusers import DiffusionPipeline
+
+    with loading(model):
+        index: object = DiffusionPipeline.load_config(model, revision=revision)
+        if not isinstance(index, dict):
+            raise ValueError("its model_index.json holds no JSON object.")
+
+
+def _check_reachable(model: str, option: str, revision: str | None, file: str) -> None:
+    """Refuse a Hub id of which nothing is cached where there is no network, in seconds; a folder passes."""
+    import requests
+    from huggingface_hub import constants, try_to_load_from_cache
+
+    if Path(model).is_dir() or isinstance(try_to_load_from_cache(model, file, revision=revision), str):
+        return
+    reason = "HF_HUB_OFFLINE is set"
+    if not constants.HF_HUB_OFFLINE:
+        try:
+            requests.head(constants.ENDPOINT, timeout=_PROBE_SECONDS)
+            return
+        except requests.RequestException:
+            reason = f"{constants.ENDPOINT} does not answer"
+    raise OSError(
+        f"{option} '{escape(model)}' is not in the local cache and cannot be downloaded: {reason}. Connect, or pass "
+        f"the path of a folder with the model's files: {option} FOLDER."
+    )

@@ -1,0 +1,123 @@
+"""Output files: checked before any work is done for them, never half-written, never over what is the user's."""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import tempfile
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ._terminal import escape, one_line
+
+
+PARTLY_DONE = 3  # the exit code where some inputs were refused and the others were done
+OverwriteOption = Annotated[
+    bool, typer.Option("--overwrite", help="Replace a file of the output's name; without, it is refused.")
+]
+
+
+def check_output_path(
+    path: Path,
+    suffixes: tuple[str, ...] = (".png",),
+    *,
+    overwrite: bool = False,
+    inputs: Sequence[str | os.PathLike[str] | None] = (),
+) -> None:
+    """Refuse a file that could not or may not be written.
+
+    What the command reads (`inputs`: files, folders of models, and names of neither) is never replaced.
+    """
+    shown = f"--output '{escape(str(path))}'"
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"--output must end in {' or '.join(suffixes)}, got '{escape(str(path))}'.")
+    if path.is_dir():
+        raise ValueError(f"{shown} is a directory: name a file in it.")
+    check_folder(path.parent, shown)
+    if not os.path.lexists(path):
+        return
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{shown} is no regular file: name another.")
+    for given in inputs:
+        if given is not None and _is_part_of(path, Path(given)):
+            raise ValueError(f"{shown} is an input of this command, which is never written over: name another file.")
+    if not overwrite:
+        raise _exists_already(path)
+
+
+def check_folder(folder: Path, shown: str) -> None:
+    """Refuse a folder that is not there, or takes no file: one without a name is made in it, and gone at once."""
+    named = f"{shown}: the folder '{escape(str(folder))}'"
+    if not folder.is_dir():
+        raise ValueError(f"{named} does not exist. Create it first.")
+    try:
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        raise ValueError(f"{named} cannot be written to: {error.strerror or one_line(error)}.") from error
+
+
+def _is_part_of(path: Path, given: Path) -> bool:
+    with suppress(OSError, ValueError):
+        if given.is_dir():
+            return path.resolve().is_relative_to(given.resolve())
+        return path.exists() and os.path.samefile(path, given)
+    return False
+
+
+def _exists_already(path: Path) -> ValueError:
+    return ValueError(f"--output '{escape(str(path))}' exists already: name another file, or add --overwrite.")
+
+
+@contextmanager
+def new_file(path: Path, overwrite: bool = False) -> Generator[Path]:
+    """Within it, a file of a random name beside `path`, to be written to; at the end it becomes `path`.
+
+    Under its final name it is whole or not there. An OSError names `path`.
+    """
+    unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished{path.suffix}")
+    try:
+        os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+        yield unfinished
+        if overwrite:
+            os.replace(unfinished, path)
+            return
+        try:
+            os.link(unfinished, path)  # which, unlike a renaming, never replaces
+        except FileExistsError:
+            raise _exists_already(path) from None
+        except OSError:  # a file system without links
+            if os.path.lexists(path):
+                raise _exists_already(path) from None
+            os.rename(unfinished, path)
+    except OSError as error:
+        reason = error.strerror or one_line(error)
+        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Generator[None]:
+    """Within it, the folder is there; one that was made for a command that failed and is empty goes again."""
+    made = not folder.is_dir()
+    folder.mkdir(exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
+
+
+def numbered_paths(path: Path, count: int) -> list[Path]:
+    """Get the path itself for one result, `name-0.png`, `name-1.png` and so on for several."""
+    if count == 1:
+        return [path]
+    return [path.with_name(f"{path.stem}-{index}{path.suffix}") for index in range(count)]
