@@ -203,7 +203,8 @@ def style_row(bench: Bench) -> Row:
     scores = {way: outcome.kept(named) * outcome.followed(style) for way, outcome in ways.items()}
     told = ", ".join(f"{way} {o.kept(named):.2f} x {o.followed(style):.2f}" for way, o in ways.items())
     return Row(
-        "the blend (.4) and image-to-image (.85; at 8 steps .9 would be noise alone) from one picture, the shape named: kept x style followed",
+        "the blend (.4) and image-to-image (.85: at 8 steps .9 is noise alone) from one picture, the shape named: "
+        "kept x style followed",
         "both together better than either",
         told,
         scores["both"] > max(scores["blend"], scores["image-to-image"]),

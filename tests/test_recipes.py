@@ -119,7 +119,7 @@ def test_each_blends_and_stays_as_it_is(name: str) -> None:
 
 @pytest.mark.parametrize(("name", "touched"), [("colours", Region.PREFIX), ("style", Region.WORDS)])
 def test_colours_touch_the_beginning_and_style_the_words(name: str, touched: Region) -> None:
-    out, _ = condition(make_reference(layers=(-2,)), **RECIPES[name])
+    out, _ = condition(make_reference(layers=(-2, -6)), **RECIPES[name])
     assert (out != TEXT).any(dim=1).tolist() == (touched == TEXT_REGIONS).tolist()
 
 

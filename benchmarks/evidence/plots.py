@@ -39,7 +39,7 @@ def make_figure(panels: int, columns: int, size: tuple[float, float], *, share: 
 
 def finish(figure: Any, title: str, path: Path, handles: list[Any]) -> Path:
     """Title, legend below, and the file."""
-    title = textwrap.fill(title, int(figure.get_figwidth() * 6.5))
+    title = textwrap.fill(title, int(figure.get_figwidth() * 5.8))
     figure.suptitle(title, x=0.01, ha="left", fontsize=19, fontweight="bold", color=INK)
     figure.legend(
         handles=handles,

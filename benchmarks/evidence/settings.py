@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from zimage_vl.recipes import RECIPES, WISHES
+from zimage_vl.recipes import RECIPES
 
 
 Row = dict[str, Any]
@@ -49,9 +49,9 @@ SAME_DOSE: Row = {"vl_alpha": 0.5, "vl_normalization": "token_rms"}
 # Heading of each group's table, and the title of its plot where it has one: its finding, once there is one.
 TITLES = {
     "controls": "Controls: a reference that shows nothing, and none",
-    "dose": "Dose: alpha and normalization",
-    "tokens": "What the tokens carry",
-    "recipes": "The recipes, each with the prompts it is meant for",
+    "dose": "Open prompts take from the reference what they leave open; prompts that name everything hardly do",
+    "tokens": "Text tokens carry nothing of the picture, image tokens alone copy it, all together blend",
+    "recipes": "Words beside the picture do most of the work of the guide's recipes",
     "sinks": "The sink, kept and left out, at two sizes of reference",
     "modes": "Blend modes",
     "masking": "Outlier masking, image tokens",
@@ -62,10 +62,10 @@ TITLES = {
     "rounds": "Iterations: the picture that comes out is the next reference",
     "steps": "A part of the steps",
     "reading": "Treating, reading and describing the picture differently",
-    "image-to-image": "Blend and image-to-image from the same picture, strength 0.85",
+    "image-to-image": "Blend and image-to-image from the same picture follow it further than either alone",
     "away": "Away from a picture: it is blended into the negative prompt",
     "wishes": "Candidates for a wish: colours, layout, style, variation",
-    "alignment": "How the sequences meet, references of 64 and 256 px",
+    "alignment": "A larger picture is felt at a smaller alpha; appended tokens keep more of the prompt",
 }
 PLOTTED = ("dose", "tokens", "recipes", "image-to-image", "alignment")
 
@@ -109,8 +109,7 @@ def make_rows() -> list[Row]:
         "layout": {"names": composition},
         "variation": {"names": ("shape",), "about": "reference"},
     }
-    for name in (name for name in RECIPES if name not in WISHES):
-        recipe = RECIPES[name]
+    for name, recipe in RECIPES.items():
         wish = wishes.get(name, {"names": style})
         add("recipes", name, **wish, **dict(recipe))
         if "text" in wish:
