@@ -114,11 +114,7 @@ def condition_prompt_embeds(
     """
     text = _read_text(check_embeddings("text_embeds", text_embeds), text_regions, conditioning, alpha, text_statistics)
     length = len(text.embeds)
-    if max_tokens is not None and length + text.appended > max_tokens:
-        raise ValueError(
-            f"The transformer takes {max_tokens} tokens, got {length} of the text and {text.appended} appended by "
-            "vl_alignment 'concat': shorten the prompt, append fewer or use another alignment."
-        )
+    check_caption(length, text.appended, max_tokens)
     if not bool(text.alphas.any()):
         linear = conditioning.vl_blend_mode == "linear" and conditioning.vl_alignment != "concat"
         untouched = _BlendOutcome(text.embeds, None, text.alphas, text.alphas if linear else None)
@@ -141,6 +137,15 @@ def condition_prompt_embeds(
     # The text keeps its own bits wherever nothing acted.
     out = torch.cat([torch.where((outcome.alphas > 0)[:, None], out[:length], text_embeds), out[length:]])
     return out, _make_report(text, check_embeddings("the blended embeddings", out), laid, outcome)
+
+
+def check_caption(length: int, appended: int, max_tokens: int | None) -> None:
+    """Refuse a text that the transformer, which takes `max_tokens`, cannot take with what "concat" appends."""
+    if max_tokens is not None and length + appended > max_tokens:
+        raise ValueError(
+            f"The transformer takes {max_tokens} tokens, got {length} of the text and {appended} appended by "
+            "vl_alignment 'concat': shorten the prompt, append fewer or use another alignment."
+        )
 
 
 @skip_finite_checks()
@@ -168,7 +173,7 @@ def _read_text(
             raise ValueError(
                 f"vl_alignment 'concat' needs `alpha` to be vl_alpha, {knobs.vl_alpha}, everywhere, got {got}."
             )
-        appended = knobs.vl_concat_tokens or max(1, round(knobs.vl_alpha * len(embeds)))
+        appended = knobs.count_appended(len(embeds))
     sinks = find_sink_tokens(embeds)
     counted = ~sinks if knobs.vl_exclude_sinks else torch.ones_like(sinks)
     appended = appended if bool(alphas.any()) else 0
