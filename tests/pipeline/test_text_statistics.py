@@ -163,7 +163,8 @@ def refused(tmp_path: Path, message: str, tensors: dict[str, torch.Tensor], **ch
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": "33"}, "its metadata say width 33, its tensors 32"),
+        ({"width": "33"}, r"contradict its tensors, or are unknown here: \['width'\]"),
+        ({"colour": "red"}, r"unknown here: \['colour'\]"),
         ({"count": "many"}, "invalid literal"),
         ({"count": "1"}, "at least two tokens"),
         ({"layer": "-2.5"}, "invalid literal"),

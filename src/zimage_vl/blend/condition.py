@@ -116,11 +116,7 @@ def condition_prompt_embeds(
     embeds = check_embeddings("text_embeds", text_embeds)
     text = _read_text(embeds, text_regions, conditioning, alpha, text_statistics)
     length = len(embeds)
-    if max_tokens is not None and length + text.appended > max_tokens:
-        raise ValueError(
-            f"The transformer takes {max_tokens} tokens, got {length} of the text and {text.appended} appended by "
-            "vl_alignment 'concat': shorten the prompt, append fewer or use another alignment."
-        )
+    check_caption(length, text.appended, max_tokens)
     if not bool(text.alphas.any()):
         return text_embeds, _make_report(text, embeds, [], None)
     _check_needs(references, conditioning, text_statistics, neutral)
@@ -137,6 +133,15 @@ def condition_prompt_embeds(
     # The text keeps its own bits wherever nothing acted.
     out = torch.cat([torch.where((outcome.alphas > 0)[:, None], out[:length], text_embeds), out[length:]])
     return out, _make_report(text, check_embeddings("the blended embeddings", out), laid, outcome)
+
+
+def check_caption(length: int, appended: int, max_tokens: int | None) -> None:
+    """Refuse a text that the transformer, which takes `max_tokens`, cannot take with what "concat" appends."""
+    if max_tokens is not None and length + appended > max_tokens:
+        raise ValueError(
+            f"The transformer takes {max_tokens} tokens, got {length} of the text and {appended} appended by "
+            "vl_alignment 'concat': shorten the prompt, append fewer or use another alignment."
+        )
 
 
 @skip_finite_checks()
@@ -159,7 +164,7 @@ def _read_text(
     sinks = find_sink_tokens(embeds)
     counted = ~sinks if knobs.vl_exclude_sinks else torch.ones_like(sinks)
     alphas = embeds.new_tensor(check_alpha("alpha", alpha))
-    appended = (knobs.vl_concat_tokens or max(1, round(share * len(embeds)))) if share else 0
+    appended = knobs.count_appended(len(embeds)) if share else 0
     return _TextSide(knobs, embeds, regions.to(embeds.device), sinks, counted, alphas, appended, statistics)
 
 

@@ -125,6 +125,12 @@ class VLConditioning:
         """One sentence per knob that is set and does nothing beside the others."""
         return tuple(_find_unused(self))
 
+    def count_appended(self, length: int) -> int:
+        """Get how many tokens "concat" appends to a text of `length` tokens; 0 with another alignment or alpha 0."""
+        if self.vl_alignment != "concat" or not isinstance(self.vl_alpha, float) or not self.vl_alpha:
+            return 0
+        return self.vl_concat_tokens or max(1, round(self.vl_alpha * length))
+
     def window(self, num_inference_steps: int) -> list[bool]:
         """Get the steps in which the reference counts: step i of N iff `i/N >= vl_start` and `(i+1)/N <= vl_end`.
 

@@ -19,8 +19,11 @@ from diffusers.utils import logging
 from PIL import Image
 from torch import Tensor
 
+from ..blend.align import align_sequence
 from ..blend.checks import check_choice
+from ..blend.condition import check_caption
 from ..blend.knobs import PLACES, VLConditioning, resolve_alpha, split_per_prompt
+from ..blend.regions import Region, select_tokens
 from ..blend.registry import CONDITIONING_NAMES, KNOBS, VLReader
 from ..reference.embeds import ReferenceEmbeds, as_reference_embeds, describe_width
 from ..reference.pictures import (
@@ -179,12 +182,12 @@ def read_inputs(host: Host, call: Mapping[str, Any], arguments: Mapping[str, Any
         warn_once(sentence)
     steps = len(call["sigmas"]) if call.get("sigmas") is not None else call.get("num_inference_steps", 1)
     length = plan.max_sequence_length
-    return replace(
-        plan,
-        references=_read_references(host, plan.prompts, length, knobs, conditionings) if own else (),
-        negative_references=_read_negatives(host, plan, knobs, conditionings) if negative else (),
-        window=tuple(conditionings[0].window(steps)),
-    )
+    references = _read_references(host, plan.prompts, length, knobs, conditionings) if own else ()
+    negatives = _read_negatives(host, plan, knobs, conditionings) if negative else ()
+    _check_room(host, references, plan.prompt_embeds)
+    _check_room(host, negatives, plan.negative_prompt_embeds)
+    window = tuple(conditionings[0].window(steps))
+    return replace(plan, references=references, negative_references=negatives, window=window)
 
 
 def _has_reference(knobs: Mapping[str, Any], side: str = "") -> bool:
@@ -453,7 +456,7 @@ def _read_negatives(
         prompts = prompts or [""] * len(conditionings)
     elif given["reference_image"] is not None:
         plain["vl_text"] = ""
-    if None not in given.values():
+    if all(item is not None for item in given.values()):
         raise ValueError("Pass `negative_reference_image` or `negative_reference_embeds`, not both.")
     if given["reference_embeds"] is not None:  # read before: what is said of reading is the positive's
         reading = ("vl_text_position", "vl_max_pixels", "vl_treatment", "vl_describe")
@@ -628,6 +631,20 @@ def _read_texts(
     texts = texts * count if len(texts) == 1 else texts
     _check_count("vl_text", len(texts), count)
     return [read_text_turn(host.tokenizer, text, length) for text in texts]
+
+
+def _check_room(host: Host, plans: Sequence[PromptPlan], embeds: Sequence[Tensor] | None) -> None:
+    """Refuse what the blend would: a reference too short to truncate, more tokens than the transformer takes."""
+    for plan, text in zip(plans, embeds or [torch.empty(0)] * len(plans), strict=True):
+        knobs, length = plan.conditioning, len(text) if plan.turn is None else len(plan.turn.ids)
+        if knobs.vl_alignment == "concat" and plan.references:
+            check_caption(length, knobs.count_appended(length), host.max_text_tokens)
+        for one in plan.references if knobs.vl_alignment == "truncate" else ():
+            if isinstance(one, ReferenceEmbeds) or one.with_text is None:  # a description's length is not known yet
+                kept = select_tokens(one.regions, knobs.vl_token_selection)
+                if isinstance(one, Reading) and one.visible is not None:
+                    kept[one.regions == Region.IMAGE] &= one.visible
+                align_sequence(torch.ones(int(kept.sum()), 1), length, "truncate")
 
 
 def _load_masks(mask: Any, groups: Sequence[Sequence[Image.Image]]) -> list[list[Image.Image | None]]:

@@ -242,8 +242,9 @@ class TextStatistics:
                 dtype=metadata["dtype"],
                 versions=versions,
             )
-            if metadata["width"] != str(loaded.width):
-                raise ValueError(f"its metadata say width {metadata['width']}, its tensors {loaded.width}")
+            wrong = {name for name, _ in metadata.items() ^ loaded.to_metadata().items()}
+            if wrong:
+                raise ValueError(f"its metadata contradict its tensors, or are unknown here: {sorted(wrong)!s:.200}")
         except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
             reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
             raise ValueError(f"{Path(path)} is refused: {reason}. To mend it, {STATISTICS_FILE.remedy}.") from error

@@ -94,7 +94,7 @@ def read_tensor_file(path: str | os.PathLike[str], kind: FileKind) -> tuple[dict
         # What safetensors sees is what the digest was taken of.
         tensors = load_safetensors_bytes(_pack(header, data))
     except Exception as error:  # a file made for it can bring about any in the libraries
-        reason = error if isinstance(error, ValueError) else f"cannot be read ({type(error).__name__}: {error})"
+        reason = error if isinstance(error, ValueError) else f"cannot be read ({type(error).__name__}: {error!s:.200})"
         raise ValueError(f"{path} {reason}; {kind.remedy}.") from error
     return tensors, {name: text for name, text in metadata.items() if name not in _OWN_METADATA}
 
@@ -113,10 +113,12 @@ def _read_header(file: BinaryIO, kind: FileKind) -> tuple[dict[str, object], dic
         schema, version = metadata.get("schema"), metadata.get("schema_version")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"holds no {kind.contents}: its header has no metadata that can be read") from error
-    if (schema, version) != (kind.schema, kind.version):
+    if schema != kind.schema:
+        raise ValueError(f"holds no {kind.contents}: expected the schema {kind.schema!r}, got {schema!r:.80}")
+    if version != kind.version:
         raise ValueError(
-            f"holds no {kind.contents} that this release reads: expected the schema {kind.schema!r}, version "
-            f"{kind.version!r}, got {schema!r}, version {version!r}"
+            f"is of schema version {version!r:.80}, this release reads version {kind.version!r}: make the file "
+            "again with this release"
         )
     return header, metadata
 
