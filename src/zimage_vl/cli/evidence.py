@@ -109,7 +109,8 @@ def evidence(
     kept = {name: {**asdict(outcome), "settings": settings.get(name)} for name, outcome in outcomes.items()}
     content = {"command": command, **facts, "prompts": prompts, "pictures": [source.name for source in sources]}
     told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
-    head = f"# References with {model.model}\n\n`{command}`\n\n{len(prompts)} prompts, {len(references)} pictures; {told}."
+    asked = f"{len(prompts)} prompts, {len(references)} pictures; {told}."
+    head = f"# References with {model.model}\n\n`{command}`\n\n{asked}"
     page = measuring.write_page(outcomes, f"{head} {layers}".rstrip(), f"{folder.name}/sheet.png")
     for path, text in (
         (folder / "measurements.json", json.dumps({**content, "outcomes": kept}, indent=1)),
