@@ -98,6 +98,7 @@ class ConditioningReport:
     influence: (
         float | None
     )  # 1 - mean cosine of text tokens after and before, without sinks; None if any were appended
+    active_steps: tuple[int, int] | None = None  # the first step under the reference, one past the last; None: unknown
 
     @property
     def appended_tokens(self) -> int:
