@@ -68,7 +68,7 @@ GUIDE: dict[str, Any] = _Recipe(
 )
 
 # What the guide's author corrected it to: all tokens, scaled to the text. He describes alpha .3 as slight and .5 as
-# strong style; this lies between.
+# strong style; this lies between. `zimage_vl.paint_like` paints so over the same picture.
 ALL_TOKENS: dict[str, Any] = _Recipe(
     vl_alpha=0.4,
     vl_hidden_layer=-6,

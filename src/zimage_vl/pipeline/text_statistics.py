@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -126,15 +126,6 @@ def calibration_prompts_sha256() -> str:
 class TextStatistics:
     """Statistics of a text encoder with where they come from.
 
-    Attributes:
-        statistics: The measured mean and standard deviation.
-        model_id: The model's name, for people.
-        fingerprint: The text encoder they belong to, as `fingerprint_text_encoder` gives it.
-        layer: The hidden states that were measured: those that Z-Image reads.
-        prompts_sha256: The prompts they were measured on.
-        dtype: Of the text encoder, such as "bfloat16".
-        versions: Library to version, zimage_vl among them.
-
     Example:
         >>> import tempfile
         >>> from zimage_vl import load_toy_pipeline
@@ -145,12 +136,12 @@ class TextStatistics:
     """
 
     statistics: EmbeddingStatistics
-    model_id: str
-    fingerprint: str
-    layer: int = TEXT_LAYER
-    prompts_sha256: str = ""
-    dtype: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    model_id: str  # the model's name, for people
+    fingerprint: str  # of the text encoder they belong to, as `fingerprint_text_encoder` gives it
+    layer: int = TEXT_LAYER  # of the hidden states that were measured
+    prompts_sha256: str = ""  # of the prompts they were measured on
+    dtype: str = ""  # of the text encoder, such as "bfloat16"
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])  # library to version, zimage_vl among them
 
     @property
     def width(self) -> int:
@@ -159,13 +150,7 @@ class TextStatistics:
 
     @classmethod
     def measure(cls, pipe: Any, model_id: str, exclude_sinks: bool = False) -> TextStatistics:
-        """Measure a pipeline's text encoder; what the pipeline has measured already is not measured again.
-
-        Args:
-            pipe: A `ZImageVLPipeline`.
-            model_id: The model's name, for people.
-            exclude_sinks: Leave attention sinks out.
-        """
+        """Measure the text encoder of a `ZImageVLPipeline`, unless that has done so already."""
         return cls(
             statistics=pipe.text_statistics(exclude_sinks),
             model_id=model_id,
@@ -206,17 +191,11 @@ class TextStatistics:
 
     def to_metadata(self) -> dict[str, str]:
         """Get all but the tensors, as the texts that the file carries."""
-        return {
-            "model_id": self.model_id,
-            "fingerprint": self.fingerprint,
-            "width": str(self.width),
-            "layer": str(self.layer),
-            "count": str(self.statistics.count),
-            "exclude_sinks": json.dumps(self.statistics.exclude_sinks),
-            "prompts_sha256": self.prompts_sha256,
-            "dtype": self.dtype,
-            "versions": json.dumps(dict(self.versions), sort_keys=True),
-        }
+        known: dict[str, object] = {each.name: getattr(self, each.name) for each in fields(self)}
+        known |= {name: getattr(known["statistics"], name) for name in ("count", "exclude_sinks")}
+        known |= {"width": self.width, "versions": dict(self.versions)}
+        del known["statistics"]
+        return {name: x if isinstance(x, str) else json.dumps(x, sort_keys=True) for name, x in known.items()}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TextStatistics:

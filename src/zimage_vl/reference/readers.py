@@ -360,11 +360,15 @@ def _isolating(visual: Any, visible: Tensor | None) -> Generator[None]:
 @contextmanager
 def _running(model: nn.Module) -> Generator[torch.device]:
     """Within it, a model is this thread's alone, whichever pipeline it is in, and it is where its inputs belong."""
-    with _model_locks_lock:
-        lock = _model_locks.setdefault(model, threading.RLock())
-    with lock:
+    with lock_of_model(model):
         bring_to_device(model)
         yield execution_device(model)
+
+
+def lock_of_model(model: nn.Module) -> threading.RLock:
+    """Get the one lock of a model, whichever pipeline it is in."""
+    with _model_locks_lock:
+        return _model_locks.setdefault(model, threading.RLock())
 
 
 # ---- Devices and hooks ----
