@@ -18,7 +18,7 @@ from torch import Tensor
 from conditioning_samples import condition
 from embedding_samples import make_reference, make_text, rms_of
 from pipeline_samples import PROMPT, SMALL, make_picture, record_runs, seeded
-from reliability import count, expect, fuzz, is_ours, load_toy_once
+from tally import count, expect, fuzz, is_ours, load_toy_once
 from tiny_models import tiny_pipeline, white_box
 from zimage_vl.blend.registry import CONDITIONING_NAMES, KNOBS, Knob
 from zimage_vl.blend.report import ConditioningReport
@@ -49,7 +49,7 @@ def some(*values: Any) -> st.SearchStrategy[Any]:
     return st.sampled_from(values)
 
 
-# What a knob without choices is meant to take. A knob that is neither here nor has choices gets its default and ODD.
+# What a knob without choices is meant to take. One that is neither here nor has choices gets its default and ODD.
 pictures = some(
     PICTURE, OTHER, BLACK, np.zeros((2, 3), np.uint8), [[PICTURE, OTHER]], [[OTHER, OTHER]], [PICTURE, OTHER]
 )
