@@ -10,6 +10,8 @@ REPO ?=
 DRY_RUN ?=
 # More arguments for the command of the target, such as ARGS="-k images".
 ARGS ?=
+# How many times the cases of `make test` are tried by `make fuzz`.
+FUZZ ?= 10
 # A process a core with a thread each: the models of the tests are too small for more threads.
 WORKERS ?= auto
 
@@ -26,7 +28,7 @@ INSTALL = $*/bin/python -m pip install --disable-pip-version-check $($*_LOCK) $(
 # $(call suite,environment)
 suite = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-.PHONY: help setup demo test test-oldest test-newest check lock bundle evidence bench dist try-wheel publish clean
+.PHONY: help setup demo test test-oldest test-newest fuzz check lock bundle evidence bench dist try-wheel publish clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +36,7 @@ help:
 	@echo "make test    run the tests                    (ARGS=\"-k images\" for some of them)"
 	@echo "make test-oldest  run them with the oldest versions of all that the package needs, in .venv-oldest"
 	@echo "make test-newest  run them with the newest, unlocked, in .venv-newest; says how it went, never fails"
+	@echo "make fuzz    try hostile input and faults for minutes, other ones each time   (FUZZ=100 for longer)"
 	@echo "make check   ruff, pyright, the layering of the package, the single-file pipeline"
 	@echo "make lock    write requirements/*.txt anew    (ARGS=--upgrade for newer versions)"
 	@echo "make bundle  write the single-file pipeline for the Hub to pipelines/"
@@ -82,6 +85,9 @@ test-newest:
 	@$(MAKE) --no-print-directory .venv-newest/quantised && $(call suite,.venv-newest) \
 		&& echo "With the newest versions: passed." || echo "With the newest versions: FAILED, which blocks nothing."
 
+fuzz: $(STAMP)
+	@FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/reliability $(ARGS)
+
 check: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -123,5 +129,5 @@ publish: $(STAMP)
 	@$(BIN)/python tools/publish.py "$(REPO)" $(if $(filter 1 yes true,$(DRY_RUN)),,--upload) $(ARGS)
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache
+	rm -rf build dist .pytest_cache .hypothesis .ruff_cache
 	find src tests tools benchmarks examples pipelines -name __pycache__ -type d -prune -exec rm -rf {} +
