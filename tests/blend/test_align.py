@@ -94,22 +94,13 @@ def drop(*positions: int) -> Tensor:
 
 
 @pytest.mark.parametrize("selection", ["all", "text"])
-def test_the_template_meets_the_template_one_to_one(selection: TokenSelection) -> None:
+def test_the_template_meets_the_template_and_words_the_words(selection: TokenSelection) -> None:
     values, covered = lay(selection)
     assert torch.equal(values[:PREFIX], of(Region.PREFIX))
     assert torch.equal(values[-SUFFIX:], of(Region.SUFFIX))
-    assert covered.all()
-
-
-def test_words_and_image_meet_on_the_words_as_directions() -> None:
-    values, _ = lay("all")
-    expected = mix(of(Region.WORDS), align_sequence(of(Region.IMAGE), WORDS))
+    words, pooled = of(Region.WORDS), align_sequence(of(Region.IMAGE), WORDS)
+    expected = mix(words, pooled) if selection == "all" else words.double()
     torch.testing.assert_close(values[PREFIX:-SUFFIX].double(), expected, rtol=1e-4, atol=1e-4)
-
-
-def test_text_alone_is_the_reference_token_for_token() -> None:
-    values, covered = lay("text")
-    assert torch.equal(values, STATES[(REGIONS != Region.IMAGE) & (REGIONS != Region.MARKER)])
     assert covered.all()
 
 
@@ -134,7 +125,7 @@ def test_other_words_are_pooled_to_the_prompts_number(reference_words: int) -> N
     assert covered.all()
 
 
-def test_without_words_of_its_own_the_image_alone_lies_on_the_words() -> None:
+def test_without_words_the_image_or_the_template_is_alone() -> None:
     regions = make_regions(0, PATCHES)
     states = make_states(len(regions))
     values, covered = align_anchored(states, regions, TEXT_REGIONS, "all")
@@ -142,9 +133,6 @@ def test_without_words_of_its_own_the_image_alone_lies_on_the_words() -> None:
     assert covered.all()
     _, covered = align_anchored(states, regions, TEXT_REGIONS, "text")
     assert covered.tolist() == [True] * PREFIX + [False] * WORDS + [True] * SUFFIX
-
-
-def test_a_prompt_without_words_takes_the_template_alone() -> None:
     values, covered = align_anchored(STATES, REGIONS, make_regions(0), "all")
     assert torch.equal(values, torch.cat([of(Region.PREFIX), of(Region.SUFFIX)]))
     assert covered.all()

@@ -4,23 +4,20 @@ import numpy as np
 import pytest
 import torch
 
-from zimage_vl.blend.checks import check_alpha, check_choice, check_embeddings, check_number
+from zimage_vl.blend.checks import check_alpha, check_choice, check_embeddings, check_flag, check_number
 
 
-@pytest.mark.parametrize("value", [True, "0.5", None, [0.5], 1j])
-def test_what_is_no_number_is_refused_by_name(value: object) -> None:
-    with pytest.raises(TypeError, match=r"`knob` must be a fraction, got"):
-        check_number("knob", value, "a fraction", lambda x: True)
-
-
-@pytest.mark.parametrize("value", [float("nan"), -0.1, 1.1, float("inf")])
-def test_a_number_out_of_range_is_refused_by_value(value: float) -> None:
-    with pytest.raises(ValueError, match=rf"`knob` must be a fraction, got {value!r}"):
-        check_number("knob", value, "a fraction", lambda x: 0 <= x <= 1)
-
-
-def test_numpy_numbers_are_numbers() -> None:
+def test_what_is_no_number_is_refused_by_name() -> None:
     assert check_number("knob", np.float32(0.5), "a fraction", lambda x: 0 <= x <= 1) == 0.5
+    for value in (True, "0.5", None, [0.5], 1j):
+        with pytest.raises(TypeError, match=r"`knob` must be a fraction, got"):
+            check_number("knob", value, "a fraction", lambda x: True)
+    for value in (float("nan"), -0.1, 1.1, float("inf")):
+        with pytest.raises(ValueError, match=rf"`knob` must be a fraction, got {value!r}"):
+            check_number("knob", value, "a fraction", lambda x: 0 <= x <= 1)
+    for value in (1, "yes", None):
+        with pytest.raises(TypeError, match=f"`knob` must be True or False, got {value!r}"):
+            check_flag("knob", value)
 
 
 @pytest.mark.parametrize("value", ["bad", 3, None, ["a"]])

@@ -27,16 +27,10 @@ def test_a_selection_keeps_its_regions_and_no_other(selection: TokenSelection) -
     assert kept.tolist() == [Region(region).name in KEPT[selection] for region in REGIONS.tolist()]
 
 
-def test_the_values_are_those_in_files() -> None:
+def test_the_values_are_those_in_files_and_a_token_of_the_template_has_no_place() -> None:
     assert [region.name for region in sorted(Region)] == ["PREFIX", "MARKER", "IMAGE", "WORDS", "SUFFIX"]
     assert sorted(Region) == [0, 1, 2, 3, 4]
-
-
-def test_an_unknown_selection_is_refused_with_the_choices() -> None:
-    with pytest.raises(ValueError, match=r"`selection` must be one of \['all', 'text', .*\], got 'words'"):
-        select_tokens(REGIONS, "words")
-
-
-def test_a_token_of_the_template_has_no_place_in_the_prompt() -> None:
     token = PromptToken(0, "<|im_start|>", Region.PREFIX)
     assert (token.start, token.end) == (-1, -1)
+    with pytest.raises(ValueError, match=r"`selection` must be one of \['all', 'text', .*\], got 'words'"):
+        select_tokens(REGIONS, "words")

@@ -9,12 +9,7 @@ import torch
 
 from embedding_samples import make_states
 from zimage_vl.blend.normalize import OutlierMaskingInfo
-from zimage_vl.blend.report import (
-    ConditioningReport,
-    ReferenceReport,
-    get_effective_alpha,
-    get_influence,
-)
+from zimage_vl.blend.report import ConditioningReport, ReferenceReport, get_effective_alpha, get_influence
 
 
 def make_reference_report(ratios: dict[int, float], scale_factor: float | None = None) -> ReferenceReport:
@@ -59,11 +54,9 @@ def test_effective_alpha_of_the_published_sizes(alpha: float) -> None:
 
 
 def test_effective_alpha_of_empty_tokens_is_finite() -> None:
-    zero, one = torch.zeros(1, 4), torch.ones(1, 4)
-    half = torch.tensor([0.5])
-    assert get_effective_alpha(zero, one, half).item() == 1
-    assert get_effective_alpha(one, zero, half).item() == 0
-    assert get_effective_alpha(zero, zero, half).item() == 0
+    zero, one, half = torch.zeros(1, 4), torch.ones(1, 4), torch.tensor([0.5])
+    found = [get_effective_alpha(*pair, half).item() for pair in ((zero, one), (one, zero), (zero, zero))]
+    assert found == [1, 0, 0]
 
 
 def test_influence_is_one_minus_the_mean_cosine() -> None:
@@ -78,33 +71,22 @@ def test_influence_is_one_minus_the_mean_cosine() -> None:
     assert get_influence(torch.zeros(2, 4), torch.zeros(2, 4)) == 0
 
 
-def test_one_reference_speaks_for_the_whole() -> None:
-    report = make_report(make_reference_report({396: 617.9, 4: 42.0}, scale_factor=2.5))
+def test_references_are_summed_up() -> None:
+    one = make_reference_report({396: 617.9, 4: 42.0}, scale_factor=2.5)
+    report = make_report(one)
     assert report.masked_dimensions == [396, 4]
     assert report.masked_dim_ratios == {396: 617.9, 4: 42.0}
     assert report.masked_dim_directions == {396: "deficit", 4: "excess"}
     assert report.left_dim_ratios == {9: float("inf")}
-    assert report.scale_factor == 2.5
-    assert (report.reference_tokens, report.selected_tokens, report.aligned_tokens) == (20, 15, 12)
-    assert report.reference_sinks == ((0,),)
-
-
-def test_several_references_are_summed_up() -> None:
-    report = make_report(
-        make_reference_report({4: 42.0, 7: 11.0}, 2.5), make_reference_report({4: 142.0, 5: 50.0}, 3.5)
-    )
+    assert (report.scale_factor, report.reference_tokens, report.reference_sinks) == (2.5, 20, ((0,),))
+    report = make_report(make_reference_report({4: 42.0, 7: 11.0}, 2.5), make_reference_report({4: 142.0, 5: 50.0}))
     assert report.masked_dim_ratios == {4: 142.0, 5: 50.0, 7: 11.0}
     assert report.masked_dimensions == [4, 5, 7]
     assert report.masked_dim_directions == {4: "deficit", 5: "excess", 7: "excess"}
-    assert report.scale_factor is None
-    assert (report.reference_tokens, report.selected_tokens) == (40, 30)
-    assert report.reference_sinks == ((0,), (0,))
-
-
-def test_no_reference_is_nothing_done() -> None:
-    report = make_report()
-    assert (report.reference_tokens, report.aligned_tokens, report.scale_factor) == (0, None, None)
-    assert (report.masked_dimensions, report.left_dim_ratios, report.appended_tokens) == ([], {}, 0)
+    assert (report.scale_factor, report.reference_tokens, report.reference_sinks) == (None, 40, ((0,), (0,)))
+    nothing = make_report()
+    assert (nothing.reference_tokens, nothing.scale_factor, nothing.appended_tokens) == (0, None, 0)
+    assert (nothing.masked_dimensions, nothing.left_dim_ratios) == ([], {})
 
 
 def test_the_dict_is_json_and_complete() -> None:

@@ -50,10 +50,22 @@ def check_count(name: str, value: object) -> int:
     return int(check_number(name, value, "an int of at least 1", lambda x: x >= 1))
 
 
+def check_flag(name: str, value: object) -> bool:
+    """Check a bool and return it; anything else is a TypeError."""
+    if not isinstance(value, bool):
+        raise TypeError(f"`{name}` must be True or False, got {value!r:.80} of type {type(value).__name__}.")
+    return value
+
+
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Raise a ValueError that lists the choices unless `value` is one of them."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"`{name}` must be one of {list(choices)}, got {value!r}.")
+
+
+def check_fraction(name: str, value: object, expected: str = "a number from 0 to 1") -> float:
+    """Check a number from 0 to 1 and return it as a float."""
+    return check_number(name, value, expected, lambda x: 0 <= x <= 1)
 
 
 def check_alpha(
@@ -69,12 +81,10 @@ def check_alpha(
     """
     values = to_plain(alpha)
     if isinstance(values, str) or not isinstance(values, Sequence):
-        return check_number(name, values, expected, lambda x: 0 <= x <= 1)
+        return check_fraction(name, values, expected)
     if not values:
         raise ValueError(f"`{name}` must be {expected}, got none.")
-    return tuple(
-        check_number(f"{name}[{i}]", x, "a number from 0 to 1", lambda n: 0 <= n <= 1) for i, x in enumerate(values)
-    )
+    return tuple(check_fraction(f"{name}[{i}]", x) for i, x in enumerate(values))
 
 
 def to_plain(value: object) -> object:

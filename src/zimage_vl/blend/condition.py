@@ -7,7 +7,7 @@ blend.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
@@ -20,7 +20,6 @@ from .knobs import VLConditioning, resolve_alpha, share_weights
 from .mix import TOKEN_BLENDS, blend_adain_per_dim, compute_style_delta
 from .normalize import (
     OutlierMaskingInfo,
-    get_scale_factor,
     mask_outlier_dimensions,
     match_token_rms,
     normalize_hybrid,
@@ -39,8 +38,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _TextSide:
-    """The prompt, as every step needs it."""
+    """The prompt and the knobs, as every step needs them."""
 
+    knobs: VLConditioning
     embeds: Tensor  # (tokens, dims) float32
     regions: Tensor  # (tokens,)
     sinks: Tensor  # (tokens,) bool
@@ -64,7 +64,7 @@ class _BlendOutcome:
     """The blend, before it takes the text's dtype, and what went into it."""
 
     embeds: Tensor  # (tokens, dims) float32
-    met: Tensor | None  # (any, dims): the references' tokens as they met the text
+    met: Tensor  # (any, dims): the references' tokens as they met the text
     alphas: Tensor  # (text tokens,): alpha as it acted, 0 where nothing did
     effective_alpha: Tensor | None = None  # (text tokens,); None unless linear
 
@@ -91,7 +91,8 @@ def condition_prompt_embeds(
         text_regions: `(tokens,)` `Region` values.
         references: One or several; may be empty where alpha is 0 everywhere.
         conditioning: The knobs.
-        alpha: `(tokens,)` from `resolve_alpha`; None: from `conditioning.vl_alpha`, which then must not name phrases.
+        alpha: `(tokens,)` from `resolve_alpha`; with None, or "concat", that of `conditioning`, which then names no
+            phrases.
         text_statistics: Of the text encoder, where `conditioning.needs_text_statistics`; measured without sinks if,
             and only if, `vl_exclude_sinks`.
         neutral: The neutral picture for "style_delta", with the same tokens as every reference; None: each reference
@@ -112,31 +113,26 @@ def condition_prompt_embeds(
         >>> condition_prompt_embeds(text, regions, [], VLConditioning(vl_alpha=0.0))[0] is text
         True
     """
-    text = _read_text(check_embeddings("text_embeds", text_embeds), text_regions, conditioning, alpha, text_statistics)
-    length = len(text.embeds)
+    embeds = check_embeddings("text_embeds", text_embeds)
+    text = _read_text(embeds, text_regions, conditioning, alpha, text_statistics)
+    length = len(embeds)
     if max_tokens is not None and length + text.appended > max_tokens:
         raise ValueError(
             f"The transformer takes {max_tokens} tokens, got {length} of the text and {text.appended} appended by "
             "vl_alignment 'concat': shorten the prompt, append fewer or use another alignment."
         )
     if not bool(text.alphas.any()):
-        linear = conditioning.vl_blend_mode == "linear" and conditioning.vl_alignment != "concat"
-        untouched = _BlendOutcome(text.embeds, None, text.alphas, text.alphas if linear else None)
-        return text_embeds, _make_report(text, text.embeds, [], untouched)
-    _check_needs(text, references, neutral, conditioning)
-    laid: list[_LaidReference] = []
+        return text_embeds, _make_report(text, embeds, [], None)
+    _check_needs(references, conditioning, text_statistics, neutral)
     shares = share_weights(conditioning.reference_weights or [1.0] * len(references))
+    laid: list[_LaidReference] = []
     for i, (reference, share) in enumerate(zip(references, shares, strict=True)):
-        states = _mix_layers(f"reference {i}", reference, text.embeds, conditioning)
-        regions = reference.regions.to(states.device)
         twin = neutral or (reference.muted if conditioning.needs_muted else None)
-        plain = None if twin is None else _mix_layers("the neutral reference", twin, text.embeds, conditioning)
-        one = _lay_reference(f"reference {i}", states, regions, plain, share, text, conditioning)
-        made = reference.provenance
-        report = replace(one.report, text=made.text, reader=made.reader, treatment=made.treatment)
-        laid.append(replace(one, report=report))
+        states = _mix_layers(f"reference {i}", reference, text)
+        plain = None if twin is None else _mix_layers("the neutral reference", twin, text)
+        laid.append(_lay_reference(f"reference {i}", reference, states, plain, share, text))
     blend = _blend_unaligned if conditioning.vl_blend_mode == "adain_per_dim" else _blend_aligned
-    outcome = blend(text, laid, conditioning)
+    outcome = blend(text, laid)
     out = outcome.embeds.to(text_embeds.dtype)
     # The text keeps its own bits wherever nothing acted.
     out = torch.cat([torch.where((outcome.alphas > 0)[:, None], out[:length], text_embeds), out[length:]])
@@ -151,61 +147,45 @@ def _read_text(
     alpha: Tensor | None,
     statistics: EmbeddingStatistics | None,
 ) -> _TextSide:
-    if regions.shape != embeds.shape[:1]:
-        got = tuple(regions.shape)
-        raise ValueError(f"`text_regions` must hold one region for each of {len(embeds)} text tokens, got {got}.")
-    if alpha is None:
+    share = knobs.vl_alpha if knobs.vl_alignment == "concat" and isinstance(knobs.vl_alpha, float) else 0.0
+    if alpha is None or share:
         tokens = [PromptToken(i, "", Region(int(region))) for i, region in enumerate(regions)]
         alpha = resolve_alpha(knobs.vl_alpha, tokens, None)
-    values = check_alpha("alpha", alpha)
-    if not isinstance(values, tuple) or len(values) != len(embeds):
-        got = tuple(alpha.shape)
-        raise ValueError(f"`alpha` must hold one number for each of {len(embeds)} text tokens, got {got}.")
-    alphas, appended = embeds.new_tensor(values), 0
-    if knobs.vl_alignment == "concat" and isinstance(knobs.vl_alpha, float):
-        if not torch.allclose(alphas, alphas.new_tensor(knobs.vl_alpha)):
-            got = f"values from {min(values)} to {max(values)}"
-            raise ValueError(
-                f"vl_alignment 'concat' needs `alpha` to be vl_alpha, {knobs.vl_alpha}, everywhere, got {got}."
-            )
-        appended = knobs.vl_concat_tokens or max(1, round(knobs.vl_alpha * len(embeds)))
+    if not embeds.shape[:1] == regions.shape == alpha.shape:
+        got = f"{tuple(regions.shape)} and {tuple(alpha.shape)}"
+        raise ValueError(
+            f"`text_regions` and `alpha` must hold one value for each of {len(embeds)} tokens, got {got}."
+        )
     sinks = find_sink_tokens(embeds)
     counted = ~sinks if knobs.vl_exclude_sinks else torch.ones_like(sinks)
-    appended = appended if bool(alphas.any()) else 0
-    return _TextSide(embeds, regions.to(embeds.device), sinks, counted, alphas, appended, statistics)
+    alphas = embeds.new_tensor(check_alpha("alpha", alpha))
+    appended = (knobs.vl_concat_tokens or max(1, round(share * len(embeds)))) if share else 0
+    return _TextSide(knobs, embeds, regions.to(embeds.device), sinks, counted, alphas, appended, statistics)
 
 
 def _check_needs(
-    text: _TextSide, references: Sequence[ReferenceEmbeds], neutral: ReferenceEmbeds | None, knobs: VLConditioning
+    references: Sequence[ReferenceEmbeds],
+    knobs: VLConditioning,
+    statistics: EmbeddingStatistics | None,
+    neutral: ReferenceEmbeds | None,
 ) -> None:
-    statistics, excluded = text.statistics, knobs.vl_exclude_sinks
-    if knobs.needs_text_statistics and statistics is None:
+    if knobs.needs_text_statistics and (statistics is None or statistics.exclude_sinks != knobs.vl_exclude_sinks):
         raise ValueError(
             f"vl_normalization {knobs.vl_normalization!r} with vl_outlier_masking {knobs.vl_outlier_masking!r} needs "
-            "`text_statistics` of the text encoder, got None."
+            f"`text_statistics` that were measured with exclude_sinks={knobs.vl_exclude_sinks}, as vl_exclude_sinks "
+            f"is, got {statistics and f'exclude_sinks={statistics.exclude_sinks}'}."
         )
-    if knobs.needs_text_statistics and statistics is not None and statistics.exclude_sinks != excluded:
-        got = f"exclude_sinks={statistics.exclude_sinks}: measure them alike"
-        raise ValueError(f"vl_exclude_sinks is {excluded}, but `text_statistics` were measured with {got}.")
     if (neutral is not None) != knobs.has_neutral_image:
-        got = "None" if neutral is None else "one"
-        raise ValueError(
-            f"`neutral` goes with has_neutral_image=True alone: got {got} with {knobs.has_neutral_image} and "
-            f"vl_blend_mode {knobs.vl_blend_mode!r}."
-        )
-    if knobs.needs_muted and not all(reference.muted_states for reference in references):
-        raise ValueError(
-            "vl_blend_mode 'style_delta' needs a `neutral_image`, or references that were read muted too: encode them "
-            "with muted=True."
-        )
-    if not references:
-        raise ValueError("`references` must hold at least one reference where alpha is not 0, got none.")
-    weights = knobs.reference_weights or references
-    if len(weights) != len(references):
-        raise ValueError(
-            f"`reference_weights` must hold one number for each of {len(references)} references, got {len(weights)}."
-        )
+        raise ValueError(f"`neutral` goes with has_neutral_image=True alone, got {knobs.has_neutral_image}.")
+    if not references or len(knobs.reference_weights or references) != len(references):
+        expected = "at least one" if knobs.reference_weights is None else len(knobs.reference_weights)
+        raise ValueError(f"`references` must be {expected}, as `reference_weights` are, got {len(references)}.")
     for reference in references:
+        if knobs.needs_muted and not reference.muted_states:
+            raise ValueError(
+                "vl_blend_mode 'style_delta' needs a `neutral_image`, or references that were read muted too: encode "
+                "them with muted=True."
+            )
         if neutral is not None and neutral.regions.tolist() != reference.regions.tolist():
             raise ValueError(
                 f"The neutral reference must have the same tokens as the reference, got {len(neutral.regions)} and "
@@ -213,36 +193,23 @@ def _check_needs(
             )
 
 
-def _mix_layers(name: str, reference: ReferenceEmbeds, like: Tensor, knobs: VLConditioning) -> Tensor:
+def _mix_layers(name: str, reference: ReferenceEmbeds, text: _TextSide) -> Tensor:
     """The weighted mean of the layers asked for, `(tokens, dims)` float32 on the text's device."""
-    layers: list[Tensor] = []
-    for layer, weight in knobs.layer_weights.items():
-        try:
-            held = reference.get_layer(layer)
-        except ValueError as error:
-            raise ValueError(f"{name}: {error}") from error
-        states = check_embeddings(f"{name}, layer {layer}", held, like.shape[1])
-        if reference.regions.shape != states.shape[:1]:
-            got = tuple(reference.regions.shape)
-            raise ValueError(f"The regions of {name} must be one for each of {len(states)} tokens, got {got}.")
-        layers.append(weight * states.to(like.device))
-    return torch.stack(layers).sum(dim=0)
+    layers = [
+        weight * check_embeddings(f"{name}, layer {layer}", reference.get_layer(layer), text.embeds.shape[1])
+        for layer, weight in text.knobs.layer_weights.items()
+    ]
+    return torch.stack(layers).sum(dim=0).to(text.embeds.device)
 
 
 @skip_finite_checks()
 def _lay_reference(
-    name: str,
-    states: Tensor,
-    regions: Tensor,
-    plain: Tensor | None,
-    share: float,
-    text: _TextSide,
-    knobs: VLConditioning,
+    name: str, reference: ReferenceEmbeds, states: Tensor, plain: Tensor | None, share: float, text: _TextSide
 ) -> _LaidReference:
     """One reference, its layers mixed, through all steps to alignment; `plain` is its neutral twin."""
+    knobs, regions = text.knobs, reference.regions.to(states.device)
     sinks = find_sink_tokens(states)
-    lost = sinks if plain is None else sinks | find_sink_tokens(plain)
-    dropped = lost & knobs.vl_exclude_sinks
+    dropped = (sinks if plain is None else sinks | find_sink_tokens(plain)) & knobs.vl_exclude_sinks
     selected = select_tokens(regions, knobs.vl_token_selection)
     kept = selected & ~dropped  # (tokens,)
     if not bool(kept.any()):
@@ -250,17 +217,10 @@ def _lay_reference(
             f"vl_token_selection {knobs.vl_token_selection!r} keeps none of the {len(kept)} tokens of {name} "
             f"({int(selected.sum())} selected, of which sinks were dropped): select others."
         )
-    masked, info, image = states, OutlierMaskingInfo(), kept & (regions == Region.IMAGE)
-    if knobs.vl_outlier_masking != "none" and bool(image.any()):
-        threshold, mode = knobs.vl_outlier_threshold, knobs.vl_outlier_masking
-        quiet, info = mask_outlier_dimensions(states[image], text.statistics, threshold, mode)
-        masked = states.index_put((image,), quiet)  # the other tokens keep their bits
-    if plain is not None:
-        # The mask found on the reference, put on its twin: their difference must not come from the masking.
-        masked = compute_style_delta(masked, plain.index_put((image,), scale_dimensions(plain[image], info.factors)))
-    values, factor = _normalize(masked[kept], text, knobs)
-    aligned, covered = _align(masked.index_put((kept,), values), regions, kept, dropped, text, knobs)
-    one_to_one = knobs.vl_blend_mode != "adain_per_dim"
+    masked, info = _mask_image_tokens(states, plain, kept & (regions == Region.IMAGE), text)
+    values, factor = _normalize(masked[kept], text)
+    aligned, covered = _align(masked.index_put((kept,), values), regions, kept, dropped, text)
+    one_to_one, made = knobs.vl_blend_mode != "adain_per_dim", reference.provenance
     report = ReferenceReport(
         tokens=len(regions),
         selected_tokens=int(kept.sum()),
@@ -272,35 +232,54 @@ def _lay_reference(
         std_after=get_overall_std(values),
         scale_factor=factor,
         masking=info,
-        sinks=tuple(sinks.nonzero().flatten().tolist()),
-        dropped_sinks=tuple((selected & dropped).nonzero().flatten().tolist()),
+        sinks=_positions(sinks),
+        dropped_sinks=_positions(selected & dropped),
+        text=made.text,
+        reader=made.reader,
+        treatment=made.treatment,
     )
     return _LaidReference(aligned, covered, report)
 
 
-def _normalize(values: Tensor, text: _TextSide, knobs: VLConditioning) -> tuple[Tensor, float | None]:
+def _positions(tokens: Tensor) -> tuple[int, ...]:
+    return tuple(tokens.nonzero().flatten().tolist())
+
+
+def _mask_image_tokens(
+    states: Tensor, plain: Tensor | None, image: Tensor, text: _TextSide
+) -> tuple[Tensor, OutlierMaskingInfo]:
+    """The states, masked where `image` (tokens,) says so; less their neutral twin, where they have one."""
+    info, mode = OutlierMaskingInfo(), text.knobs.vl_outlier_masking
+    if mode != "none" and bool(image.any()):
+        quiet, info = mask_outlier_dimensions(states[image], text.statistics, text.knobs.vl_outlier_threshold, mode)
+        states = states.index_put((image,), quiet)
+    if plain is not None:
+        # The mask found on the reference, put on its twin: their difference must not come from the masking.
+        states = compute_style_delta(states, plain.index_put((image,), scale_dimensions(plain[image], info.factors)))
+    return states, info
+
+
+def _normalize(values: Tensor, text: _TextSide) -> tuple[Tensor, float | None]:
     """The normalisations that come before alignment, and the factor where it is a single one."""
-    mode, statistics = knobs.vl_normalization, text.statistics
+    mode, target_std, statistics = text.knobs.vl_normalization, text.knobs.vl_target_std, text.statistics
     if mode == "per_dim" and statistics is not None:
         return normalize_per_dimension(values, statistics), None
     if mode not in ("global", "hybrid"):
         return values, None
-    target_std = get_overall_std(text.embeds[text.counted]) if knobs.vl_target_std is None else knobs.vl_target_std
+    target_std = get_overall_std(text.embeds[text.counted]) if target_std is None else target_std
     if mode == "hybrid" and statistics is not None:
         return normalize_hybrid(values, statistics, target_std), None
-    return scale_embeddings(values, target_std), get_scale_factor(values, target_std)
+    return scale_embeddings(values, target_std), target_std / get_overall_std(values)
 
 
-def _align(
-    states: Tensor, regions: Tensor, kept: Tensor, dropped: Tensor, text: _TextSide, knobs: VLConditioning
-) -> tuple[Tensor, Tensor]:
+def _align(states: Tensor, regions: Tensor, kept: Tensor, dropped: Tensor, text: _TextSide) -> tuple[Tensor, Tensor]:
     """The selected tokens at the text's length, and where something lies."""
-    mode, values = knobs.vl_alignment, states[kept]
+    mode, values = text.knobs.vl_alignment, states[kept]
     if mode == "anchored":
-        return align_anchored(states, regions, text.regions, knobs.vl_token_selection, dropped)
+        return align_anchored(states, regions, text.regions, text.knobs.vl_token_selection, dropped)
     if mode == "concat":
         values = align_sequence(values, text.appended)
-    elif knobs.vl_blend_mode != "adain_per_dim":
+    elif text.knobs.vl_blend_mode != "adain_per_dim":
         values = align_sequence(values, len(text.embeds), mode)
     return values, torch.ones(len(values), dtype=torch.bool, device=values.device)
 
@@ -317,9 +296,9 @@ def _merge_references(laid: Sequence[_LaidReference]) -> tuple[Tensor, Tensor]:
     return rescale_tokens((shares[:, :, None] * values).sum(dim=0), (shares * rms).sum(dim=0)), total > 0
 
 
-def _match_loudness(values: Tensor, text: _TextSide, knobs: VLConditioning, one_to_one: bool) -> Tensor:
+def _match_loudness(values: Tensor, text: _TextSide, one_to_one: bool) -> Tensor:
     """The step "token_rms". Without a text token of its own a token takes the median RMS of the text's."""
-    if knobs.vl_normalization != "token_rms":
+    if text.knobs.vl_normalization != "token_rms":
         return values
     if one_to_one:
         return match_token_rms(values, text.embeds)
@@ -327,9 +306,9 @@ def _match_loudness(values: Tensor, text: _TextSide, knobs: VLConditioning, one_
 
 
 @skip_finite_checks()
-def _blend_unaligned(text: _TextSide, laid: Sequence[_LaidReference], knobs: VLConditioning) -> _BlendOutcome:
+def _blend_unaligned(text: _TextSide, laid: Sequence[_LaidReference]) -> _BlendOutcome:
     """Blend by statistics of each whole reference; of several, the weighted mean of the blends."""
-    met = [_match_loudness(one.values, text, knobs, one_to_one=False) for one in laid]
+    met = [_match_loudness(one.values, text, one_to_one=False) for one in laid]
     embeds, alphas = text.embeds[text.counted], text.alphas[text.counted]
     blends = [blend_adain_per_dim(embeds, values, alphas) for values in met]
     blended = torch.stack([one.report.weight * x for one, x in zip(laid, blends, strict=True)]).sum(dim=0)
@@ -337,15 +316,14 @@ def _blend_unaligned(text: _TextSide, laid: Sequence[_LaidReference], knobs: VLC
 
 
 @skip_finite_checks()
-def _blend_aligned(text: _TextSide, laid: Sequence[_LaidReference], knobs: VLConditioning) -> _BlendOutcome:
+def _blend_aligned(text: _TextSide, laid: Sequence[_LaidReference]) -> _BlendOutcome:
     """Blend token by token, or append."""
     values, covered = _merge_references(laid)
-    values = _match_loudness(values, text, knobs, one_to_one=not text.appended)
+    values = _match_loudness(values, text, one_to_one=not text.appended)
     if text.appended:
         return _BlendOutcome(torch.cat([text.embeds, values]), values, torch.zeros_like(text.alphas))
     # Nothing acts where nothing lies, nor on a sink that is kept out.
-    counted, alphas = text.counted, text.alphas * text.counted * covered
-    mode = knobs.vl_blend_mode
+    counted, alphas, mode = text.counted, text.alphas * text.counted * covered, text.knobs.vl_blend_mode
     blended = TOKEN_BLENDS[mode](text.embeds[counted], values[counted], alphas[counted])
     effective = get_effective_alpha(text.embeds, values, alphas) if mode == "linear" else None
     return _BlendOutcome(text.embeds.index_put((counted,), blended), values[covered], alphas, effective)
@@ -353,19 +331,21 @@ def _blend_aligned(text: _TextSide, laid: Sequence[_LaidReference], knobs: VLCon
 
 @skip_finite_checks()
 def _make_report(
-    text: _TextSide, out: Tensor, laid: Sequence[_LaidReference], outcome: _BlendOutcome
+    text: _TextSide, out: Tensor, laid: Sequence[_LaidReference], outcome: _BlendOutcome | None
 ) -> ConditioningReport:
-    """What happened; `out` is what comes back, as float32."""
-    length, met, effective, ordinary = len(text.embeds), outcome.met, outcome.effective_alpha, ~text.sinks
+    """What happened; `out` is what comes back, as float32. Without an outcome nothing acted."""
+    length, ordinary = len(text.embeds), ~text.sinks
     counted = torch.cat([text.counted, text.counted.new_ones(len(out) - length)])
+    linear = text.knobs.vl_blend_mode == "linear" and text.knobs.vl_alignment != "concat"
+    effective = outcome.effective_alpha if outcome else text.alphas if linear else None
     return ConditioningReport(
         text_tokens=length,
         out_tokens=len(out),
         references=tuple(one.report for one in laid),
         text_std=get_overall_std(text.embeds[text.counted]),
-        aligned_std=None if met is None or len(met) == 0 else get_overall_std(met),
+        aligned_std=get_overall_std(outcome.met) if outcome and len(outcome.met) else None,
         out_std=get_overall_std(out[counted]),
-        text_sinks=tuple(text.sinks.nonzero().flatten().tolist()),
+        text_sinks=_positions(text.sinks),
         effective_alpha=None if effective is None else effective.cpu(),
         influence=None if text.appended else get_influence(text.embeds[ordinary], out[:length][ordinary]),
     )

@@ -20,7 +20,7 @@ def get_token_rms(embeddings: Tensor) -> Tensor:
 
 
 def find_sink_tokens(embeddings: Tensor, factor: float = 8.0) -> Tensor:
-    """Find attention sinks: the tokens whose RMS is above `factor` (> 0) times the median RMS of their sequence.
+    """Find attention sinks: the tokens whose RMS is above `factor` (> 0) times the (lower) median of their sequence.
 
     Qwen3 parks its attention on the first token of a turn, whose hidden state is some 27 times as large as an ordinary
     one and makes up about 97 % of the variance of a prompt's embeddings. Takes a whole sequence, gives `(tokens,)`
@@ -48,6 +48,12 @@ def get_dimension_std(embeddings: Tensor) -> Tensor:
     return torch.where(std > 1e-6 * x.mean(dim=0).abs(), std, 0.0)
 
 
+def give_moments(x: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Give each dimension of `(tokens, dims)` a mean and std; one that does not vary passes unchanged."""
+    own = get_dimension_std(x)
+    return torch.where(own > 0, (x - x.mean(dim=0)) / torch.where(own > 0, own, 1.0) * std + mean, x)
+
+
 def get_overall_std(embeddings: Tensor) -> float:
     """Get the standard deviation over all values (correction 1); 0 for a single value."""
     x = check_embeddings("embeddings", embeddings)
@@ -67,13 +73,14 @@ class EmbeddingStatistics:
     exclude_sinks: bool = False  # attention sinks were left out
 
     def __post_init__(self) -> None:
-        if self.mean.ndim != 1 or self.mean.shape != self.std.shape:
-            shapes = f"{tuple(self.mean.shape)} and {tuple(self.std.shape)}"
-            raise ValueError(f"`mean` and `std` must both be (dims,), got {shapes}.")
-        if not bool(torch.isfinite(torch.stack([self.mean, self.std])).all()):
-            raise ValueError("`mean` and `std` must be finite, got NaN or inf.")
-        if bool((self.std < 0).any()):
-            raise ValueError(f"`std` must not be negative, got {float(self.std.min())}.")
+        mean, std = self.mean, self.std
+        if (
+            mean.ndim != 1
+            or mean.shape != std.shape
+            or not bool((mean.isfinite() & std.isfinite() & (std >= 0)).all())
+        ):
+            got = f"shapes {tuple(mean.shape)} and {tuple(std.shape)}"
+            raise ValueError(f"`mean` and `std` must both be (dims,) and finite, `std` not negative, got {got}.")
         if self.count < 2:
             raise ValueError(f"Statistics need at least two tokens to have a spread, got {self.count}.")
 
@@ -93,13 +100,11 @@ class EmbeddingStatistics:
             >>> EmbeddingStatistics.from_embeddings(torch.tensor([[1.0, 2.0], [3.0, 2.0]])).mean.tolist()
             [2.0, 2.0]
         """
-        sequences = [embeddings] if isinstance(embeddings, Tensor) else list(embeddings)
-        if not sequences:
-            raise ValueError("`embeddings` must be a (tokens, dims) tensor or a list of at least one, got none.")
+        sequences = [embeddings] if isinstance(embeddings, Tensor) else embeddings
         checked = [check_embeddings(f"embeddings[{i}]", x) for i, x in enumerate(sequences)]
         widths = sorted({x.shape[1] for x in checked})
-        if len(widths) > 1:
-            raise ValueError(f"All sequences must be equally wide, got widths {widths}.")
+        if len(widths) != 1:
+            raise ValueError(f"`embeddings` must be at least one sequence, all equally wide, got widths {widths}.")
         tokens = torch.cat([x[~find_sink_tokens(x)] for x in checked] if exclude_sinks else checked)
         return cls(tokens.mean(dim=0), get_dimension_std(tokens), tokens.shape[0], exclude_sinks)
 
@@ -116,11 +121,7 @@ def per_dimension_correlation(embeddings: Tensor, reference: EmbeddingStatistics
         1.0
     """
     x = check_embeddings("embeddings", embeddings, reference.std.shape[0])
-    if x.shape[0] < 2:
-        raise ValueError("`embeddings` must have at least two tokens to have a spread, got 1.")
-    pair = torch.stack([get_dimension_std(x), reference.std.to(x)]).double()  # (2, dims)
-    pair = pair - pair.mean(dim=1, keepdim=True)
-    norms = pair.norm(dim=1)
-    if bool((norms == 0).any()):
-        raise ValueError("The std is the same in all dimensions, so the correlation is not defined.")
-    return float((pair[0] @ pair[1]) / (norms[0] * norms[1]))
+    correlation = float(torch.corrcoef(torch.stack([get_dimension_std(x), reference.std.to(x)]).double())[0, 1])
+    if correlation != correlation:
+        raise ValueError("A std is the same in all dimensions, as of a single token: the correlation is not defined.")
+    return correlation

@@ -1,4 +1,4 @@
-"""Every knob of the method in one registry, the values that it takes, and alpha by place."""
+"""The knobs of one prompt, checked alone and against each other, and alpha by place."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .checks import check_alpha, check_choice, check_count, check_number, to_plain
+from .checks import check_alpha, check_choice, check_count, check_flag, check_fraction, check_number, to_plain
 from .regions import PromptToken, Region
 from .registry import (
     CONDITIONING_NAMES,
     KNOBS,
     Alignment,
     BlendMode,
-    Knob,
     Normalization,
     OutlierMasking,
     TextPosition,
@@ -35,8 +34,6 @@ _ALPHA_FORMS = (
     "a number from 0 to 1, a list with one per text token, or a dict such as {'default': 0.3, 'red car': 0.6}"
 )
 _LAYER_FORMS = "an int such as -6, a list of ints such as [-6, -8], or {layer: weight} such as {-6: 3, -8: 1}"
-
-
 _NUMBER_RANGES: dict[str, Callable[[float], bool]] = {
     "vl_target_std": lambda x: 0 < x < float("inf"),
     "vl_outlier_threshold": lambda x: 1 < x < float("inf"),
@@ -78,22 +75,21 @@ class VLConditioning:
     has_neutral_image: bool = False  # for "style_delta", which otherwise subtracts the muted reference
 
     def __post_init__(self) -> None:
-        check_choice("vl_reader", self.vl_reader, KNOBS["vl_reader"].choices)
-        # Frozen towards the user; here plain values take the place of lists and dicts that the user may change.
-        object.__setattr__(self, "vl_alpha", _check_vl_alpha(self.vl_alpha))
-        layer = DEFAULT_LAYERS.get(self.vl_reader) if self.vl_hidden_layer is None else self.vl_hidden_layer
-        object.__setattr__(self, "vl_hidden_layer", _check_hidden_layer(layer))
-        object.__setattr__(self, "reference_weights", _check_reference_weights(self.reference_weights))
         for name in CONDITIONING_NAMES:
-            _check_plain_knob(KNOBS[name], getattr(self, name))
-        for name in ("vl_exclude_sinks", "has_neutral_image"):
-            value: object = getattr(self, name)
-            if not isinstance(value, bool):
-                raise TypeError(f"`{name}` must be True or False, got {value!r} of type {type(value).__name__}.")
+            _check_plain_knob(name, getattr(self, name))
+        check_flag("has_neutral_image", self.has_neutral_image)
+        layer = DEFAULT_LAYERS[self.vl_reader] if self.vl_hidden_layer is None else self.vl_hidden_layer
+        # Plain values take the place of lists, dicts and tensors that the user may change.
+        self._set("vl_alpha", _check_vl_alpha(self.vl_alpha))
+        self._set("vl_hidden_layer", _check_hidden_layer(layer))
+        self._set("reference_weights", _check_reference_weights(self.reference_weights))
         if self.vl_blend_mode == "style_delta" and self.vl_normalization == KNOBS["vl_normalization"].default:
-            object.__setattr__(self, "vl_normalization", "none")
+            self._set("vl_normalization", "none")
         for conflict in _find_conflicts(self):
             raise ValueError(conflict)
+
+    def _set(self, name: str, value: object) -> None:
+        object.__setattr__(self, name, value)  # frozen towards the user
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -121,9 +117,8 @@ class VLConditioning:
     def is_inert(self) -> bool:
         """Alpha is 0 at all places, so that the reference need not even be read."""
         alpha = self.vl_alpha
-        return not any(
-            alpha.values() if isinstance(alpha, Mapping) else alpha if isinstance(alpha, tuple) else [alpha]
-        )
+        values = alpha.values() if isinstance(alpha, Mapping) else alpha if isinstance(alpha, tuple) else [alpha]
+        return not any(values)
 
     @property
     def unused(self) -> tuple[str, ...]:
@@ -155,15 +150,16 @@ def share_weights(weights: Sequence[float]) -> list[float]:
     return [weight / sum(scaled) for weight in scaled]
 
 
-def _check_plain_knob(knob: Knob, value: object) -> None:
+def _check_plain_knob(name: str, value: object) -> None:
+    knob = KNOBS[name]
     if knob.choices:
-        check_choice(knob.name, value, knob.choices)
-    if knob.default is None and value is None:
-        return
-    if knob.name in _NUMBER_RANGES:
-        check_number(knob.name, value, knob.values, _NUMBER_RANGES[knob.name])
-    if knob.name in ("vl_concat_tokens", "vl_max_pixels"):
-        check_count(knob.name, value)
+        check_choice(name, value, knob.choices)
+    elif isinstance(knob.default, bool):
+        check_flag(name, value)
+    elif name in _NUMBER_RANGES and (value is not None or knob.default is not None):
+        check_number(name, value, knob.values, _NUMBER_RANGES[name])
+    elif name == "vl_max_pixels" or (name == "vl_concat_tokens" and value is not None):
+        check_count(name, value)
 
 
 def _check_weights(name: str, weights: Iterable[tuple[object, object]]) -> list[float]:
@@ -195,7 +191,7 @@ def _check_reference_weights(value: object) -> tuple[float, ...] | None:
 
 
 def _find_conflicts(knobs: VLConditioning) -> Iterator[str]:
-    mode, alignment, masking = knobs.vl_blend_mode, knobs.vl_alignment, knobs.vl_outlier_masking
+    mode, alignment, masking, alpha = knobs.vl_blend_mode, knobs.vl_alignment, knobs.vl_outlier_masking, knobs.vl_alpha
     if knobs.vl_start >= knobs.vl_end:
         yield f"`vl_start` must be below `vl_end`, got {knobs.vl_start} and {knobs.vl_end}."
     if masking != "none" and knobs.vl_token_selection == "text":
@@ -205,10 +201,9 @@ def _find_conflicts(knobs: VLConditioning) -> Iterator[str]:
         )
     if mode == "adain_per_dim" and alignment != KNOBS["vl_alignment"].default:
         yield f"`vl_blend_mode` {mode!r} needs no alignment: leave `vl_alignment` at its default, got {alignment!r}."
-    if alignment == "concat" and mode != "linear":
-        yield f"`vl_alignment` 'concat' needs `vl_blend_mode` 'linear', got {mode!r}."
-    if alignment == "concat" and not isinstance(knobs.vl_alpha, float):
-        yield f"`vl_alignment` 'concat' needs one number as `vl_alpha`, such as 0.3, got {knobs.vl_alpha!r}."
+    if alignment == "concat" and not (mode == "linear" and isinstance(alpha, float)):
+        needs = "`vl_blend_mode` 'linear' and one number as `vl_alpha`, such as 0.3"
+        yield f"`vl_alignment` 'concat' needs {needs}, got {mode!r} and {alpha!r}."
     if alignment != "concat" and knobs.vl_concat_tokens is not None:
         yield f"`vl_concat_tokens` is for `vl_alignment` 'concat' alone, got {alignment!r}."
     if mode == "style_delta" and knobs.vl_normalization != "none":
@@ -220,10 +215,7 @@ def _find_conflicts(knobs: VLConditioning) -> Iterator[str]:
 def _find_unused(knobs: VLConditioning) -> Iterator[str]:
     std, masking, normalization = knobs.vl_target_std, knobs.vl_outlier_masking, knobs.vl_normalization
     if std is not None and normalization not in ("global", "hybrid"):
-        yield (
-            f"`vl_target_std` {std} does nothing with vl_normalization {normalization!r}: 'global' and 'hybrid' scale "
-            "to it."
-        )
+        yield f"`vl_target_std` {std} does nothing with vl_normalization {normalization!r}, unlike 'global'."
     if masking == "none" and knobs.vl_outlier_threshold != KNOBS["vl_outlier_threshold"].default:
         yield f"`vl_outlier_threshold` {knobs.vl_outlier_threshold} does nothing with vl_outlier_masking 'none'."
     if masking in ("clamp", "scale") and normalization == "per_dim":
@@ -238,13 +230,12 @@ def _find_unused(knobs: VLConditioning) -> Iterator[str]:
 def _check_vl_alpha(vl_alpha: object) -> float | tuple[float, ...] | dict[str, float]:
     if not isinstance(vl_alpha, Mapping):
         return check_alpha("vl_alpha", vl_alpha, _ALPHA_FORMS)
-    for place in vl_alpha:
+    for place in vl_alpha or [""]:
         if not isinstance(place, str):
             raise TypeError(f"`vl_alpha` must name its places by strings, got {place!r}. It must be {_ALPHA_FORMS}.")
-    if not vl_alpha or not all(place.strip() for place in vl_alpha):
-        raise ValueError(f"`vl_alpha` must name places or words of the prompt, got {vl_alpha!r}.")
-    unit = "a number from 0 to 1"
-    return {p: check_number(f"vl_alpha[{p!r}]", x, unit, lambda x: 0 <= x <= 1) for p, x in vl_alpha.items()}
+        if not place.strip():
+            raise ValueError(f"`vl_alpha` must name places or words of the prompt, got {vl_alpha!r}.")
+    return {place: check_fraction(f"vl_alpha[{place!r}]", value) for place, value in vl_alpha.items()}
 
 
 def split_per_prompt(vl_alpha: object, batch_size: int) -> list[object]:

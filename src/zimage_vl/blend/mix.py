@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .checks import check_alpha, check_embeddings
-from .embedding_statistics import get_dimension_std, get_token_rms
+from .embedding_statistics import get_dimension_std, get_token_rms, give_moments
 
 
 TokenAlpha = float | Sequence[float] | Tensor
@@ -75,13 +75,6 @@ def blend_slerp(text_embeds: Tensor, vl_embeds: Tensor, alpha: TokenAlpha) -> Te
     return torch.where(a == 0, text, torch.where(a == 1, vl, blended)).to(text_embeds.dtype)
 
 
-def _give_moments(x: Tensor, like: Tensor) -> Tensor:
-    """AdaIN by column, `(x - mean(x)) / std(x) * std(like) + mean(like)`; what does not vary passes unchanged."""
-    std = get_dimension_std(x)
-    moved = (x - x.mean(dim=0)) / torch.where(std > 0, std, 1.0) * get_dimension_std(like) + like.mean(dim=0)
-    return torch.where(std > 0, moved, x)
-
-
 def blend_adain(text_embeds: Tensor, vl_embeds: Tensor, alpha: TokenAlpha = 0.3) -> Tensor:
     """Give each text token the mean and std of the reference's token (AdaIN, Huang and Belongie 2017), then blend.
 
@@ -92,7 +85,9 @@ def blend_adain(text_embeds: Tensor, vl_embeds: Tensor, alpha: TokenAlpha = 0.3)
         [[50.0, 60.0, 70.0]]
     """
     text, vl, a = _read_pair(text_embeds, vl_embeds, alpha)
-    return torch.lerp(text, _give_moments(text.T, vl.T).T, a.expand_as(text)).to(text_embeds.dtype)
+    return torch.lerp(text, give_moments(text.T, vl.T.mean(dim=0), get_dimension_std(vl.T)).T, a.expand_as(text)).to(
+        text_embeds.dtype
+    )
 
 
 def blend_adain_per_dim(text_embeds: Tensor, vl_embeds: Tensor, alpha: TokenAlpha = 0.3) -> Tensor:
@@ -107,11 +102,10 @@ def blend_adain_per_dim(text_embeds: Tensor, vl_embeds: Tensor, alpha: TokenAlph
     """
     text, vl, a = _read_pair(text_embeds, vl_embeds, alpha, aligned=False)
     if len(vl) < 2:
-        raise ValueError(
-            "'adain_per_dim' needs at least two tokens of the reference to measure their spread, got 1: select more "
-            "tokens or use another blend."
-        )
-    return torch.lerp(text, _give_moments(text, vl), a.expand_as(text)).to(text_embeds.dtype)
+        raise ValueError("'adain_per_dim' needs at least two tokens of the reference, got 1: select more tokens.")
+    return torch.lerp(text, give_moments(text, vl.mean(dim=0), get_dimension_std(vl)), a.expand_as(text)).to(
+        text_embeds.dtype
+    )
 
 
 def compute_style_delta(styled: Tensor, neutral: Tensor) -> Tensor:
@@ -131,7 +125,7 @@ def compute_style_delta(styled: Tensor, neutral: Tensor) -> Tensor:
 
 
 def blend_with_style_delta(text_embeds: Tensor, style_delta: Tensor, alpha: TokenAlpha = 0.3) -> Tensor:
-    """Add a style: `t + alpha * d * rms(t) / rms(d)`, rms the median over tokens that are not zero.
+    """Add a style: `t + alpha * d * rms(t) / rms(d)`, rms the (lower) median over tokens that are not zero.
 
     A delta of zeros gives the text bit for bit. The guide scales the delta to the text's std, which the attention
     sink dominates: some eight times this dose.

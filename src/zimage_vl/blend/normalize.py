@@ -15,23 +15,11 @@ import torch
 from torch import Tensor
 
 from .checks import check_choice, check_embeddings, check_number
-from .embedding_statistics import EmbeddingStatistics, get_dimension_std, get_overall_std, get_token_rms
+from .embedding_statistics import EmbeddingStatistics, get_dimension_std, get_overall_std, get_token_rms, give_moments
 from .registry import OutlierMasking
 
 
 OutlierDirection = Literal["excess", "deficit"]
-
-
-def get_scale_factor(embeddings: Tensor, target_std: float) -> float:
-    """Get the factor of `scale_embeddings`, `target_std / std(x)`."""
-    target_std = check_number("target_std", target_std, "a number above 0", lambda x: 0 < x < float("inf"))
-    std = get_overall_std(embeddings)
-    if std == 0:
-        raise ValueError(
-            f"`embeddings` hold the same value everywhere, so they cannot be scaled to a std of {target_std}: use "
-            "normalization 'token_rms' or 'none', or look into where the embeddings come from."
-        )
-    return target_std / std
 
 
 def scale_embeddings(embeddings: Tensor, target_std: float) -> Tensor:
@@ -43,7 +31,14 @@ def scale_embeddings(embeddings: Tensor, target_std: float) -> Tensor:
         >>> scale_embeddings(torch.tensor([[-1.0, 0.0, 1.0]]), 70.0).tolist()
         [[-70.0, 0.0, 70.0]]
     """
-    return (embeddings.float() * get_scale_factor(embeddings, target_std)).to(embeddings.dtype)
+    target_std = check_number("target_std", target_std, "a number above 0", lambda x: 0 < x < float("inf"))
+    std = get_overall_std(embeddings)
+    if std == 0:
+        raise ValueError(
+            f"`embeddings` hold the same value everywhere, so they cannot be scaled to a std of {target_std}: use "
+            "normalization 'token_rms' or 'none', or look into where the embeddings come from."
+        )
+    return (embeddings.float() * (target_std / std)).to(embeddings.dtype)
 
 
 def _check_statistics(reference: object) -> EmbeddingStatistics:
@@ -67,9 +62,7 @@ def normalize_per_dimension(embeddings: Tensor, reference: EmbeddingStatistics) 
     """
     reference = _check_statistics(reference)
     x = check_embeddings("embeddings", embeddings, reference.mean.shape[0])
-    std = get_dimension_std(x)
-    normalized = (x - x.mean(dim=0)) / torch.where(std > 0, std, 1.0) * reference.std.to(x) + reference.mean.to(x)
-    return torch.where(std > 0, normalized, x).to(embeddings.dtype)
+    return give_moments(x, reference.mean.to(x), reference.std.to(x)).to(embeddings.dtype)
 
 
 def normalize_hybrid(embeddings: Tensor, reference: EmbeddingStatistics, target_std: float) -> Tensor:
@@ -89,7 +82,7 @@ def rescale_tokens(embeddings: Tensor, rms: Tensor) -> Tensor:
     """Give each token a root mean square: `x * rms / rms(x)`, `rms` being `(tokens,)`; a token of zeros stays zero."""
     x = check_embeddings("embeddings", embeddings)
     if rms.shape != x.shape[:1]:
-        raise ValueError(f"`rms` must hold one number for each of {x.shape[0]} tokens, got {tuple(rms.shape)}.")
+        raise ValueError(f"There must be as many tokens on both sides, got {len(x)} and {len(rms)}: align first.")
     own = get_token_rms(x)
     factor = torch.where(own > 0, rms.to(x) / torch.where(own > 0, own, 1.0), 0.0)  # (tokens,)
     return (x * factor[:, None]).to(embeddings.dtype)
@@ -105,11 +98,6 @@ def match_token_rms(embeddings: Tensor, like: Tensor) -> Tensor:
         >>> match_token_rms(torch.tensor([[1.0, -1.0]]), like=torch.tensor([[10.0, 10.0]])).tolist()
         [[10.0, -10.0]]
     """
-    tokens, partners = len(check_embeddings("embeddings", embeddings)), len(check_embeddings("like", like))
-    if tokens != partners:
-        raise ValueError(
-            f"`embeddings` and `like` must have as many tokens, got {tokens} and {partners}: align first."
-        )
     return rescale_tokens(embeddings, get_token_rms(like))
 
 

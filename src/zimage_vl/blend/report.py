@@ -92,12 +92,8 @@ class ConditioningReport:
     aligned_std: float | None  # of the references' embeddings as they met the text; None where none did
     out_std: float  # of the embeddings after
     text_sinks: tuple[int, ...]  # positions of the attention sinks in the text
-    effective_alpha: (
-        Tensor | None
-    )  # (text tokens,) on the CPU, 0 where nothing acted; None unless the blend was linear
-    influence: (
-        float | None
-    )  # 1 - mean cosine of text tokens after and before, without sinks; None if any were appended
+    effective_alpha: Tensor | None  # (text tokens,) on the CPU, 0 where nothing acted; None unless linear
+    influence: float | None  # `get_influence` over the text's tokens but sinks; None if any were appended
 
     @property
     def appended_tokens(self) -> int:
@@ -108,16 +104,6 @@ class ConditioningReport:
     def reference_tokens(self) -> int:
         """Tokens of all references' whole sequences."""
         return sum(reference.tokens for reference in self.references)
-
-    @property
-    def selected_tokens(self) -> int:
-        """Tokens of all references that took part."""
-        return sum(reference.selected_tokens for reference in self.references)
-
-    @property
-    def aligned_tokens(self) -> int | None:
-        """The references' common length after alignment; None where nothing was aligned."""
-        return self.references[0].aligned_tokens if self.references else None
 
     @property
     def scale_factor(self) -> float | None:

@@ -170,10 +170,9 @@ def _read_call_of_block(block_state: Any, tokenizer: Any) -> dict[str, Any]:
 
 def _without_template(texts: Any, tokenizer: Any) -> Any:
     """A list of texts as it was: diffusers' own step writes the chat template into the caller's list."""
-    ends = template_ends(tokenizer)
-    if not isinstance(texts, list) or ends is None:
+    if not isinstance(texts, list):
         return texts
-    begin, end = ends
+    begin, end = template_ends(tokenizer)
     return [
         text[len(begin) : len(text) - len(end)] if text.startswith(begin) and text.endswith(end) else text
         for text in texts

@@ -29,64 +29,40 @@ _VL_WIDTHS = {2048: "Qwen3-VL-2B", 2560: "Qwen3-VL-4B", 4096: "Qwen3-VL-8B", 512
 _COUNT, _PAIR, _DIGEST = r"[1-9]\d{0,17}", r"\[[1-9]\d{0,17}, [1-9]\d{0,17}\]", "[0-9a-f]{64}"
 # What the fields of the provenance that are not free text look like in a file.
 _JSON_FORMS = {
-    "described": "true",
     **dict.fromkeys(("num_hidden_layers", "max_pixels"), _COUNT),
     **dict.fromkeys(("image_grid", "image_size", "encoded_size"), _PAIR),
     "versions": r'\{("[^"]*": "[^"]*"(, (?=")|(?=\})))*\}',
+    "described": "true",
 }
 _FORMS = {
     **_JSON_FORMS,
     **dict.fromkeys(("image_sha256", "mask_sha256", "vl_fingerprint"), _DIGEST),
     "text_position": "after|before",
     "reader": "qwen3-vl|text_encoder",
-    "described": "true",
 }
 
 
 @dataclass(frozen=True)
 class ReferenceProvenance:
-    """Where the states of a reference come from. Whatever is not known is None.
+    """Where the states of a reference come from. Whatever is not known is None; another kind of field a ValueError."""
 
-    Attributes:
-        model_id: Hub id or folder of the VL encoder.
-        revision: Its revision.
-        num_hidden_layers: Layers of its language model; hidden states 0 .. num_hidden_layers exist.
-        image_grid: Rows and columns of image tokens, before a mask removed any.
-        image_sha256: Of the pixels given (their mode, size and bytes), whatever file they came from.
-        image_size: Width and height of the picture given, in pixels.
-        encoded_size: Width and height that the encoder saw, in pixels.
-        mask_sha256: Of the mask's pixels, None without a mask.
-        text: The text beside the picture, `""` for none.
-        text_position: `"after"` or `"before"` the picture.
-        max_pixels: The bound on pixels that was asked for.
-        dtype: Of the encoder's language model, such as `"bfloat16"`.
-        versions: Library to version, zimage_vl among them.
-        vl_fingerprint: Which encoder it was, as `fingerprint_vl_encoder` gives it.
-        reader: `"qwen3-vl"`, or `"text_encoder"` behind Qwen3-VL's vision tower.
-        treatment: What was done to the picture before it was read; None for nothing.
-        described: True where the VL encoder wrote `text`.
-
-    Raises:
-        ValueError: A field that is known is of another kind.
-    """
-
-    model_id: str | None = None
+    model_id: str | None = None  # Hub id or folder of the VL encoder
     revision: str | None = None
-    num_hidden_layers: int | None = None
-    image_grid: tuple[int, int] | None = None
-    image_sha256: str | None = None
-    image_size: tuple[int, int] | None = None
-    encoded_size: tuple[int, int] | None = None
-    mask_sha256: str | None = None
-    text: str | None = None
-    text_position: str | None = None
-    max_pixels: int | None = None
-    dtype: str | None = None
-    versions: Mapping[str, str] = field(default_factory=dict[str, str])
-    vl_fingerprint: str | None = None
-    reader: str | None = None
-    treatment: str | None = None
-    described: bool | None = None
+    num_hidden_layers: int | None = None  # of its language model; hidden states 0 .. num_hidden_layers exist
+    image_grid: tuple[int, int] | None = None  # rows and columns of image tokens, before a mask removed any
+    image_sha256: str | None = None  # of the pixels given (their mode, size and bytes), whatever file they came from
+    image_size: tuple[int, int] | None = None  # width and height of the picture given, in pixels
+    encoded_size: tuple[int, int] | None = None  # width and height that the encoder saw, in pixels
+    mask_sha256: str | None = None  # of the mask's pixels, None without a mask
+    text: str | None = None  # beside the picture, "" for none
+    text_position: str | None = None  # "after" or "before" the picture
+    max_pixels: int | None = None  # the bound on pixels that was asked for
+    dtype: str | None = None  # of the encoder's language model, such as "bfloat16"
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])  # library to version, zimage_vl among them
+    vl_fingerprint: str | None = None  # which encoder it was, as `fingerprint_vl_encoder` gives it
+    reader: str | None = None  # "qwen3-vl", or "text_encoder" behind Qwen3-VL's vision tower
+    treatment: str | None = None  # what was done to the picture before it was read; None for nothing
+    described: bool | None = None  # True where the VL encoder wrote `text`
 
     def __post_init__(self) -> None:
         for name, text in self.to_metadata().items():
@@ -112,15 +88,8 @@ class ReferenceProvenance:
 class ReferenceEmbeds:
     """Hidden states of Qwen3-VL's language model over one reference's turn.
 
-    Attributes:
-        hidden_states: Layer, as it was asked for (negative counts from the end), to a `(tokens, dims)` tensor.
-        regions: `(tokens,)` int8 tensor of `Region` values.
-        provenance: Where the states come from.
-        muted_states: The same of the turn with the picture's features times 0, where they were read too; else empty.
-
-    Raises:
-        ValueError: No layer, states that are not 2-D and floating, that differ in shape between layers, hold NaN or
-            infinity, or do not fit the regions; regions that are not `Region` values.
+    No layer, states that are not 2-D and floating, that differ in shape between layers, hold NaN or infinity, or do
+    not fit the regions, and regions that are not `Region` values, are a ValueError.
 
     Example:
         >>> states = torch.randn(4, 8)
@@ -130,9 +99,10 @@ class ReferenceEmbeds:
         (4, 1, 8, (-6,))
     """
 
-    hidden_states: Mapping[int, Tensor]
-    regions: Tensor
+    hidden_states: Mapping[int, Tensor]  # layer as it was asked for (negative counts from the end) to (tokens, dims)
+    regions: Tensor  # (tokens,) int8 `Region` values
     provenance: ReferenceProvenance = field(default_factory=ReferenceProvenance)
+    # The same states of the turn with the picture's features times 0, where they were read too.
     muted_states: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
 
     def __post_init__(self) -> None:
@@ -175,8 +145,7 @@ class ReferenceEmbeds:
     def get_layer(self, layer: int) -> Tensor:
         """Get the `(tokens, dims)` states of a layer, under either of its names (-6 of 36 layers is also 31).
 
-        Raises:
-            ValueError: The layer is not in here.
+        One that is not in here is a ValueError.
         """
         count = (self.provenance.num_hidden_layers or 0) + 1
         for held, states in self.hidden_states.items():
@@ -188,14 +157,9 @@ class ReferenceEmbeds:
         )
 
     def select(self, selection: TokenSelection, layer: int | None = None) -> Tensor:
-        """Get the `(tokens, dims)` states of the tokens that a selection keeps, such as `"image"`.
+        """Get the `(tokens, dims)` states of the tokens that a selection keeps: "all", "text", "image" or so.
 
-        Args:
-            selection: `"all"`, `"text"`, `"image"` or `"image_no_markers"`.
-            layer: One of `layers`; None where it holds only one.
-
-        Raises:
-            ValueError: An unknown selection, a layer that is not in here, or None where there are several.
+        A selection or layer that does not exist, or None for `layer` where there are several, is a ValueError.
         """
         first, *others = self.layers
         if layer is None and others:
@@ -222,55 +186,28 @@ class ReferenceEmbeds:
             )
 
     def check_model(self, model_id: str | None, fingerprint: str | None = None) -> bool:
-        """Refuse states of another VL encoder than the pipeline's, also where it is as wide.
+        """Check that the states are of the pipeline's VL encoder; a ValueError names both where they are not.
 
         Fingerprints decide where both are known: one model may have many names. Without them two Hub ids
-        (`owner/name`) can be compared; a folder's path tells nothing.
-
-        Args:
-            model_id: Hub id or folder of the pipeline's VL encoder, None where it has none.
-            fingerprint: Of that encoder, as `fingerprint_vl_encoder` gives it; None where none is loaded.
-
-        Returns:
-            True if it is known to be the same encoder, False where nothing could be compared.
-
-        Raises:
-            ValueError: It is another one. Both are named, and what to do.
+        (`owner/name`) can be compared; a folder's path tells nothing. False is returned where nothing can be compared.
         """
         made, own = self.provenance.model_id, self.provenance.vl_fingerprint
-        known = bool(own and fingerprint)
-        if own and fingerprint and own != fingerprint:
+        theirs, ours = (own, fingerprint) if own and fingerprint else (made, model_id)
+        if not (own and fingerprint) and not (_is_hub_id(made) and _is_hub_id(model_id)):
+            return False
+        if theirs != ours:
             raise ValueError(
-                f"The reference was read by another VL encoder, {made!r} (fingerprint {own[:12]}); the pipeline's is "
-                f"{model_id!r} (fingerprint {fingerprint[:12]}). Encode the reference again with the pipeline's, or "
-                "give the pipeline the encoder of the file."
-            )
-        if known or not _is_hub_id(made) or not _is_hub_id(model_id):
-            return known
-        if made != model_id:
-            raise ValueError(
-                f"The reference was read by the VL encoder {made!r}, the pipeline's is {model_id!r}. Encode the "
-                f"reference again, or, if it belongs to this pipeline, make the pipeline with vl_model_id={made!r} "
-                f"(`--vl-model {made}` on the command line)."
+                f"The reference was read by another VL encoder: {made!r} (fingerprint {own and own[:12]}), the "
+                f"pipeline's is {model_id!r} (fingerprint {fingerprint and fingerprint[:12]}). Encode the reference "
+                f"again, or give the pipeline the file's encoder, vl_model_id={made!r} (`--vl-model {made}` on the "
+                "command line)."
             )
         return True
-
-    def to(self, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> ReferenceEmbeds:
-        """Get the same on another device, with the states in another floating dtype. The original stays as it is."""
-        states, muted = (
-            {layer: x.to(device=device, dtype=dtype) for layer, x in some.items()}
-            for some in (self.hidden_states, self.muted_states)
-        )
-        return ReferenceEmbeds(states, self.regions.to(device=device), self.provenance, muted)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write a safetensors file with a digest of it all. Equal contents give equal bytes.
 
-        Args:
-            path: The file. Its folder must exist; a file of that name is replaced, in full or not at all.
-
-        Raises:
-            FileNotFoundError: The folder does not exist.
+        Its folder must exist; a file of that name is replaced, in full or not at all.
         """
         tensors = {f"hidden_states.{layer}": x for layer, x in self.hidden_states.items()}
         tensors |= {f"muted_states.{layer}": x for layer, x in self.muted_states.items()}
@@ -283,9 +220,6 @@ class ReferenceEmbeds:
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ReferenceEmbeds:
         """Read a file that `save` wrote, onto the CPU.
-
-        Args:
-            path: The safetensors file.
 
         Raises:
             FileNotFoundError: There is no such file.
@@ -349,9 +283,9 @@ def _check_form(name: str, text: str) -> None:
 
 
 def _check_states(hidden_states: Mapping[int, Tensor], depth: int | None) -> None:
-    if not hidden_states:
-        raise ValueError("`hidden_states` must hold at least one layer, got none.")
-    shapes = {layer: tuple(states.shape) for layer, states in hidden_states.items()}
+    shapes = {tuple(states.shape) for states in hidden_states.values()}
+    if len(shapes) != 1:
+        raise ValueError(f"`hidden_states` must hold at least one layer, all of one shape, got {sorted(shapes)}.")
     for layer, states in hidden_states.items():
         if depth is not None and not -depth - 1 <= layer <= depth:
             raise ValueError(f"A language model of {depth} layers has no hidden states {layer}.")
@@ -365,16 +299,12 @@ def _check_states(hidden_states: Mapping[int, Tensor], depth: int | None) -> Non
                 f"The Qwen3-VL hidden states of layer {layer} contain NaN or infinity. In float16 the encoder may "
                 "overflow: load it in bfloat16 or float32, and encode the reference again."
             )
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"All layers must have the same number of tokens and dimensions, got {shapes}.")
 
 
 def _check_regions(regions: Tensor, num_tokens: int) -> None:
-    if tuple(regions.shape) != (num_tokens,) or regions.dtype not in _REGIONS_DTYPES:
+    fits = tuple(regions.shape) == (num_tokens,) and regions.dtype in _REGIONS_DTYPES
+    if not (fits and int(regions.min()) >= min(Region) and int(regions.max()) <= max(Region)):
         raise ValueError(
-            f"`regions` must be an integer tensor of shape ({num_tokens},), one value per token, got {regions.dtype} "
-            f"of shape {tuple(regions.shape)}."
+            f"`regions` must be an integer tensor of shape ({num_tokens},) with values of Region, 0..{max(Region):d}, "
+            f"got {regions.dtype} of shape {tuple(regions.shape)}: {regions.tolist()!r:.80}."
         )
-    least, most = int(regions.min()), int(regions.max())
-    if least < min(Region) or most > max(Region):
-        raise ValueError(f"`regions` must hold values of Region (0..{max(Region).value}), got {least} .. {most}.")

@@ -27,12 +27,12 @@ _PICKLE_MAGIC = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x0
 
 @dataclass(frozen=True)
 class FileKind:
-    """A kind of tensor file: its contents in words, its schema, the schema's version, the remedy for a refused one."""
+    """A kind of tensor file."""
 
-    contents: str
+    contents: str  # in words
     schema: str
     version: str
-    remedy: str
+    remedy: str  # for a refused one
 
 
 def write_tensor_file(
@@ -83,10 +83,8 @@ def read_tensor_file(path: str | os.PathLike[str], kind: FileKind) -> tuple[dict
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file {path}.")
-    if path.is_dir():
-        raise ValueError(f"{path} is a folder: name a file in it with {kind.contents}.")
     if not path.is_file():  # reading a pipe or a device could wait for ever
-        raise ValueError(f"{path} is no regular file; expected a file with {kind.contents}.")
+        raise ValueError(f"{path} is no regular file (perhaps a folder): name a file with {kind.contents}.")
     try:
         with open(path, "rb") as file:
             header, metadata = _read_header(file, kind)
@@ -115,12 +113,10 @@ def _read_header(file: BinaryIO, kind: FileKind) -> tuple[dict[str, object], dic
         schema, version = metadata.get("schema"), metadata.get("schema_version")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"holds no {kind.contents}: its header has no metadata that can be read") from error
-    if schema != kind.schema:
-        raise ValueError(f"holds no {kind.contents}: expected the schema {kind.schema!r}, got {schema!r}")
-    if version != kind.version:
+    if (schema, version) != (kind.schema, kind.version):
         raise ValueError(
-            f"is of schema version {version!r}, this release reads version {kind.version!r}: use the release that "
-            "wrote it, or better"
+            f"holds no {kind.contents} that this release reads: expected the schema {kind.schema!r}, version "
+            f"{kind.version!r}, got {schema!r}, version {version!r}"
         )
     return header, metadata
 

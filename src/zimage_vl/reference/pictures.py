@@ -39,10 +39,9 @@ _PALETTE_PATCHES = 4  # along the longer side
 MAX_ASPECT_RATIO = 200  # the image processor of Qwen3-VL takes no longer strips
 # What is opened: of Pillow's other formats some start programs (EPS), and none is a photograph's.
 _FORMATS = ("PNG", "JPEG", "MPO", "WEBP", "BMP", "GIF", "TIFF", "ICO", "PPM", "AVIF")
-_MAX_DOWNLOAD_BYTES = 256 * 2**20
+_MOST_BYTES = 256 * 2**20
 _DOWNLOAD_SECONDS = 120.0
 _PACKET_SECONDS = 30.0
-_HALF_WHITE = 127.5  # of 255: below it a pixel or a patch of a mask is hidden
 
 
 def load_reference_image(image: ReferenceImage, name: str = "reference_image") -> PIL.Image.Image:
@@ -97,20 +96,19 @@ def read_image_bytes(source: str | os.PathLike[str], name: str = "reference_imag
         ValueError: A directory, a pipe, or what cannot be read or downloaded; one sentence with `name` says why.
     """
     label = _source_label(source, name)
-    if isinstance(source, str) and source.lower().startswith(("http://", "https://")):
-        return _download(source, label)
+    if _is_url(source):
+        return _download(os.fspath(source), label)
     try:
         found = os.stat(source)
-        mode = found.st_mode
-        if found.st_size > _MAX_DOWNLOAD_BYTES:
-            raise ValueError(f"it is larger than {_MAX_DOWNLOAD_BYTES} bytes")
-        if stat.S_ISREG(mode):  # reading a pipe or a device could wait for ever
-            return Path(source).read_bytes()
+        if not stat.S_ISREG(found.st_mode):  # reading a pipe or a device could wait for ever
+            raise ValueError("it is no regular file (perhaps a directory): pass an image file")
+        if found.st_size > _MOST_BYTES:
+            raise ValueError(f"it is larger than {_MOST_BYTES} bytes")
+        return Path(source).read_bytes()
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{label} does not exist.") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{label} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
-    raise ValueError(f"{label} is {'a directory' if stat.S_ISDIR(mode) else 'no regular file'}: pass an image file.")
 
 
 def load_reference_mask(mask: ReferenceImage, size: tuple[int, int]) -> PIL.Image.Image:
@@ -125,17 +123,15 @@ def load_reference_mask(mask: ReferenceImage, size: tuple[int, int]) -> PIL.Imag
         The mask in mode "L" at `size`.
 
     Raises:
-        ValueError: The mask is coloured, partly transparent, black all over, of other proportions than the picture, or
-            unreadable (see `load_reference_image`).
+        ValueError: The mask is coloured, partly transparent, of other proportions than the picture, or unreadable
+            (see `load_reference_image`).
 
     Example:
         >>> load_reference_mask(np.eye(2, dtype=bool), (4, 4)).size
         (4, 4)
     """
     if isinstance(mask, PIL.Image.Image) and mask.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-        raise ValueError(
-            "`reference_mask` is transparent in places, and it is unclear whether they count: make it greyscale."
-        )
+        raise ValueError("`reference_mask` is transparent in places: make it greyscale, white where it counts.")
     image = load_reference_image(mask, "reference_mask")
     channels = np.asarray(image).astype(np.int16)  # (height, width, 3)
     if int(np.ptp(channels, axis=-1).max()) > 16:  # some slack for the colour noise of JPEG
@@ -147,10 +143,6 @@ def load_reference_mask(mask: ReferenceImage, size: tuple[int, int]) -> PIL.Imag
             f"`reference_mask` must have its picture's proportions, {wide} x {high}, got {width} x {height}."
         )
     grey = image.convert("L")
-    if grey.getextrema()[1] == 0:
-        raise ValueError(
-            "`reference_mask` is black all over, so nothing of the picture would count: paint white what counts."
-        )
     return grey if grey.size == size else grey.resize(size, PIL.Image.Resampling.BILINEAR)
 
 
@@ -161,23 +153,30 @@ def treat_picture(picture: PIL.Image.Image, treatment: Treatment) -> PIL.Image.I
         picture: An RGB image.
         treatment: "palette" averages it to a few patches (colours without shapes), "blur" blurs it by a fifth of its
             shorter side, "greyscale" takes the colours (shapes without colours), "none" leaves it; or a function from
-            picture to picture, whose result is read as `load_reference_image` reads any.
+            picture to picture of the same size, whose result is read as `load_reference_image` reads any.
 
     Raises:
-        TypeError: Neither one of these words nor a function.
-        ValueError: Another word; a function that gives no picture.
+        ValueError: Another word; a function that fails, or gives something else than a picture of that size.
 
     Example:
         >>> treat_picture(PIL.Image.new("RGB", (64, 48), (255, 0, 0)), "greyscale").getpixel((0, 0))
         (76, 76, 76)
     """
     if callable(treatment):
-        return load_reference_image(treatment(picture.copy()), "vl_treatment's picture")
+        try:
+            treated = load_reference_image(treatment(picture.copy()), "its result")
+            if treated.size != picture.size:
+                raise ValueError(f"its result has the size {treated.size}, the picture {picture.size}")
+        except Exception as error:
+            raise ValueError(
+                f"`vl_treatment` must be a function from a picture to one of the same size; it failed: {error!r:.200}."
+            ) from error
+        return treated
     if treatment == "palette":
-        width, height = picture.size
-        scale = _PALETTE_PATCHES / max(width, height)
-        few = (max(1, round(width * scale)), max(1, round(height * scale)))
-        return picture.resize(few, PIL.Image.Resampling.BOX).resize(picture.size, PIL.Image.Resampling.BICUBIC)
+        scale = _PALETTE_PATCHES / max(picture.size)
+        width, height = (max(1, round(side * scale)) for side in picture.size)
+        few = picture.resize((width, height), PIL.Image.Resampling.BOX)
+        return few.resize(picture.size, PIL.Image.Resampling.BICUBIC)
     if treatment == "blur":
         return picture.filter(PIL.ImageFilter.GaussianBlur(min(picture.size) / 5))
     if treatment == "greyscale":
@@ -197,8 +196,7 @@ def group_references(reference: object, batch_size: int, name: str = "reference_
         `batch_size` new lists of at least one reference each.
 
     Raises:
-        ValueError: An empty list, a list nested too deep, a None in it, a 4-D array or tensor, or numbers that do not
-            match.
+        ValueError: An empty list, a list nested too deep, or numbers that do not match.
 
     Example:
         >>> group_references("a.png", 2)
@@ -206,40 +204,25 @@ def group_references(reference: object, batch_size: int, name: str = "reference_
         >>> group_references(["a.png", ["b.png", "c.png"]], 2)
         [['a.png'], ['b.png', 'c.png']]
     """
-    is_list = isinstance(reference, (list, tuple))
-    entries = [_entry_items(entry, name) for entry in (cast("list[object]", reference) if is_list else [reference])]
-    if not entries:
-        raise ValueError(f"`{name}` is an empty list: pass one for all prompts or one per prompt, or leave it out.")
+    entries = [_as_list(entry) for entry in _as_list(reference)]
+    if not entries or not all(entries):
+        raise ValueError(f"`{name}` has an empty list in it: every prompt needs at least one, or leave it out.")
+    if any(isinstance(item, (list, tuple)) for entry in entries for item in entry):
+        raise ValueError(
+            f"`{name}` is nested too deep: a list is one per prompt, a list inside it several for one prompt."
+        )
     if len(entries) == 1:
         return [list(entries[0]) for _ in range(batch_size)]
     if len(entries) != batch_size:
-        if batch_size == 1:
-            advice = f"1 prompt: several for one prompt go into a list of their own, {name}=[[first, second]]."
-        else:
-            advice = f"{batch_size} prompts: pass one for all prompts or one per prompt."
-        raise ValueError(f"`{name}` has {len(entries)} entries for {advice}")
+        raise ValueError(
+            f"`{name}` has {len(entries)} entries for {batch_size} prompt{'s' * (batch_size > 1)}: pass one for all, "
+            f"or one per prompt; several for one prompt go into a list of their own, {name}=[[first, second]]."
+        )
     return entries
 
 
-def _entry_items(entry: object, name: str) -> list[Any]:
-    """What one prompt gets: an item, or the items of a list."""
-    items = list(cast("list[object]", entry)) if isinstance(entry, (list, tuple)) else [entry]
-    if not items:
-        raise ValueError(f"`{name}` has an empty list in it: every prompt needs at least one.")
-    for item in items:
-        if isinstance(item, (list, tuple)):
-            raise ValueError(
-                f"`{name}` is nested too deep: a list is one per prompt, a list inside it several for one prompt."
-            )
-        if item is None:
-            raise ValueError(
-                f"`{name}` has None in the place of a reference. A prompt that shall have no effect of one gets any, "
-                "and alpha 0: vl_alpha=[0.0, 0.3]."
-            )
-        shape = tuple(cast("Tensor", item).shape) if isinstance(item, (np.ndarray, Tensor)) else ()
-        if len(shape) > 3:
-            raise ValueError(f"`{name}` has a batch of shape {shape}: pass list(batch), one image (3-D) per prompt.")
-    return items
+def _as_list(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 # ---- The grid of patches ----
@@ -254,7 +237,7 @@ def grid_size(size: tuple[int, int], multiple: int, max_pixels: int) -> tuple[in
         max_pixels: Bound on width x height, at least multiple x multiple. Where it bites, sides are rounded down.
 
     Raises:
-        ValueError: A side is more than 200 times the other, or `max_pixels` has no room for one token.
+        ValueError: A side is more than 200 times the other, or the bound has no room for one token.
 
     Example:
         >>> grid_size((640, 360), 32, 1024 * 1024)
@@ -266,8 +249,8 @@ def grid_size(size: tuple[int, int], multiple: int, max_pixels: int) -> tuple[in
     _check_image_size(size, "A reference picture")
     if max_pixels < multiple * multiple:
         raise ValueError(
-            f"`max_pixels` must leave room for one image token of {multiple}x{multiple} = {multiple * multiple} "
-            f"pixels, got {max_pixels}."
+            f"A bound of {max_pixels} pixels leaves no room for one image token of {multiple}x{multiple}: raise it to "
+            f"{multiple * multiple} at least."
         )
     columns, rows = (max(1, round(side / multiple)) for side in size)
     most = max_pixels // (multiple * multiple)
@@ -292,8 +275,8 @@ def visible_tokens(mask: PIL.Image.Image, columns: int, rows: int) -> Tensor:
         `(rows * columns,)` bool tensor, row by row.
 
     Raises:
-        TypeError: `mask` is not a PIL image.
-        ValueError: It is not greyscale, or it leaves no token.
+        TypeError: `mask` is not a greyscale PIL image.
+        ValueError: It leaves no token.
 
     Example:
         >>> mask = PIL.Image.new("L", (64, 32))
@@ -301,15 +284,13 @@ def visible_tokens(mask: PIL.Image.Image, columns: int, rows: int) -> Tensor:
         >>> visible_tokens(mask, 4, 2).tolist()
         [True, True, False, False, True, True, False, False]
     """
-    if not isinstance(mask, PIL.Image.Image):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"`mask` must be a greyscale PIL image, got {type(mask).__name__}.")
-    if mask.mode not in ("L", "1"):
-        raise ValueError(f'`mask` must be greyscale (mode "L" or "1"), got mode {mask.mode!r}. Use mask.convert("L").')
+    if getattr(mask, "mode", None) not in ("L", "1"):
+        raise TypeError(f'A mask must be a PIL image of mode "L" or "1", got {mask!r:.80}. Use mask.convert("L").')
     visible = torch.from_numpy(_is_white(mask, (columns, rows))).flatten()
     if not bool(visible.any()):
         raise ValueError(
-            f"The reference mask hides the whole picture: none of its {columns} x {rows} patches is white by half. "
-            "White marks what counts; is the mask inverted?"
+            f"The mask hides the whole picture: none of its {columns} x {rows} patches is white by half. White marks "
+            "what counts; is it inverted?"
         )
     return visible
 
@@ -341,16 +322,19 @@ def fill_hidden(image: PIL.Image.Image, mask: PIL.Image.Image, visible: Tensor) 
 def _is_white(mask: PIL.Image.Image, size: tuple[int, int]) -> np.ndarray[Any, Any]:
     """(rows, columns): the mask is white by half over that cell of a grid of `size`."""
     # In floats: eight bits would round 127.4 up to 127.5's side.
-    return np.array(mask.convert("L").convert("F").resize(size, PIL.Image.Resampling.BOX)) >= _HALF_WHITE
+    return np.array(mask.convert("L").convert("F").resize(size, PIL.Image.Resampling.BOX)) >= 127.5
 
 
 # ---- Reading, decoding, converting ----
 
 
+def _is_url(source: str | os.PathLike[str]) -> bool:
+    return os.fspath(source).lower().startswith(("http://", "https://"))
+
+
 def _source_label(source: str | os.PathLike[str], name: str) -> str:
     text = os.fspath(source)
-    is_url = text.lower().startswith(("http://", "https://"))
-    return f"`{name}` {(text.split('?')[0] if is_url else text)!r}"  # after the question mark may stand a signature
+    return f"`{name}` {(text.split('?')[0] if _is_url(source) else text)!r}"  # after the ? may stand a signature
 
 
 def _download(url: str, label: str) -> bytes:
@@ -359,15 +343,13 @@ def _download(url: str, label: str) -> bytes:
     thread = threading.Thread(target=_fetch, args=(url, outcome), daemon=True)
     thread.start()
     thread.join(_DOWNLOAD_SECONDS)
-    result = outcome[0] if outcome else TimeoutError(f"it took longer than {_DOWNLOAD_SECONDS:g} seconds")
-    if isinstance(result, bytes):
-        return result
-    reason = str(result) if type(result) in (ValueError, TimeoutError) else type(result).__name__
-    if isinstance(result, requests.exceptions.Timeout):
-        reason = "the server did not answer in time"
-    elif isinstance(result, requests.exceptions.ConnectionError):
-        reason = "no connection to the server, or it was cut"
-    raise ValueError(f"{label} could not be downloaded: {reason}.") from result
+    found = outcome[0] if outcome else TimeoutError(f"it took longer than {_DOWNLOAD_SECONDS:g} seconds")
+    if isinstance(found, bytes):
+        return found
+    reason = f"no answer, or no connection ({type(found).__name__})"  # the library's own words hold the whole URL
+    if type(found) in (ValueError, TimeoutError):
+        reason = str(found)
+    raise ValueError(f"{label} could not be downloaded: {reason}.") from found
 
 
 def _fetch(url: str, outcome: list[bytes | Exception]) -> None:
@@ -378,8 +360,8 @@ def _fetch(url: str, outcome: list[bytes | Exception]) -> None:
                 raise ValueError(f"HTTP {response.status_code}")
             for chunk in response.iter_content(2**14):
                 content += chunk
-                if len(content) > _MAX_DOWNLOAD_BYTES:
-                    raise ValueError(f"it is larger than {_MAX_DOWNLOAD_BYTES} bytes")
+                if len(content) > _MOST_BYTES:
+                    raise ValueError(f"it is larger than {_MOST_BYTES} bytes")
                 if time.monotonic() > end:
                     return  # nobody waits any more
         outcome.append(bytes(content))
@@ -388,21 +370,15 @@ def _fetch(url: str, outcome: list[bytes | Exception]) -> None:
 
 
 def _image_from_bytes(data: bytes, label: str) -> PIL.Image.Image:
-    if not data:
-        raise ValueError(f"{label} is empty.")
     PIL.Image.init()
     formats = [name for name in _FORMATS if name in PIL.Image.OPEN]
     try:
         image = PIL.Image.open(io.BytesIO(data), formats=formats)
-    except PIL.Image.DecompressionBombError as error:
-        raise ValueError(f"{label} was refused before decoding: {error} Scale it down first.") from error
     except PIL.UnidentifiedImageError as error:
-        if data.lstrip()[:64].lower().startswith((b"<!doctype html", b"<html")):
-            raise ValueError(
-                f"{label} is an HTML page, not an image: is it the address of a page with one?"
-            ) from error
-        raise ValueError(f"{label} is in none of the formats {formats}: convert it to PNG or JPEG.") from error
-    except Exception as error:  # Pillow reports broken headers as any of a dozen
+        is_page = data.lstrip()[:64].lower().startswith((b"<!doctype html", b"<html"))
+        kind = "an HTML page, perhaps with the image on it" if is_page else f"in none of the formats {formats}"
+        raise ValueError(f"{label} is {kind}: pass the image itself, such as a PNG or JPEG file.") from error
+    except Exception as error:  # a decompression bomb, or a broken header, which Pillow reports as any of a dozen
         raise ValueError(f"{label} cannot be read: {error}.") from error
     return _finish_image(image, label)
 
@@ -410,10 +386,8 @@ def _image_from_bytes(data: bytes, label: str) -> PIL.Image.Image:
 def _check_image_size(size: tuple[int, int], label: str) -> None:
     width, height = size
     limit = 2 * (PIL.Image.MAX_IMAGE_PIXELS or math.inf)  # where Pillow itself refuses to open a file
-    if width < 1 or height < 1:
-        raise ValueError(f"{label} has no pixels: it is {width} x {height}.")
-    if width * height > limit:
-        raise ValueError(f"{label} has {width * height} pixels, over the limit of {limit}: scale it down first.")
+    if not 1 <= width * height <= limit:
+        raise ValueError(f"{label} has {width * height} pixels, expected 1 to {limit}: scale it first.")
     if max(size) > MAX_ASPECT_RATIO * min(size):
         raise ValueError(
             f"{label} is {width} x {height}: sides over {MAX_ASPECT_RATIO}:1 are not read. Crop it first."
@@ -445,9 +419,7 @@ def _finish_image(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
     try:
         colours = _to_srgb(image, profile, space, label) if profile else image.convert("RGB")
     except ValueError as error:
-        raise ValueError(
-            f"{label} has the mode {image.mode!r}, which Pillow cannot convert to RGB: convert it first."
-        ) from error
+        raise ValueError(f"{label} cannot be converted from the mode {image.mode!r} to RGB.") from error
     finished = PIL.Image.new("RGB", image.size, "white")
     finished.paste(colours, mask=alpha)
     return finished
@@ -470,17 +442,14 @@ def _to_srgb(image: PIL.Image.Image, profile: bytes, space: str, label: str) -> 
 def _grey_from_deep(image: PIL.Image.Image, file_format: str | None, label: str) -> PIL.Image.Image:
     """Greyscale of more than 8 bits, rescaled; Pillow's own conversion would clip it to white."""
     values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError(f"{label} holds NaN or infinite values.")
+    least, most = values.min(), values.max()
     if image.mode == "F":
-        white = 1.0 if values.max() <= 1 else 255.0
+        white = 1.0 if most <= 1 else 255.0
     else:
         # Older Pillow opens 16-bit PNG files in mode "I"; made in memory, "I" may hold 8 bits.
-        white = 255.0 if image.mode == "I" and file_format is None and values.max() <= 255 else 65535.0
-    if values.min() < 0 or values.max() > white:
-        raise ValueError(
-            f"{label} has values {values.min():g} to {values.max():g}, expected 0 to {white:g}: rescale it first."
-        )
+        white = 255.0 if image.mode == "I" and file_format is None and most <= 255 else 65535.0
+    if not (least >= 0 and most <= white):  # nor NaN
+        raise ValueError(f"{label} has values {least:g} to {most:g}, expected 0 to {white:g}: rescale it first.")
     grey = PIL.Image.fromarray(np.rint(values * (255.0 / white)).astype(np.uint8))
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):  # the 16-bit value that a PNG declares transparent
@@ -490,21 +459,15 @@ def _grey_from_deep(image: PIL.Image.Image, file_format: str | None, label: str)
 
 def _image_from_array(array: np.ndarray[Any, Any] | Tensor, name: str) -> PIL.Image.Image:
     """uint8, float in 0..1 or bool, (height, width[, channels]) or, as a tensor, ([channels,] height, width)."""
-    is_tensor = isinstance(array, Tensor)
-    shape, layout = tuple(array.shape), "(channels, height, width)" if is_tensor else "(height, width, channels)"
+    is_tensor, shape = isinstance(array, Tensor), tuple(array.shape)
     kind = f"`{name}` is {'a tensor' if is_tensor else 'an array'} of shape {shape}"
-    if len(shape) == 4:
-        raise ValueError(f"{kind}, a batch: pass list(batch), one image {layout} per prompt.")
-    if len(shape) not in (2, 3):
-        raise ValueError(f"{kind}, expected {layout} or (height, width).")
-    at, other_end = (0, -1) if is_tensor else (-1, 0)
-    channels = 1 if len(shape) == 2 else shape[at]
-    if channels not in (1, 3, 4):
-        turn = "permute(2, 0, 1)" if is_tensor else "transpose(1, 2, 0)"
-        hint = f" Its channels seem to lie elsewhere: pass it as .{turn}." if shape[other_end] in (1, 3, 4) else ""
-        raise ValueError(f"{kind}, expected {layout} with 1, 3 or 4 channels, got {channels}.{hint}")
-    if 0 in shape:
-        raise ValueError(f"{kind}: it has no pixels.")
+    channels = 1 if len(shape) == 2 else shape[0 if is_tensor else -1] if len(shape) == 3 else None
+    if channels not in (1, 3, 4) or 0 in shape:
+        layout, turn = ("(channels, height, width)", "permute(2, 0, 1)")
+        if not is_tensor:
+            layout, turn = ("(height, width, channels)", "transpose(1, 2, 0)")
+        hint = "pass a batch as list(batch)" if len(shape) == 4 else f"channels elsewhere are moved by .{turn}"
+        raise ValueError(f"{kind}, expected {layout} with 1, 3 or 4 channels, or (height, width); {hint}.")
     if isinstance(array, Tensor):
         plain = array.detach().cpu()
         array = (plain.float() if plain.is_floating_point() else plain).numpy()
@@ -520,10 +483,8 @@ def _pixels_8_bit(values: np.ndarray[Any, Any], kind: str) -> np.ndarray[Any, An
         return values.astype(np.uint8) * 255
     if not np.issubdtype(values.dtype, np.floating):
         raise ValueError(f"{kind} and type {values.dtype}: pass uint8 in 0..255 or floats in 0..1.")
-    if not np.isfinite(values).all():
-        raise ValueError(f"{kind} with NaN or infinite values.")
     scaled = np.rint(values.astype(np.float64) * 255.0)  # range is judged after rounding: 1.0000001 is white
-    if scaled.min() < 0 or scaled.max() > 255:
+    if not (scaled.min() >= 0 and scaled.max() <= 255):  # nor NaN
         raise ValueError(
             f"{kind} with floats from {values.min():g} to {values.max():g}, expected 0..1: divide 0..255 by 255, "
             "bring -1..1 there by x / 2 + 0.5."

@@ -66,7 +66,6 @@ def encode_reference(
     max_sequence_length: int | None = None,
     model_id: str | None = None,
     revision: str | None = None,
-    device: torch.device | None = None,
     treatment: Treatment = "none",
     muted: bool = False,
 ) -> ReferenceEmbeds:
@@ -78,18 +77,13 @@ def encode_reference(
         tokenizer: The tokenizer of Z-Image's text encoder, which holds Qwen's vision tokens.
         image: A PIL RGB image, as `load_reference_image` gives it.
         text: The text beside it, `""` for none.
-        layers: As for `build_reading`, and so are text_position, max_pixels, model_id and revision.
-        mask: Greyscale PIL image of any size, white counts. Image tokens whose patch is not white by half are
-            removed: from the result, from the vision tower's attention and from the language model's. Hidden pixels
-            leave no trace at all.
+        layers: As for `build_reading`, and so are text_position, max_pixels, mask, treatment and muted.
         max_sequence_length: Cuts the text and the template as a prompt of that bound is cut. None: no bound.
-        device: Where the encoder runs; None to ask its offload hooks, or else its weights.
-        treatment: As for `treat_picture`.
-        muted: Read the turn a second time, with the picture's features times 0, into `muted_states`.
+        model_id: As for `find_reader_source`, and so is revision.
 
     Raises:
         TypeError: Another kind of encoder, processor, image, mask, text or layers.
-        ValueError: As `build_reading` and `read_reference`.
+        ValueError: As `find_reader_source`, `build_reading` and `read_reference`.
 
     Example:
         >>> from zimage_vl.toy import load_toy_pipeline
@@ -106,15 +100,12 @@ def encode_reference(
         source, tokenizer, image, turn, layers,
         text_position=text_position, max_pixels=max_pixels, mask=mask, treatment=treatment, muted=muted,
     )  # fmt: skip
-    return read_reference(vl_encoder, vl_processor, reading, device)
+    return read_reference(vl_encoder, vl_processor, reading)
 
 
 @torch.no_grad()
 def read_reference(
-    vl_encoder: Qwen3VLForConditionalGeneration,
-    processor: object,
-    reading: Reading,
-    device: torch.device | None = None,
+    vl_encoder: Qwen3VLForConditionalGeneration, processor: object, reading: Reading
 ) -> ReferenceEmbeds:
     """Get the states of a reading's layers, from one pass that stops after the deepest: -6 of 36 runs 31 blocks.
 
@@ -123,7 +114,6 @@ def read_reference(
             model, others wait for it.
         processor: Its image processor, or a full `Qwen3VLProcessor`.
         reading: By `build_reading`, from the encoder's config.
-        device: Where the inputs belong; None to ask the encoder's offload hooks, or else its weights.
 
     Returns:
         `(tokens, dims)` states of the tokens that no mask removes, in the encoder's dtype, on its device.
@@ -134,36 +124,27 @@ def read_reference(
     Example:
         See `encode_reference`, which is made of `read_text_turn`, `build_reading` and this.
     """
-    config = vl_encoder.config
-    patches, grid = _cut_into_patches(get_image_processor(processor, config.vision_config), reading)
-    with lock_of_model(vl_encoder):
-        bring_to_device(vl_encoder)
-        device = device or execution_device(vl_encoder)
+    inner: Any = vl_encoder.model
+    patches, grid = _cut_into_patches(processor, inner.visual, reading)
+    with _running(vl_encoder) as device, _isolating(inner.visual, reading.visible):
         input_ids, grid = reading.ids.to(device)[None], grid.to(device)
-        is_image = input_ids == config.image_token_id
-        # Always a mask: without one transformers 4 takes the jumps in M-RoPE positions for several packed sequences.
-        attention_mask = torch.ones_like(input_ids)
-        if reading.visible is not None:
-            attention_mask[is_image] = reading.visible.to(device, attention_mask.dtype)
         arguments = {
             "input_ids": input_ids,
-            "attention_mask": attention_mask,
-            "position_ids": _position_ids(vl_encoder.model, input_ids, grid, is_image),
+            # Always: without a mask transformers 4 takes the jumps in M-RoPE positions for several packed sequences.
+            "attention_mask": reading.kept.long().to(device)[None],
+            "position_ids": _position_ids(inner, input_ids, grid),
             "pixel_values": patches.to(device),
             "image_grid_thw": grid,
         }
-        layers = list(reading.layers.values())
-        states, muted = _run_to_layers(vl_encoder, arguments, layers, reading.visible), None
+        states, muted = _read_layers(inner, inner.language_model, reading, arguments), None
         if reading.muted:
-            with _muted_features(vl_encoder.model.visual):
-                muted = _run_to_layers(vl_encoder, arguments, layers, reading.visible)
+            with _muting(inner.visual):
+                muted = _read_layers(inner, inner.language_model, reading, arguments)
         return _make_embeds(reading, states, muted, fingerprint_vl_encoder(vl_encoder))
 
 
 @torch.no_grad()
-def read_with_text_encoder(
-    text_encoder: PreTrainedModel, features: Tensor, reading: Reading, device: torch.device | None = None
-) -> ReferenceEmbeds:
+def read_with_text_encoder(text_encoder: PreTrainedModel, features: Tensor, reading: Reading) -> ReferenceEmbeds:
     """Get the states of a text encoder over a reading's turn, its image tokens standing for the picture's features.
 
     Plain positions and no DeepStack: after Qwen3-VL's merger the features lie in the space of the token embeddings of
@@ -172,59 +153,46 @@ def read_with_text_encoder(
     Args:
         text_encoder: Z-Image's; unchanged after the call. While one thread is in here with it, others wait.
         features: `(image tokens, dims)` by `see_picture`.
-        reading: By `build_reading`, with the text encoder's config.
-        device: Where the text encoder runs; None to ask its offload hooks, or else its weights.
+        reading: By `build_reading`, of that reader.
     """
-    with lock_of_model(text_encoder):
-        bring_to_device(text_encoder)
-        device = device or execution_device(text_encoder)
-        body: Any = getattr(text_encoder, "model", text_encoder)  # the same with and without a head
-        ids, image = reading.ids.to(device), reading.regions.to(device) == Region.IMAGE
-        attention_mask = torch.ones_like(ids)
-        if reading.visible is not None:
-            attention_mask[image] = reading.visible.to(device, attention_mask.dtype)
+    body = getattr(text_encoder, "model", text_encoder)  # the same with and without a head
+    with _running(text_encoder) as device:
+        ids = reading.ids.to(device)
         words = text_encoder.get_input_embeddings()(ids)  # (tokens, dims)
-        layers = list(reading.layers.values())
 
         def run(seen: Tensor) -> dict[int, Tensor]:
-            embeds = words.index_put((image,), seen.to(words))
             arguments = {
-                "inputs_embeds": embeds[None],
-                "attention_mask": attention_mask[None],
+                "inputs_embeds": words.index_put((reading.regions.to(device) == Region.IMAGE,), seen.to(words))[None],
+                "attention_mask": reading.kept.long().to(device)[None],
                 "position_ids": torch.arange(len(ids), device=device)[None],
             }
-            with _capturing(body, layers) as captured:
-                captured[max(layers)] = body(**arguments, use_cache=False, return_dict=True).last_hidden_state
-            return {layer: captured[layer][0] for layer in layers}
+            return _read_layers(body, body, reading, arguments)
 
         return _make_embeds(reading, run(features), run(features * 0) if reading.muted else None, None)
 
 
 @torch.no_grad()
-def see_picture(vision: nn.Module, processor: object, reading: Reading, device: torch.device | None = None) -> Tensor:
+def see_picture(vision: nn.Module, processor: object, reading: Reading) -> Tensor:
     """Get Qwen3-VL's merged features of a reading's picture, `(image tokens, dims)`, in reading order.
 
     Args:
         vision: Qwen3-VL's vision tower, alone or as `vl_encoder.model.visual`.
         processor: Its image processor, or a full `Qwen3VLProcessor`.
         reading: By `build_reading`.
-        device: Where the tower runs; None to ask its offload hooks, or else its weights.
     """
     tower: Any = vision
-    patches, grid = _cut_into_patches(get_image_processor(processor, tower.config), reading)
+    patches, grid = _cut_into_patches(processor, tower, reading)
     features: list[Tensor] = []
-    with lock_of_model(vision), ExitStack() as undo:
-        bring_to_device(vision)
-        device = device or execution_device(vision)
 
-        def keep(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> None:
-            features.append(output)
+    def keep(_: nn.Module, __: object, output: Tensor) -> None:  # what the tower returns varies by version
+        features.append(output)
 
-        undo.callback(tower.merger.register_forward_hook(keep).remove)
-        if reading.visible is not None:
-            patches_seen = reading.visible.repeat_interleave(tower.spatial_merge_size**2)
-            undo.enter_context(isolate_patches(tower, patches_seen))
-        tower(patches.to(device, next(vision.parameters()).dtype), grid_thw=grid.to(device))
+    with _running(vision) as device, _isolating(tower, reading.visible):
+        hook = tower.merger.register_forward_hook(keep)
+        try:
+            tower(patches.to(device, next(vision.parameters()).dtype), grid_thw=grid.to(device))
+        finally:
+            hook.remove()
     return features[0]
 
 
@@ -246,62 +214,47 @@ def describe_picture(
     Raises:
         ValueError: The encoder wrote nothing.
     """
-    patches, grid = _cut_into_patches(get_image_processor(processor, vl_encoder.config.vision_config), reading)
-    count = reading.grid[0] * reading.grid[1]
-    ids, _ = picture_turn(tokenizer, read_text_turn(tokenizer, _DESCRIBE), count)
-    with lock_of_model(vl_encoder):
-        bring_to_device(vl_encoder)
-        device = execution_device(vl_encoder)
+    model: Any = vl_encoder
+    patches, grid = _cut_into_patches(processor, model.model.visual, reading)
+    ids, regions = picture_turn(tokenizer, read_text_turn(tokenizer, _DESCRIBE), reading.grid[0] * reading.grid[1])
+    rope_deltas = model.model.rope_deltas
+    with _running(vl_encoder) as device:
         input_ids = ids.to(device)[None]
-        arguments: dict[str, Any] = {
-            "attention_mask": torch.ones_like(input_ids),
-            "pixel_values": patches.to(device),
-            "image_grid_thw": grid.to(device),
-        }
-        if "mm_token_type_ids" in inspect.signature(vl_encoder.forward).parameters:
-            arguments["mm_token_type_ids"] = (input_ids == vl_encoder.config.image_token_id).int()
-        model: Any = vl_encoder
-        rope_deltas = model.model.rope_deltas
         try:
-            written: Any = model.generate(
+            written = model.generate(
                 input_ids,
+                attention_mask=torch.ones_like(input_ids),
+                pixel_values=patches.to(device),
+                image_grid_thw=grid.to(device),
                 max_new_tokens=96,
                 do_sample=False,
                 eos_token_id=tokenizer.get_vocab()["<|im_end|>"],
                 pad_token_id=tokenizer.pad_token_id,
-                **arguments,
+                **_token_types(model.forward, (regions == Region.IMAGE).to(device)[None]),
             )
         finally:
             model.model.rope_deltas = rope_deltas
     text = str(tokenizer.decode(written[0, len(ids) :], skip_special_tokens=True)).strip()
     if not text:
-        raise ValueError("The VL encoder wrote no description of the reference: pass `vl_text` yourself.")
+        raise ValueError("The VL encoder wrote no description of the reference: say yourself what is in it, as text.")
     return text
 
 
 def _make_embeds(
     reading: Reading, states: Mapping[int, Tensor], muted: Mapping[int, Tensor] | None, fingerprint: str | None
 ) -> ReferenceEmbeds:
-    """What was read, without the tokens that a mask removes."""
-    kept = torch.ones_like(reading.regions, dtype=torch.bool)
-    if reading.visible is not None:
-        kept[reading.regions == Region.IMAGE] = reading.visible
     first = next(iter(states.values()))
-    at = kept.to(first.device)
     dtype = str(first.dtype).removeprefix("torch.")
-    return ReferenceEmbeds(
-        {layer: states[k][at] for layer, k in reading.layers.items()},
-        reading.regions[kept].to(first.device),
-        replace(reading.provenance, vl_fingerprint=fingerprint, dtype=dtype),
-        {} if muted is None else {layer: muted[k][at] for layer, k in reading.layers.items()},
-    )
+    provenance = replace(reading.provenance, vl_fingerprint=fingerprint, dtype=dtype)
+    return ReferenceEmbeds(states, reading.regions[reading.kept].to(first.device), provenance, muted or {})
 
 
-def _cut_into_patches(processor: VLImageProcessor, reading: Reading) -> tuple[Tensor, Tensor]:
+def _cut_into_patches(processor: object, visual: Any, reading: Reading) -> tuple[Tensor, Tensor]:
     """(patches, patch values) and (1, 3) times, rows and columns of patches, before merging."""
+    image_processor = get_image_processor(processor, visual.config)
     # The picture has its size already, so the processor must not resize it.
-    features = processor(images=[reading.picture], do_resize=False, return_tensors="pt")
-    expected = [[1, *(side * processor.merge_size for side in reading.grid)]]
+    features = image_processor(images=[reading.picture], do_resize=False, return_tensors="pt")
+    expected = [[1, *(side * image_processor.merge_size for side in reading.grid)]]
     if features["image_grid_thw"].tolist() != expected:
         raise ValueError(
             f"The image processor made a grid of {features['image_grid_thw'].tolist()} patches from a picture of "
@@ -311,64 +264,33 @@ def _cut_into_patches(processor: VLImageProcessor, reading: Reading) -> tuple[Te
     return features["pixel_values"], features["image_grid_thw"]
 
 
-def _position_ids(inner: nn.Module, input_ids: Tensor, grid: Tensor, is_image: Tensor) -> Tensor:
+def _position_ids(inner: Any, input_ids: Tensor, grid: Tensor) -> Tensor:
     """M-RoPE positions (3, 1, tokens), by Qwen3-VL's own rule, as if no token were masked.
 
     A mask with holes breaks the model's own computation, which would also keep `rope_deltas` on the module.
     """
-    get_rope_index = cast("Callable[..., tuple[Tensor, Tensor]]", inner.get_rope_index)
-    arguments = {"image_grid_thw": grid, "attention_mask": torch.ones_like(input_ids)}
-    # Wanted by name from transformers 5.1 on; before, the model finds the image tokens by their id.
-    if "mm_token_type_ids" in inspect.signature(get_rope_index).parameters:
-        arguments["mm_token_type_ids"] = is_image.int()
-    return get_rope_index(input_ids, **arguments)[0]
+    types = _token_types(inner.get_rope_index, input_ids == inner.config.image_token_id)
+    return inner.get_rope_index(input_ids, image_grid_thw=grid, attention_mask=torch.ones_like(input_ids), **types)[0]
 
 
-def _run_to_layers(
-    vl_encoder: Qwen3VLForConditionalGeneration,
-    arguments: Mapping[str, Tensor],
-    layers: Sequence[int],
-    visible: Tensor | None,
-) -> dict[int, Tensor]:
-    """(tokens, dims) of each layer, all tokens. The model's lock is held, and it is where it runs."""
-    inner = cast("Any", vl_encoder.model)
-    with ExitStack() as undo:
-        if visible is not None:
-            merge = inner.visual.spatial_merge_size
-            undo.enter_context(isolate_patches(inner.visual, visible.repeat_interleave(merge * merge)))
-        captured = undo.enter_context(_capturing(inner.language_model, layers))
-        captured[max(layers)] = inner(**arguments, use_cache=False, return_dict=True).last_hidden_state
-    return {layer: captured[layer][0] for layer in layers}
+def _token_types(function: Callable[..., Any], is_image: Tensor) -> dict[str, Tensor]:
+    """Wanted by name from transformers 5.1 on; before, the model finds the image tokens by their id."""
+    wanted = "mm_token_type_ids" in inspect.signature(function).parameters
+    return {"mm_token_type_ids": is_image.int()} if wanted else {}
 
 
 # ---- Temporary changes, undone whatever happens ----
 
 
-@contextmanager
-def early_exit(language_model: Any, layer: int) -> Generator[None]:
-    """Within it, the language model stops before block `layer` and its output is what that block would read.
+def _read_layers(
+    model: Any, language_model: Any, reading: Reading, arguments: Mapping[str, Tensor]
+) -> dict[int, Tensor]:
+    """(tokens, dims) of each layer asked for, without tokens that a mask removes, from one pass.
 
-    The block list is cut and the final norm replaced, so the rest never runs (nor is brought to the device); both
-    are put back at the end. Bit for bit the `hidden_states[layer]` of a full pass.
+    The block list is cut before the deepest layer and the final norm replaced, so the rest never runs (nor is brought
+    to the device); other layers are kept as their blocks read them. Bit for bit the `hidden_states` of a full pass.
     """
-    layers, norm = language_model.layers, language_model.norm
-    if layer >= len(layers):
-        yield  # the last one is after the final norm: nothing to leave out
-        return
-    try:
-        language_model.layers = nn.ModuleList(list(layers)[:layer])
-        language_model.norm = nn.Identity()
-        yield
-    finally:
-        language_model.layers, language_model.norm = layers, norm
-
-
-@contextmanager
-def _capturing(language_model: Any, layers: Sequence[int]) -> Generator[dict[int, Tensor]]:
-    """Within it, a pass stops before the deepest of these blocks, and keeps what the others read.
-
-    By hooks of our own: the library's vary by version.
-    """
+    blocks, norm, deepest = language_model.layers, language_model.norm, max(reading.layers.values())
     captured: dict[int, Tensor] = {}
 
     def keep(layer: int) -> Callable[..., None]:
@@ -378,18 +300,22 @@ def _capturing(language_model: Any, layers: Sequence[int]) -> Generator[dict[int
         return hook
 
     with ExitStack() as undo:
-        for layer in set(layers) - {max(layers)}:
-            handle = language_model.layers[layer].register_forward_pre_hook(keep(layer), with_kwargs=True)
-            undo.callback(handle.remove)
-        undo.enter_context(early_exit(language_model, max(layers)))
-        yield captured
+        for layer in set(reading.layers.values()) - {deepest}:
+            undo.callback(blocks[layer].register_forward_pre_hook(keep(layer), with_kwargs=True).remove)
+        if deepest < len(blocks):  # the last one is after the final norm: nothing to leave out
+            undo.callback(setattr, language_model, "layers", blocks)
+            undo.callback(setattr, language_model, "norm", norm)
+            language_model.layers, language_model.norm = nn.ModuleList(list(blocks)[:deepest]), nn.Identity()
+        captured[deepest] = model(**arguments, use_cache=False, return_dict=True).last_hidden_state
+    kept = reading.kept.to(captured[deepest].device)
+    return {asked: captured[layer][0][kept] for asked, layer in reading.layers.items()}
 
 
 @contextmanager
-def _muted_features(visual: Any) -> Generator[None]:
+def _muting(visual: Any) -> Generator[None]:
     """Within it, the vision tower's features, DeepStack's too, are 0."""
 
-    def mute(_: nn.Module, __: tuple[Tensor, ...], output: Tensor) -> Tensor:
+    def mute(_: nn.Module, __: object, output: Tensor) -> Tensor:
         return output * 0
 
     with ExitStack() as undo:
@@ -399,25 +325,27 @@ def _muted_features(visual: Any) -> Generator[None]:
 
 
 @contextmanager
-def isolate_patches(visual: Any, visible: Tensor) -> Generator[None]:
+def _isolating(visual: Any, visible: Tensor | None) -> Generator[None]:
     """Within it, the vision tower's patches attend only within their own kind: kept among kept, hidden among hidden.
 
     Every attention sees the patches reordered, the kept ones first, as if they were two pictures, and its output
     is put back in place. All else in the tower works on patches, or on the patches of one token, alone.
 
-    `visible` is `(patches,)` bool, in the tower's order, with at least one of each kind.
+    `visible` is `(image tokens,)` bool, with at least one of each kind; with None nothing is changed.
     """
-    order = torch.argsort((~visible).int(), stable=True)
+    if visible is None:
+        yield
+        return
+    patches = visible.repeat_interleave(visual.spatial_merge_size**2)  # (patches,), in the tower's order
+    order = torch.argsort((~patches).int(), stable=True)
     back = torch.argsort(order)
-    bounds = [0, int(visible.sum()), visible.numel()]
+    bounds = [0, int(patches.sum()), patches.numel()]
 
     def before(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         states = args[0] if args else kwargs.pop("hidden_states")  # (patches, dims)
-        at = order.to(states.device)
-        cos, sin = kwargs["position_embeddings"]
-        cut = torch.tensor(bounds, dtype=kwargs["cu_seqlens"].dtype, device=kwargs["cu_seqlens"].device)
-        changed = {"position_embeddings": (cos[at.to(cos.device)], sin[at.to(sin.device)]), "cu_seqlens": cut}
-        return (states[at], *args[1:]), kwargs | changed
+        positions = tuple(part[order.to(part.device)] for part in kwargs["position_embeddings"])
+        changed = {"position_embeddings": positions, "cu_seqlens": kwargs["cu_seqlens"].new_tensor(bounds)}
+        return (states[order.to(states.device)], *args[1:]), kwargs | changed
 
     def after(_: nn.Module, __: tuple[Any, ...], output: Tensor) -> Tensor:
         return output[back.to(output.device)]
@@ -429,10 +357,14 @@ def isolate_patches(visual: Any, visible: Tensor) -> Generator[None]:
         yield
 
 
-def lock_of_model(model: nn.Module) -> threading.RLock:
-    """Get the one lock of a model, whichever pipeline it is in."""
+@contextmanager
+def _running(model: nn.Module) -> Generator[torch.device]:
+    """Within it, a model is this thread's alone, whichever pipeline it is in, and it is where its inputs belong."""
     with _model_locks_lock:
-        return _model_locks.setdefault(model, threading.RLock())
+        lock = _model_locks.setdefault(model, threading.RLock())
+    with lock:
+        bring_to_device(model)
+        yield execution_device(model)
 
 
 # ---- Devices and hooks ----
@@ -493,29 +425,27 @@ def check_vl_encoder(vl_encoder: object, width: int | None = None) -> None:
         Traceback (most recent call last):
         TypeError: `vl_encoder` must be a Qwen3VLForConditionalGeneration, the whole model, got Linear.
     """
-    config, inner = getattr(vl_encoder, "config", None), getattr(vl_encoder, "model", None)
-    if config is None or not hasattr(inner, "language_model") or not hasattr(inner, "visual"):
+    inner = getattr(vl_encoder, "model", None)
+    if not hasattr(inner, "language_model") or not hasattr(inner, "visual"):
         raise TypeError(
             "`vl_encoder` must be a Qwen3VLForConditionalGeneration, the whole model, got "
             f"{type(vl_encoder).__name__}."
         )
-    check_vl_config(config, width)
+    check_vl_config(getattr(vl_encoder, "config", None), width)
 
 
-def check_vl_config(config: object, width: int | None = None) -> None:
+def check_vl_config(config: Any, width: int | None = None) -> None:
     """Check that a model can serve as VL encoder, from its config alone; errors as `check_vl_encoder`."""
     family = getattr(config, "model_type", None)
     if family != "qwen3_vl":
         raise TypeError(
             f"The VL encoder must be a Qwen3-VL, got a model of type {family!r}. Load Qwen/Qwen3-VL-4B-Instruct."
         )
-    if width is not None:
-        check_widths(cast("Any", config).text_config.hidden_size, width)
+    _check_width(config.text_config.hidden_size, width)
 
 
-def check_widths(own: int, width: int) -> None:
-    """Check that a reader is as wide as the text encoder; a ValueError names both."""
-    if own != width:
+def _check_width(own: int, width: int | None) -> None:
+    if width is not None and own != width:
         raise ValueError(
             f"The VL encoder must be as wide as the text encoder: expected hidden size {describe_width(width)}, got "
             f"{describe_width(own)}. Load a Qwen3-VL of width {width}."
@@ -529,14 +459,13 @@ def load_vl_config(
     subfolder: str = "",
     processor_subfolder: str = "",
 ) -> tuple[Qwen3VLConfig, VLImageProcessor]:
-    """Load a VL encoder's config and image processor, a few small files, as `load_vl_encoder_parts` does."""
+    """Load a VL encoder's config and image processor, a few small files; arguments as `load_vl_encoder_parts`."""
     with _explaining_failure(model_id):
         config = AutoConfig.from_pretrained(model_id, **_place(revision, subfolder))
         check_vl_config(config)
         # AutoImageProcessor needs no torchvision, AutoProcessor does.
         processor = AutoImageProcessor.from_pretrained(model_id, **_place(revision, processor_subfolder))
-    config = cast("Qwen3VLConfig", config)
-    return config, get_image_processor(processor, config.vision_config)
+    return cast("Qwen3VLConfig", config), get_image_processor(processor, cast("Any", config).vision_config)
 
 
 def find_reader_source(
@@ -568,10 +497,11 @@ def find_reader_source(
         8
     """
     vision, image_token_id = getattr(config, "vision_config", config), None
+    width = getattr(text_config, "hidden_size", None)
     if vl_reader == "text_encoder":
-        check_widths(vision.out_hidden_size, text_config.hidden_size)
+        _check_width(vision.out_hidden_size, width)
     else:
-        check_vl_config(config, None if text_config is None else text_config.hidden_size)
+        check_vl_config(config, width)
         text_config, image_token_id = config.text_config, config.image_token_id
     name, depth = None if model_id is None else str(model_id), text_config.num_hidden_layers
     return ReaderSource(vl_reader, get_image_processor(processor, vision), depth, image_token_id, name, revision)
@@ -615,11 +545,13 @@ def load_vl_encoder_parts(
         encoder = Qwen3VLForConditionalGeneration.from_pretrained(
             model_id, config=config, dtype=dtype or "auto", **_place(revision, subfolder)
         )
-    size = sum(p.numel() * p.element_size() for p in encoder.parameters())
-    _readers_logger.warning(
-        f"Loaded the VL encoder {model_id} (revision {revision or 'default'}, {encoder.dtype}, {size / 1e9:.2f} GB)."
-    )
+    _log_loaded(f"VL encoder {model_id}", revision, encoder)
     return encoder.eval(), processor
+
+
+def _log_loaded(what: str, revision: str | None, model: PreTrainedModel) -> None:
+    size = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
+    _readers_logger.warning(f"Loaded the {what} (revision {revision or 'default'}, {model.dtype}, {size:.2f} GB).")
 
 
 def load_vision_tower(
@@ -643,11 +575,7 @@ def load_vision_tower(
         with init_empty_weights(include_buffers=False):
             tower = Qwen3VLVisionModel(cast("Any", config.vision_config))
         tower.load_state_dict(found, assign=True)
-    size = sum(p.numel() * p.element_size() for p in tower.parameters())
-    _readers_logger.warning(
-        f"Loaded the vision tower of {model_id} (revision {revision or 'default'}, {tower.dtype}, "
-        f"{size / 1e9:.2f} GB)."
-    )
+    _log_loaded(f"vision tower of {model_id}", revision, tower)
     return tower.eval(), processor
 
 
@@ -686,13 +614,10 @@ def _explaining_failure(model_id: str | os.PathLike[str]) -> Generator[None]:
 
 
 def fingerprint_text_encoder(text_encoder: PreTrainedModel) -> str:
-    """Get which text encoder it is: the SHA-256 of the sizes in its config and of all its norm weights.
+    """Get which text encoder it is: the SHA-256 of the sizes in its config and of all its norm weights, in hex.
 
     It is the same on every device and version of transformers, and in every dtype that keeps the checkpoint's values.
     Quantisation leaves norms alone, and so does a LoRA, which does not show.
-
-    Returns:
-        64 hex digits.
 
     Raises:
         ValueError: Its weights are not in memory, as under sequential offload.
@@ -715,15 +640,14 @@ def fingerprint_text_encoder(text_encoder: PreTrainedModel) -> str:
 def fingerprint_vl_encoder(vl_encoder: Qwen3VLForConditionalGeneration) -> str | None:
     """Get which Qwen3-VL it is, as `fingerprint_text_encoder`, by the norms of its vision tower and first block.
 
-    Returns:
-        64 hex digits, also under offload; None where its weights cannot be read, as on torch's meta device.
+    It works under offload too; None where its weights cannot be read, as on torch's meta device.
     """
     config, inner = vl_encoder.config, cast("Any", vl_encoder.model)
     parts = {"visual": inner.visual, "first": inner.language_model.layers[0]}
     return _norms_digest([config.text_config, config.vision_config], parts)
 
 
-def _norms_digest(configs: Sequence[Any], parts: Mapping[str, nn.Module]) -> str | None:
+def _norms_digest(configs: Sequence[object], parts: Mapping[str, nn.Module]) -> str | None:
     from accelerate.utils import align_module_device  # slow to import
 
     digest = hashlib.sha256()
@@ -731,9 +655,9 @@ def _norms_digest(configs: Sequence[Any], parts: Mapping[str, nn.Module]) -> str
         names = ("hidden_size", "num_hidden_layers", "depth", "intermediate_size", "vocab_size", "patch_size")
         digest.update(repr([getattr(config, name, None) for name in names]).encode())
     norms = {f"{at}.{name}": m for at, part in parts.items() for name, m in part.named_modules() if "norm" in name}
-    for name in sorted(norms):
-        with align_module_device(norms[name]):  # brings in what is offloaded layer by layer
-            for _, weight in sorted(norms[name].named_parameters(recurse=False)):
+    for _, norm in sorted(norms.items()):
+        with align_module_device(norm):  # brings in what is offloaded layer by layer
+            for _, weight in sorted(norm.named_parameters(recurse=False)):
                 if weight.device.type == "meta":
                     return None
                 values = weight.detach().to("cpu", torch.bfloat16).float()

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from .._version import __version__
-from ..blend.regions import TextPosition
+from ..blend.regions import Region, TextPosition
 from .embeds import ReferenceProvenance
 from .pictures import Treatment, fill_hidden, grid_size, treat_picture, visible_tokens
 from .turn import TextTurn, picture_turn, read_text_turn
@@ -26,6 +26,14 @@ from .turn import TextTurn, picture_turn, read_text_turn
 # Qwen2-VL's default bound, which transformers 4 puts in place of the `size` of every preprocessor_config.json: it says
 # nothing about the model. Taken as "no bound", it gives the same grid in every version.
 _UNTOLD_MAX_PIXELS = 28 * 28 * 1280
+
+
+_VERSIONS = {
+    "zimage_vl": __version__,
+    "torch": str(torch.__version__),
+    "transformers": transformers.__version__,
+    "pillow": PIL.__version__,
+}
 
 
 class VLImageProcessor(Protocol):
@@ -53,29 +61,26 @@ class ReaderSource(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Reading:
-    """One picture beside one text, ready for the VL encoder.
+    """One picture beside one text, ready for the VL encoder."""
 
-    Attributes:
-        picture: The pixels the encoder sees: RGB, at the grid's size, hidden ones filled.
-        ids: `(tokens,)` int64 ids of the turn.
-        regions: `(tokens,)` int8 `Region` values.
-        grid: Rows and columns of image tokens.
-        visible: `(image tokens,)` bool, False where a mask removes the token; None where none is removed.
-        layers: Each layer as asked for, to its number counted from 0.
-        provenance: Where the states will come from, as far as it is known without the model.
-        muted: Read the turn a second time, with the picture's features times 0.
-        with_text: Where the VL encoder is to describe the picture first: the reading with that description beside it.
-    """
-
-    picture: Image.Image
-    ids: Tensor
-    regions: Tensor
-    grid: tuple[int, int]
-    visible: Tensor | None
-    layers: Mapping[int, int]
-    provenance: ReferenceProvenance
-    muted: bool = False
+    picture: Image.Image  # the pixels the encoder sees: RGB, at the grid's size, hidden ones filled
+    ids: Tensor  # (tokens,) int64, of the turn
+    regions: Tensor  # (tokens,) int8 `Region` values
+    grid: tuple[int, int]  # rows and columns of image tokens
+    visible: Tensor | None  # (image tokens,) bool, False where a mask removes the token; None where none is removed
+    layers: Mapping[int, int]  # each layer as asked for, to its number counted from 0
+    provenance: ReferenceProvenance  # where the states will come from, as far as it is known without the model
+    muted: bool = False  # read the turn a second time, with the picture's features times 0
+    # Where the VL encoder is to describe the picture first: the reading with that description beside it.
     with_text: Callable[[str], Reading] | None = field(default=None, repr=False)
+
+    @property
+    def kept(self) -> Tensor:
+        """`(tokens,)` bool: the tokens that no mask removes."""
+        kept = torch.ones_like(self.regions, dtype=torch.bool)
+        if self.visible is not None:
+            kept[self.regions == Region.IMAGE] = self.visible
+        return kept
 
     @property
     def key(self) -> Hashable:
@@ -125,37 +130,22 @@ def build_reading(
         >>> build_reading(pipe.find_reader(), pipe.tokenizer, Image.new("RGB", (64, 48)), turn, (-2,)).grid
         (3, 4)
     """
-    numbers = resolve_layers(layers, source.num_hidden_layers)
-    processor, model_id = source.processor, source.model_id
-    if not isinstance(image, Image.Image):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"`image` must be a PIL image, got {type(image).__name__}.")
-    if image.mode != "RGB":
-        raise ValueError(f'`image` must be an RGB image, got mode {image.mode!r}. Use image.convert("RGB").')
-    side = processor.patch_size * processor.merge_size  # pixels along one image token
-    size = grid_size(image.size, side, min(max_pixels, _own_max_pixels(processor) or max_pixels))
-    columns, rows = size[0] // side, size[1] // side
+    numbers, name = resolve_layers(layers, source.num_hidden_layers), source.model_id
+    if getattr(image, "mode", None) != "RGB":
+        raise TypeError(f'`image` must be a PIL image of mode "RGB", got {image!r:.80}. Use image.convert("RGB").')
+    side = source.processor.patch_size * source.processor.merge_size  # pixels along one image token
+    size = grid_size(image.size, side, min(max_pixels, _own_max_pixels(source.processor) or max_pixels))
+    rows, columns = size[1] // side, size[0] // side
     picture, visible = image, None
     if mask is not None:
         visible = visible_tokens(mask, columns, rows)
         picture = fill_hidden(image, mask, visible.reshape(rows, columns))
         visible = None if bool(visible.all()) else visible
-    treated = treat_picture(picture, treatment)
-    if treated.size != picture.size:
-        raise ValueError(f"`vl_treatment` must keep the picture's size, {picture.size}, got {treated.size}.")
-    picture, name = treated, None if treatment == "none" else str(treatment)
-    if callable(treatment):  # two functions may have one name
-        name = f"{getattr(treatment, '__qualname__', 'function')} {sha256_of_pixels(treated)}"
-    # Resized here, not in the processor: the same grid in every version of transformers.
-    picture = picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+    picture = treat_picture(picture, treatment)
     ids, regions = picture_turn(tokenizer, turn, rows * columns, text_position)
-    if source.image_token_id is not None and int((ids == source.image_token_id).sum()) != rows * columns:
-        raise ValueError(
-            f"The tokenizer's <|image_pad|> is not the image token of `vl_encoder` (id {source.image_token_id}). "
-            "Pass the tokenizer that belongs to both models, Qwen3's."
-        )
     provenance = ReferenceProvenance(
         # A folder by its full path: what looks like a Hub id is one.
-        model_id=os.path.abspath(model_id) if model_id is not None and os.path.isdir(model_id) else model_id,
+        model_id=os.path.abspath(name) if name is not None and os.path.isdir(name) else name,
         revision=source.revision,
         num_hidden_layers=source.num_hidden_layers,
         image_grid=(rows, columns),
@@ -167,41 +157,46 @@ def build_reading(
         text_position=text_position,
         max_pixels=max_pixels,
         reader=source.reader,
-        treatment=name,
-        versions={
-            "zimage_vl": __version__,
-            "torch": str(torch.__version__),
-            "transformers": transformers.__version__,
-            "pillow": PIL.__version__,
-        },
+        treatment=_name_treatment(treatment, picture),
+        versions=_VERSIONS,
     )
+    # Resized here, not in the processor: the same grid in every version of transformers.
+    picture = picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
+    if source.image_token_id is not None and int((ids == source.image_token_id).sum()) != rows * columns:
+        raise ValueError(
+            f"The tokenizer's <|image_pad|> is not the image token of `vl_encoder` (id {source.image_token_id}). "
+            "Pass the tokenizer that belongs to both models, Qwen3's."
+        )
     reading = Reading(picture, ids, regions, (rows, columns), visible, numbers, provenance, muted)
-    if not describe:
-        return reading
 
     def with_text(text: str) -> Reading:
         described = read_text_turn(tokenizer, text)
         ids, regions = picture_turn(tokenizer, described, rows * columns, text_position)
         return replace(reading, ids=ids, regions=regions, provenance=replace(provenance, text=text, described=True))
 
-    return replace(reading, with_text=with_text)
+    return replace(reading, with_text=with_text) if describe else reading
+
+
+def _name_treatment(treatment: Treatment, treated: Image.Image) -> str | None:
+    if not callable(treatment):
+        return None if treatment == "none" else treatment
+    # Two functions may have one name.
+    return f"{getattr(treatment, '__qualname__', 'function')} {sha256_of_pixels(treated)}"
 
 
 def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> dict[int, int]:
     """Get the number, counted from 0, of each layer as asked for.
 
     Raises:
-        TypeError: `layers` is not a sequence of integers.
-        ValueError: It is empty, or a layer is out of range.
+        TypeError: `layers` is not a sequence of at least one integer.
+        ValueError: A layer is out of range.
 
     Example:
         >>> resolve_layers((-6, 4), 36)
         {-6: 31, 4: 4}
     """
-    if isinstance(layers, (str, bytes)) or not isinstance(layers, Sequence):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(layers, Sequence) or isinstance(layers, (str, bytes)) or not layers:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"`layers` must be a sequence of integers such as (-6,), got {layers!r}.")
-    if not layers:
-        raise ValueError("`layers` must name at least one layer, got none.")
     for layer in layers:
         if type(layer) is not int:
             raise TypeError(f"`layers` must be integers, got {layer!r}.")
@@ -216,18 +211,14 @@ def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> dict[int, i
 def get_image_processor(vl_processor: object, vision: Any) -> VLImageProcessor:
     """Get the image processor, alone or within a full processor, if it fits; else TypeError or ValueError."""
     processor = getattr(vl_processor, "image_processor", vl_processor)
+    names = ("patch_size", "merge_size", "temporal_patch_size")
     expected = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
-    for name, value in zip(("patch_size", "merge_size", "temporal_patch_size"), expected, strict=True):
-        if not hasattr(processor, name):
-            raise TypeError(
-                "`vl_processor` must be Qwen3-VL's image processor or its full processor, got "
-                f"{type(vl_processor).__name__}, which has no `{name}`. Load it with transformers.AutoImageProcessor."
-            )
-        if getattr(processor, name) != value:
-            raise ValueError(
-                f"`vl_processor` does not belong to `vl_encoder`: expected {name} {value}, got "
-                f"{getattr(processor, name)}."
-            )
+    found = tuple(getattr(processor, name, None) for name in names)
+    if found != expected:
+        raise (TypeError if None in found else ValueError)(
+            f"`vl_processor` must be the VL encoder's image processor or full processor, with {names} of {expected}, "
+            f"got {type(vl_processor).__name__} with {found}. Load it with transformers.AutoImageProcessor."
+        )
     return cast("VLImageProcessor", processor)
 
 

@@ -24,12 +24,12 @@ from ..blend.regions import PromptToken, Region, TextPosition
 
 VISION_START, VISION_END, IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
 _VISION_TOKENS = (VISION_START, VISION_END, IMAGE_PAD, "<|video_pad|>", "<|vision_pad|>")
-# Two contents that no template treats specially, with nothing in common at either end.
-_SENTINELS = ("zimage sentinel one", "another marker 2")
+_SENTINEL = "a content that no template treats specially"
 _templates: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, str, str]] = weakref.WeakKeyDictionary()
 _fast_tokenizers: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, PreTrainedTokenizerFast] = (
     weakref.WeakKeyDictionary()
 )
+_FAST_ADVICE = "the places of its tokens are unknown. Load the tokenizer with transformers.AutoTokenizer."
 #: A fast tokenizer keeps its truncation and padding as state: two threads must not call one at the same time.
 tokenizer_lock = threading.RLock()
 
@@ -38,23 +38,18 @@ tokenizer_lock = threading.RLock()
 class TextTurn:
     """A text in the chat template, as the text encoder reads it: row i of `prompt_embeds` is token i.
 
-    Attributes:
-        text: The text, without the template.
-        ids: Token ids without padding, cut to the length asked for.
-        regions: Prefix, words or suffix, one per token. A token that reaches from the template into the text (a first
-            line break may melt with the template's) is one of the words.
-        spans: The characters of the text that each token covers, as (first, one past the last); (-1, -1) outside it.
-        uncut_ids: The token ids before the cut.
-        melted: A token reaches from the template into the text.
-        tokenizer: What it was tokenised with.
+    A token that reaches from the template into the text (a first line break may melt with the template's) is one of
+    the words.
     """
 
-    text: str
-    ids: list[int]
-    regions: list[Region]
-    spans: list[tuple[int, int]]
-    uncut_ids: list[int] = field(repr=False)
-    melted: bool
+    text: str  # without the template
+    ids: list[int]  # token ids without padding, cut to the length asked for
+    regions: list[Region]  # prefix, words or suffix, one per token
+    spans: list[
+        tuple[int, int]
+    ]  # the first character of the text that each token covers and one past the last, or -1s
+    uncut_ids: list[int] = field(repr=False)  # before the cut
+    melted: bool  # a token reaches from the template into the text
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
 
     @cached_property
@@ -123,8 +118,7 @@ def picture_turn(
         `(tokens,)` int64 ids and `(tokens,)` int8 `Region` values.
 
     Raises:
-        ValueError: The text holds vision tokens; the tokenizer has none; template or tokenizer make something else of
-            the one string; an unknown `text_position`.
+        ValueError: The text holds vision tokens; the tokenizer has none, or makes something else of the one string.
 
     Example:
         >>> from zimage_vl.toy import load_toy_pipeline
@@ -135,8 +129,6 @@ def picture_turn(
     """
     if text_position not in get_args(TextPosition):
         raise ValueError(f"`text_position` must be one of {list(get_args(TextPosition))}, got {text_position!r}.")
-    if num_image_tokens < 1:
-        raise ValueError(f"A picture has at least one image token, got {num_image_tokens}.")
     found = [token for token in _VISION_TOKENS if token in turn.text]
     if found:
         raise ValueError(
@@ -148,13 +140,10 @@ def picture_turn(
     picture = VISION_START + IMAGE_PAD * num_image_tokens + VISION_END
     one_string = picture + turn.text if text_position == "after" else turn.text + picture
     whole, _ = _tokenize(tokenizer, _render(tokenizer, one_string)[0])
-    if whole.count(pad) != num_image_tokens:
-        raise ValueError(
-            f"The picture has {num_image_tokens} image tokens, but its turn was tokenised to {whole.count(pad)}."
-        )
-    first = whole.index(pad) - 1
+    first = whole.index(start) if start in whole else 0
     without = whole[:first] + whole[first + len(image_ids) :]
-    if without != turn.uncut_ids and not (turn.melted and text_position == "after"):
+    is_alike = without == turn.uncut_ids or (turn.melted and text_position == "after")
+    if whole[first : first + len(image_ids)] != image_ids or not is_alike:
         raise ValueError(
             f"The tokenizer ({type(tokenizer).__name__}) splits the text beside a picture unlike the text alone, so "
             "that the reference cannot be laid on a prompt. Pass the tokenizer of Z-Image (Qwen3) or of Qwen3-VL."
@@ -167,19 +156,11 @@ def picture_turn(
 
 
 def embeds_regions(tokenizer: PreTrainedTokenizerBase, length: int, turn: TextTurn | None) -> Tensor:
-    """Get the regions of a prompt's embeddings.
+    """Get the `(length,)` int8 `Region` values of a prompt's embeddings.
 
-    Args:
-        tokenizer: The pipeline's tokenizer.
-        length: Tokens of the embeddings.
-        turn: The prompt's turn; None where only its embeddings are known. Then the template's own tokens are taken to
-            surround them, as `encode_prompt` leaves them.
-
-    Returns:
-        `(length,)` int8 `Region` values.
-
-    Raises:
-        ValueError: Embeddings of another length than the turn, or shorter than the template.
+    Without a turn, where only the embeddings are known, the template's own tokens are taken to surround them, as
+    `encode_prompt` leaves them. Embeddings of another length than the turn, or shorter than the template, are a
+    ValueError.
     """
     if turn is not None:
         if len(turn.ids) != length:
@@ -223,30 +204,26 @@ def _apply_template(tokenizer: PreTrainedTokenizerBase, content: str) -> str:
     )
 
 
-def template_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str] | None:
-    """What the template puts before and after a content, found once; None where it does not keep to that."""
+def template_ends(tokenizer: PreTrainedTokenizerBase) -> tuple[str, str]:
+    """What the template puts before and after a content, found once."""
     template, begin, end = _templates.get(tokenizer, (None, "", ""))
     if template is None or template != tokenizer.chat_template:
-        split = {tuple(_apply_template(tokenizer, content).split(content)) for content in _SENTINELS}
-        parts = split.pop()
-        if split or len(parts) != 2:
-            return None
-        begin, end = parts
+        begin, _, end = _apply_template(tokenizer, _SENTINEL).partition(_SENTINEL)
         _templates[tokenizer] = tokenizer.chat_template, begin, end
     return begin, end
 
 
 def _render(tokenizer: PreTrainedTokenizerBase, content: str) -> tuple[str, int]:
     """The content in its template, and where in it the content begins, in characters."""
-    ends = template_ends(tokenizer)
+    begin, end = template_ends(tokenizer)
     rendered = _apply_template(tokenizer, content)
-    if ends is None or rendered != ends[0] + content + ends[1]:
+    if rendered != begin + content + end:
         raise ValueError(
             "The tokenizer's chat template must render a user's string as it is between a fixed beginning and end; "
             f"it changes, repeats or drops {content[:80]!r} (rendered: {rendered[:160]!r}). Remove leading or "
             "trailing white space if the template strips it, or pass Z-Image's own tokenizer."
         )
-    return rendered, len(ends[0])
+    return rendered, len(begin)
 
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
@@ -261,9 +238,7 @@ def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int],
         ids = [int(index) for index in encoded["input_ids"]]
         if fast is not tokenizer and ids != list(tokenizer(text)["input_ids"]):
             raise ValueError(
-                f"The slow tokenizer ({type(tokenizer).__name__}) and its fast conversion disagree on "
-                f"{text[:80]!r}, so the places of its tokens are unknown. Load the tokenizer with "
-                "transformers.AutoTokenizer, which gives a fast one."
+                f"{type(tokenizer).__name__} and its fast conversion disagree on {text[:80]!r}: {_FAST_ADVICE}"
             )
     return ids, [(int(first), int(last)) for first, last in encoded["offset_mapping"]]
 
@@ -275,10 +250,7 @@ def _fast_tokenizer(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBa
         try:
             fast = PreTrainedTokenizerFast(tokenizer_object=convert_slow_tokenizer(tokenizer))
         except Exception as error:
-            raise ValueError(
-                f"{type(tokenizer).__name__} is not a fast tokenizer and transformers cannot make it one, so the "
-                "places of its tokens are unknown. Load the tokenizer with transformers.AutoTokenizer."
-            ) from error
+            raise ValueError(f"{type(tokenizer).__name__} cannot be made a fast tokenizer: {_FAST_ADVICE}") from error
         # The conversion carries the vocabulary alone, without the tokens added to it, vision tokens included.
         added = tokenizer.added_tokens_decoder
         fast.add_tokens([added[index] for index in sorted(added)])
