@@ -137,7 +137,7 @@ def _read_knobs(asked: Any) -> tuple[dict[str, Any], zimage_vl.VLConditioning]:
     given = dict(asked.knobs)
     if "vl_alpha" in given:
         given["vl_alpha"] = parse_alpha(given["vl_alpha"])
-    base: dict[str, Any] = RECIPES[asked.take[0]] if asked.take else _SAME_KNOBS if asked.same_picture else {}
+    base: Mapping[str, Any] = RECIPES[asked.take[0]] if asked.take else _SAME_KNOBS if asked.same_picture else {}
     if "reference_embeds" in given:  # these were settled when they were read
         base = {name: value for name, value in base.items() if name not in _SETTLED}
     knobs = {**base, **given}
