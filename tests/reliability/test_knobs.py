@@ -76,7 +76,8 @@ MEANT: dict[str, st.SearchStrategy[Any]] = {
 ODD = some(
     None, True, False, -1, 0, 1, 3, 10**400, 0.5, 1.0, -0.0, 5e-324, math.nan, math.inf, -math.inf, "", "\ud800",
     "none", "x" * 300, b"x", (), [], [[]], [0.5], [None], {}, {"default": 0.5}, {"x": 1}, {-6: 1, -8: 0}, range(3),
-    Decimal(1), Fraction(1, 2), 1j, np.float32(0.5), np.int64(2), np.array([0.5]), np.array(math.nan), torch.tensor(0.5),
+    Decimal(1), Fraction(1, 2), 1j,
+    np.float32(0.5), np.int64(2), np.array([0.5]), np.array(math.nan), torch.tensor(0.5),
     torch.zeros(2, 2), torch.tensor([math.nan]), PICTURE, [PICTURE, None], "no/such/file.png", [PICTURE] * 3,
 )  # fmt: skip
 
