@@ -13,9 +13,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral, Real
+from types import SimpleNamespace
 from typing import Any, cast
 
 import torch
+from diffusers import ZImagePipeline
 from diffusers.utils import logging
 from PIL import Image
 from torch import Tensor
@@ -65,6 +67,7 @@ _GUIDE_NAMES = {
 _READING_NAMES = ("vl_text", "reference_mask", "vl_text_position", "vl_max_pixels", "vl_treatment", "vl_describe")
 # Those that mean nothing without a reference; scripts may leave all others in place.
 _BOUND_NAMES = ("reference_weights", "reference_mask", "neutral_image", "vl_text")
+_CALLBACK_INPUTS: list[str] = ZImagePipeline._callback_tensor_inputs  # pyright: ignore[reportPrivateUsage]
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # The transformer pads captions to a multiple of this, and sets the picture one position behind them.
 _CAPTION_MULTIPLE = 32
@@ -86,8 +89,6 @@ class Host:
     max_text_tokens: int | None
     latent_channels: int | None
     vae_scale_factor: int
-    callback_inputs: Sequence[str]
-    is_guided: Callable[[float], bool]
     find_reader: Callable[[VLReader], ReaderSource]
 
 
@@ -128,17 +129,10 @@ class Plan:
 
 
 def read_inputs(host: Host, call: Mapping[str, Any], arguments: Mapping[str, Any]) -> Plan:
-    """Check a call and make its plan.
+    """Check a call and make its plan: TypeError for an unknown name or a wrong type, ValueError for the rest.
 
-    Args:
-        host: The facts about the pipeline.
-        call: The arguments of `ZImagePipeline` by name; those left out have diffusers' defaults.
-        arguments: The arguments about references by name; those left out have the defaults of `KNOBS`.
-
-    Raises:
-        TypeError: A value of the wrong type, an unknown name.
-        ValueError: A value out of range, numbers that do not match, arguments that exclude each other.
-        OSError: A VL encoder has to read a picture, and its config cannot be found.
+    `call` has the arguments of `ZImagePipeline` by name, `arguments` those about references; what is left out has
+    diffusers' defaults, or those of `KNOBS`. An OSError: the config of the VL encoder that has to read is not found.
     """
     refuse_unknown(name for name in arguments if name not in KNOBS)
     knobs = {name: knob.default for name, knob in KNOBS.items()} | dict(arguments)
@@ -162,8 +156,8 @@ def read_inputs(host: Host, call: Mapping[str, Any], arguments: Mapping[str, Any
     if "num_inference_steps" in call:
         steps = call["num_inference_steps"] if call["sigmas"] is None else len(call["sigmas"])
         plan = replace(plan, window=tuple(conditionings[0].window(steps)))
-    length = plan.max_sequence_length
-    references = _read_references(host, plan.prompts, length, {**knobs, **own}, conditionings) if own else ()
+    side = _Side(host, plan.prompts, plan.max_sequence_length, {**knobs, **own}, conditionings)
+    references = side.read() if own else ()
     negatives = _read_negatives(host, plan, {**knobs, **negative}, conditionings) if negative else ()
     _check_room(host, references, plan.prompt_embeds)
     _check_room(host, negatives, plan.negative_prompt_embeds)
@@ -198,6 +192,12 @@ def warn_once(message: str) -> None:
     if message not in _warned:
         _warned.add(message)
         _inputs_logger.warning(message)
+
+
+def is_guided(guidance_scale: float) -> bool:
+    """As diffusers decides it, which varies by version; asked of a stand-in, for the pipeline may be painting."""
+    decide: Any = ZImagePipeline.do_classifier_free_guidance
+    return decide.fget(SimpleNamespace(_guidance_scale=guidance_scale))
 
 
 def max_text_tokens(axes_lens: Sequence[int]) -> int:
@@ -239,7 +239,7 @@ def _read_call(host: Host, call: Mapping[str, Any]) -> tuple[Plan, int]:
     count = len(prompts or embeds or ())
     guided = call.get("do_classifier_free_guidance")
     if guided is None:
-        guided = host.is_guided(_check_finite("guidance_scale", call.get("guidance_scale", 5.0), at_least=0))
+        guided = is_guided(_check_finite("guidance_scale", call.get("guidance_scale", 5.0), at_least=0))
     elif not isinstance(guided, bool):
         raise TypeError(f"`do_classifier_free_guidance` must be True or False, got {guided!r}.")
     negatives, negative_embeds = call.get("negative_prompt"), call.get("negative_prompt_embeds")
@@ -380,7 +380,7 @@ def check_painting(host: Host, call: Mapping[str, Any], count: int) -> None:
     if callback is not None and not callable(callback):
         raise TypeError(f"`callback_on_step_end` must be a function, got {type(callback).__name__}.")
     for name in inputs:
-        check_choice("callback_on_step_end_tensor_inputs", name, host.callback_inputs)
+        check_choice("callback_on_step_end_tensor_inputs", name, _CALLBACK_INPUTS)
 
 
 def _check_generators(generator: object, images: int) -> None:
@@ -455,114 +455,122 @@ def _read_negatives(
                 f"prompt has words of its own. Got {one.vl_alpha!r}."
             )
         acting.append(replace(one, vl_alpha=alpha, reference_weights=None))
-    return _read_references(host, prompts, plan.max_sequence_length, {**knobs, **plain}, acting, "negative_")
+    return _Side(host, prompts, plan.max_sequence_length, {**knobs, **plain}, acting, "negative_").read()
 
 
-def _read_references(
-    host: Host,
-    prompts: Sequence[str] | None,
-    length: int,
-    knobs: Mapping[str, Any],
-    conditionings: Sequence[VLConditioning],
-    side: str = "",
-) -> tuple[PromptPlan, ...]:
-    turns = [read_text_turn(host.tokenizer, prompt, length) for prompt in prompts or ()]
-    alphas = [
-        resolve_alpha(one.vl_alpha, turn.tokens, turn.text) for one, turn in zip(conditionings, turns, strict=False)
-    ]
-    if knobs["reference_embeds"] is not None:
-        found = _find_embeds(host, knobs, conditionings, side)
-    else:
-        found = _find_pictures(
-            host, knobs, conditionings, _read_texts(host, knobs, turns, length, conditionings), side
+@dataclass(frozen=True)
+class _Side:
+    """What is said of the references of the prompts, or of the negative prompts."""
+
+    host: Host
+    prompts: Sequence[str] | None
+    length: int
+    knobs: Mapping[str, Any]
+    conditionings: Sequence[VLConditioning]
+    prefix: str = ""
+
+    def read(self) -> tuple[PromptPlan, ...]:
+        turns = [read_text_turn(self.host.tokenizer, prompt, self.length) for prompt in self.prompts or ()]
+        alphas = [
+            resolve_alpha(one.vl_alpha, turn.tokens, turn.text)
+            for one, turn in zip(self.conditionings, turns, strict=False)
+        ]
+        has_embeds = self.knobs["reference_embeds"] is not None
+        plans: list[PromptPlan] = []
+        for i, pictures in enumerate(self.find_embeds() if has_embeds else self.find_pictures(turns)):
+            conditioning, alpha = self.conditionings[i], alphas[i] if alphas else None
+            weights, count = conditioning.reference_weights, len(pictures) - conditioning.has_neutral_image
+            if pictures and weights is not None and len(weights) != count:
+                raise ValueError(
+                    f"`reference_weights` has {len(weights)} numbers for {count} references of one prompt: several "
+                    "references for one prompt go into a list of their own, reference_image=[[first, second]]."
+                )
+            if not pictures:
+                conditioning = replace(conditioning, vl_alpha=0.0, reference_weights=None)
+                alpha = None if alpha is None else torch.zeros_like(alpha)
+            plans.append(PromptPlan(conditioning, turns[i] if turns else None, alpha, pictures))
+        return tuple(plans)
+
+    def find_embeds(self) -> Iterator[_Pictures]:
+        for name in _READING_NAMES:
+            if self.knobs[name] != KNOBS[name].default:
+                raise ValueError(
+                    f"`{name}` was settled when `{self.prefix}reference_embeds` were encoded: leave it out, or encode "
+                    "the reference again with it."
+                )
+        groups = self.load_groups("reference_embeds", lambda one, _: as_reference_embeds(one))
+        for group, conditioning in zip(groups, self.conditionings, strict=True):
+            for item in group:
+                item.check_reader(conditioning.vl_reader)
+                if self.host.width is not None:
+                    item.check_fits(self.host.width, conditioning.layers)
+            yield () if conditioning.is_inert else tuple(group)
+
+    def find_pictures(self, turns: Sequence[TextTurn]) -> Iterator[_Pictures]:
+        groups, given, source = (
+            self.load_groups("reference_image", load_reference_image),
+            self.knobs["reference_mask"],
+            None,
         )
-    plans: list[PromptPlan] = []
-    for i, pictures in enumerate(found):
-        conditioning, alpha = conditionings[i], alphas[i] if alphas else None
-        weights, count = conditioning.reference_weights, len(pictures) - conditioning.has_neutral_image
-        if pictures and weights is not None and len(weights) != count:
-            raise ValueError(
-                f"`reference_weights` has {len(weights)} numbers for {count} references of one prompt: several "
-                "references for one prompt go into a list of their own, reference_image=[[first, second]]."
+        masks = [[]] * len(groups) if given is None else group_references(given, len(groups), "reference_mask")
+        for group, own, text, one in zip(groups, masks, self.find_texts(turns), self.conditionings, strict=True):
+            masked = _load_masks(own, group[: len(group) - one.has_neutral_image])
+            if one.is_inert or not group:
+                yield ()
+                continue
+            if one.has_neutral_image:
+                group[-1], masked = group[-1].resize(group[0].size), [*masked, masked[0]]
+            source = source or self.host.find_reader(one.vl_reader)
+            read = partial(
+                build_reading,
+                source,
+                self.host.tokenizer,
+                turn=text,
+                layers=one.layers,
+                text_position=one.vl_text_position,
+                max_pixels=one.vl_max_pixels,
+                treatment=self.knobs["vl_treatment"],
+                muted=one.needs_muted,
+                describe=self.knobs["vl_describe"],
             )
-        if not pictures:
-            conditioning = replace(conditioning, vl_alpha=0.0, reference_weights=None)
-            alpha = None if alpha is None else torch.zeros_like(alpha)
-        plans.append(PromptPlan(conditioning, turns[i] if turns else None, alpha, pictures))
-    return tuple(plans)
+            yield tuple(read(image=picture, mask=mask) for picture, mask in zip(group, masked, strict=True))
 
-
-def _find_embeds(
-    host: Host, knobs: Mapping[str, Any], conditionings: Sequence[VLConditioning], side: str
-) -> Iterator[_Pictures]:
-    for name in _READING_NAMES:
-        if knobs[name] != KNOBS[name].default:
+    def find_texts(self, turns: Sequence[TextTurn]) -> Sequence[TextTurn]:
+        """The turn around the text beside each prompt's pictures: the prompt's own unless `vl_text` says otherwise."""
+        vl_text = "" if self.knobs["vl_describe"] else self.knobs["vl_text"]
+        if vl_text is not None:
+            texts = _check_texts("vl_text", vl_text, len(self.conditionings))
+            return [read_text_turn(self.host.tokenizer, text, self.length) for text in texts]
+        if not turns:
             raise ValueError(
-                f"`{name}` was settled when `{side}reference_embeds` were encoded: leave it out, or encode the "
-                "reference again with it."
+                "With `prompt_embeds` the prompt's words are not known, so `vl_text` must say what stands beside the "
+                'reference (vl_text="" for nothing), or pass `reference_embeds`.'
             )
-    groups = _load_groups(
-        knobs, f"{side}reference_embeds", len(conditionings), lambda one, _: as_reference_embeds(one)
-    )
-    for group, conditioning in zip(groups, conditionings, strict=True):
-        for item in group:
-            item.check_reader(conditioning.vl_reader)
-            if host.width is not None:
-                item.check_fits(host.width, conditioning.layers)
-        yield () if conditioning.is_inert else tuple(group)
+        return turns
 
+    def load_groups(self, kind: str, load: Callable[[Any, str], Any]) -> list[list[Any]]:
+        """The references of each prompt and behind them its neutral picture; empty for a prompt without references."""
+        given, neutral = self.knobs[kind], self.knobs["neutral_image"]
+        name, count = f"{self.prefix}{kind}", len(self.conditionings)
+        if isinstance(given, (list, tuple)) and any(entry is None for entry in cast("list[object]", given)):
+            entries = cast("list[Any]", given)
+            _check_count(name, len(entries), count)
+            groups = [[] if entry is None else group_references([entry], 1, name)[0] for entry in entries]
+        else:
+            groups = group_references(given, count, name)
+        neutrals = [[]] * count if neutral is None else group_references(neutral, count, "neutral_image")
+        loaded: dict[int, Any] = {}  # what serves several prompts is loaded once
 
-def _find_pictures(
-    host: Host,
-    knobs: Mapping[str, Any],
-    conditionings: Sequence[VLConditioning],
-    texts: Sequence[TextTurn],
-    side: str,
-) -> Iterator[_Pictures]:
-    groups = _load_groups(knobs, f"{side}reference_image", len(conditionings), load_reference_image)
-    given, source = knobs["reference_mask"], None
-    masks = [[]] * len(groups) if given is None else group_references(given, len(groups), "reference_mask")
-    for group, own, text, one in zip(groups, masks, texts, conditionings, strict=True):
-        masked = _load_masks(own, group[: len(group) - one.has_neutral_image])
-        if one.is_inert or not group:
-            yield ()
-            continue
-        if one.has_neutral_image:
-            group[-1], masked = group[-1].resize(group[0].size), [*masked, masked[0]]
-        source = source or host.find_reader(one.vl_reader)
-        read = partial(
-            build_reading,
-            source,
-            host.tokenizer,
-            turn=text,
-            layers=one.layers,
-            text_position=one.vl_text_position,
-            max_pixels=one.vl_max_pixels,
-            treatment=knobs["vl_treatment"],
-            muted=one.needs_muted,
-            describe=knobs["vl_describe"],
-        )
-        yield tuple(read(image=picture, mask=mask) for picture, mask in zip(group, masked, strict=True))
+        def get(item: Any, name: str) -> Any:
+            if id(item) not in loaded:
+                loaded[id(item)] = load(item, name)
+            return loaded[id(item)]
 
-
-def _read_texts(
-    host: Host,
-    knobs: Mapping[str, Any],
-    turns: Sequence[TextTurn],
-    length: int,
-    conditionings: Sequence[VLConditioning],
-) -> Sequence[TextTurn]:
-    """The turn around the text beside each prompt's pictures: the prompt's own unless `vl_text` says otherwise."""
-    vl_text = "" if knobs["vl_describe"] else knobs["vl_text"]
-    if vl_text is not None:
-        texts = _check_texts("vl_text", vl_text, len(conditionings))
-        return [read_text_turn(host.tokenizer, text, length) for text in texts]
-    if not turns:
-        raise ValueError(
-            "With `prompt_embeds` the prompt's words are not known, so `vl_text` must say what stands beside the "
-            'reference (vl_text="" for nothing), or pass `reference_embeds`.'
-        )
-    return turns
+        for group, own in zip(groups, neutrals, strict=True):
+            if len(own) > 1:
+                raise ValueError(f"`neutral_image` is one picture per prompt, got {len(own)} for one prompt.")
+            group[:] = [get(item, name) for item in group] + [get(item, "neutral_image") for item in own if group]
+        return groups
 
 
 def _check_room(host: Host, plans: Sequence[PromptPlan], embeds: Sequence[Tensor] | None) -> None:
@@ -588,26 +596,3 @@ def _load_masks(masks: Sequence[Any], pictures: Sequence[Image.Image]) -> list[I
         )
     each = masks if len(masks) > 1 else (list(masks) or [None]) * len(pictures)
     return [None if m is None else load_reference_mask(m, one.size) for m, one in zip(each, pictures, strict=True)]
-
-
-def _load_groups(knobs: Mapping[str, Any], kind: str, count: int, load: Callable[[Any, str], Any]) -> list[list[Any]]:
-    """The references of each prompt and behind them its neutral picture; empty for a prompt without references."""
-    given, neutral = knobs[kind.removeprefix("negative_")], knobs["neutral_image"]
-    if isinstance(given, (list, tuple)) and any(entry is None for entry in cast("list[object]", given)):
-        _check_count(kind, len(cast("list[object]", given)), count)
-        groups = [[] if entry is None else group_references([entry], 1, kind)[0] for entry in cast("list[Any]", given)]
-    else:
-        groups = group_references(given, count, kind)
-    neutrals = [[]] * count if neutral is None else group_references(neutral, count, "neutral_image")
-    loaded: dict[int, Any] = {}  # what serves several prompts is loaded once
-
-    def get(item: Any, name: str) -> Any:
-        if id(item) not in loaded:
-            loaded[id(item)] = load(item, name)
-        return loaded[id(item)]
-
-    for group, own in zip(groups, neutrals, strict=True):
-        if len(own) > 1:
-            raise ValueError(f"`neutral_image` is one picture per prompt, got {len(own)} for one prompt.")
-        group[:] = [get(item, kind) for item in group] + [get(item, "neutral_image") for item in own if group]
-    return groups

@@ -14,7 +14,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import Any, Literal, Optional
 
 import torch
@@ -75,7 +74,6 @@ from .offload import (
 )
 from .sharing import (
     build_over_modules,
-    image_processor_alone,
     make_self_describing,
     read_single_file,
     refuse_attached_adapters,
@@ -641,16 +639,8 @@ class ZImageVLPipeline(ZImagePipeline):
             max_text_tokens=None if transformer is None else max_text_tokens(transformer.config.axes_lens),
             latent_channels=None if transformer is None else transformer.in_channels,
             vae_scale_factor=self.vae_scale_factor,
-            callback_inputs=self._callback_tensor_inputs,
-            is_guided=self.is_guided,
             find_reader=self.find_reader,
         )
-
-    @staticmethod
-    def is_guided(guidance_scale: float) -> bool:
-        """As diffusers decides it, which varies by version; asked of a stand-in, for this pipeline may be painting."""
-        decide: Any = ZImagePipeline.do_classifier_free_guidance
-        return decide.fget(SimpleNamespace(_guidance_scale=guidance_scale))
 
     def _check_origin(self, embeds: ReferenceEmbeds) -> None:
         """Refuse ready embeddings of another VL encoder than the pipeline's."""
@@ -799,8 +789,7 @@ class ZImageVLPipeline(ZImagePipeline):
                 modules, the other pipeline's too, are cast to that one, as diffusers does; without, none is.
 
         Raises:
-            TypeError: An argument that the constructor does not take.
-            ValueError: The other pipeline lacks a component.
+            TypeError: An argument that the constructor does not take, a component that is missing.
 
         Example:
             >>> from diffusers import ZImagePipeline
@@ -824,8 +813,7 @@ class ZImageVLPipeline(ZImagePipeline):
             kwargs: Components that it needs besides (a ControlNet), or settings.
 
         Raises:
-            TypeError: An argument that the class does not take.
-            ValueError: It needs a component that is not here.
+            TypeError: An argument that the class does not take, a component that it needs besides.
         """
         return build_over_modules(pipeline_class, self, kwargs)
 
@@ -840,8 +828,12 @@ class ZImageVLPipeline(ZImagePipeline):
         """
         read_single_file(type(self))  # refuses before gigabytes are written, as does the next
         refuse_attached_adapters(self.components)
-        with image_processor_alone(self):
+        processor = self.vl_processor
+        self.register_modules(vl_processor=getattr(processor, "image_processor", processor))
+        try:
             super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.register_modules(vl_processor=processor)
 
     def save_config(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As diffusers' own, and the pipeline's code beside it: `save_pretrained` calls this before it uploads."""

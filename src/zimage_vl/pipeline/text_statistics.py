@@ -96,19 +96,9 @@ _CALIBRATION_BATCH = 4
 def measure_text_statistics(
     encode: Callable[[list[str]], Sequence[Tensor]], exclude_sinks: bool = False
 ) -> EmbeddingStatistics:
-    """Get the mean and standard deviation per dimension over the calibration prompts, template tokens included.
+    """Get the statistics of what `encode` makes of the calibration prompts, over all tokens, template included.
 
-    Args:
-        encode: Prompts to their unpadded `(tokens, dims)` embeddings, such as a pipeline's `encode_prompt`.
-        exclude_sinks: Leave attention sinks out: on Qwen3-4B one token per prompt gives nearly all of the variance.
-
-    Returns:
-        The statistics, on the device of the embeddings.
-
-    Example:
-        >>> measured = measure_text_statistics(lambda prompts: [torch.eye(3)[: len(text)] for text in prompts])
-        >>> measured.std.shape, measured.count
-        (torch.Size([3]), 120)
+    `exclude_sinks` leaves attention sinks out: on Qwen3-4B one token per prompt gives nearly all of the variance.
     """
     embeddings: list[Tensor] = []
     with torch.no_grad():
@@ -207,24 +197,15 @@ class TextStatistics:
         """
         tensors, metadata = read_tensor_file(path, STATISTICS_FILE)
         try:
-            exclude_sinks, versions = json.loads(metadata["exclude_sinks"]), json.loads(metadata["versions"])
-            if not isinstance(exclude_sinks, bool) or not isinstance(versions, dict):
-                raise ValueError("its metadata cannot be read")
-            if not all(tensor.is_floating_point() for tensor in tensors.values()):
-                raise ValueError("its tensors do not hold floating-point numbers")
-            loaded = cls(
-                EmbeddingStatistics(tensors["mean"], tensors["std"], int(metadata["count"]), exclude_sinks),
-                model_id=metadata["model_id"],
-                fingerprint=metadata["fingerprint"],
-                layer=int(metadata["layer"]),
-                prompts_sha256=metadata["prompts_sha256"],
-                dtype=metadata["dtype"],
-                versions=versions,
-            )
-            wrong = {name for name, _ in metadata.items() ^ loaded.to_metadata().items()}
-            if wrong:
-                raise ValueError(f"its metadata contradict its tensors, or are unknown here: {sorted(wrong)!s:.200}")
-        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+            excluded = {"true": True, "false": False}[metadata["exclude_sinks"]]
+            statistics = EmbeddingStatistics(tensors["mean"], tensors["std"], int(metadata["count"]), excluded)
+            rest: dict[str, Any] = {**metadata, "layer": int(metadata["layer"])}
+            rest["versions"] = json.loads(metadata["versions"])
+            own = {name: x for name, x in rest.items() if name not in ("count", "exclude_sinks", "width")}
+            loaded = cls(statistics, **own)
+            if loaded.to_metadata() != metadata or {x.dtype for x in tensors.values()} != {torch.float32}:
+                raise ValueError("its metadata and its tensors contradict each other")
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
+            reason = str(error).rstrip(".")
             raise ValueError(f"{Path(path)} is refused: {reason}. To mend it, {STATISTICS_FILE.remedy}.") from error
         return loaded

@@ -16,7 +16,7 @@ from diffusers import ZImageImg2ImgPipeline
 from PIL import Image, ImageOps
 
 from ..blend.registry import KNOBS
-from ..pipeline.inputs import check_painted, check_painting, refuse_unknown, warn_about_models
+from ..pipeline.inputs import check_painted, check_painting, is_guided, refuse_unknown, warn_about_models
 from ..pipeline.offload import freed_after_error
 from ..pipeline.pipeline_z_image_vl import ZImageVLPipeline, ZImageVLPipelineOutput
 from ..reference.pictures import MAX_ASPECT_RATIO, ReferenceImage, load_reference_image
@@ -141,7 +141,6 @@ def paint_from_image(
     vl = pipe if hasattr(pipe, "encode_prompt_with_reference") else ZImageVLPipeline.from_pipe(pipe)
     other = vl.to_pipe(ZImageImg2ImgPipeline)
     other.set_progress_bar_config(**getattr(vl, "_progress_bar_config", {}))
-    other._guidance_scale = guidance_scale  # what guidance is depends on the version of diffusers: it is asked
     encode, paint = _split_arguments(kwargs)
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 < strength <= 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(
@@ -156,7 +155,7 @@ def paint_from_image(
     each = generator if isinstance(generator, list) else [generator] * (count * num_images_per_prompt)
     warn_about_models(vl, guidance_scale, None)
     ready = vl.encode_prompt_with_reference(
-        prompt, reference_image, do_classifier_free_guidance=other.do_classifier_free_guidance, **encode
+        prompt, reference_image, do_classifier_free_guidance=is_guided(guidance_scale), **encode
     )
     painted: list[Any] = []
     with freed_after_error(vl):
