@@ -24,6 +24,7 @@ from .extract import extract
 from .generate import generate
 from .inspect import inspect
 from .statistics import statistics
+from .sweep import merge, sweep
 
 
 _INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -145,7 +146,7 @@ def _global_options(  # pyright: ignore[reportUnusedFunction]
     """Let Z-Image follow a reference picture as well as a prompt, with no training."""
 
 
-for command in (demo, generate, extract, inspect, statistics, evidence, env):
+for command in (demo, generate, sweep, merge, extract, inspect, statistics, evidence, env):
     app.command(command.__name__)(command)
 
 

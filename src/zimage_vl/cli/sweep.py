@@ -1,0 +1,284 @@
+"""`zimage-vl sweep` and `zimage-vl merge`: many pictures from one plan, with a manifest, contact sheets and a page."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from zimage_vl._version import __version__
+
+from ._axes import read_plan, read_values, with_axes
+from ._options import (
+    DeviceOption,
+    DtypeChoice,
+    DtypeOption,
+    ModelOption,
+    RevisionOption,
+    VLModelOption,
+    choose,
+    name_options,
+    option,
+)
+from ._shared import (
+    RECORDED_PACKAGES,
+    TOY_MODEL,
+    FormatOption,
+    OutputFormat,
+    check_model_name,
+    choose_device,
+    escape,
+    get_package_versions,
+    load_pipeline,
+    note,
+    one_line,
+    print_json,
+    say,
+)
+from ._views import describe_dry_run, dry_run_lines, write_views
+from .extract import PARTLY_DONE
+
+
+_OFFLOADS = ("none", "model", "sequential")
+_OUTPUT = "Folder for pictures, manifest.jsonl, sheet.png and index.html; what it has already is kept."
+_PLAN = "YAML or TOML file with names and values, as alpha: [0, 0.3]. Options beside it take precedence."
+_PROMPT = "What to paint; again for another."
+_NEGATIVE = "Keep away; needs --guidance. Again for another."
+_RECIPE = "Ready settings, several with commas; options beside them take precedence."
+_SIZE = "WIDTHxHEIGHT in pixels. Default: 1024x1024; 64x64 with toy."
+_STEPS = "Denoising steps. Default: 9; 8 with toy."
+_SEEDS = "Seeds, as 0..3. Default: 0."
+_SHARDS = "Machines that share nothing and do a part each, into folders of their own, for `zimage-vl merge`."
+_SHARD = "The part of this one, from 0."
+_OFFLOAD = "none, model, sequential: keep one model or one layer at a time on the accelerator."
+_DRY = "Count pictures, readings, memory, disk and time; load no model, write nothing."
+_FOLDERS = "Folders of sweeps."
+_MERGED = "Folder for all of it; may be one of them."
+
+
+@with_axes(after="plan")
+def sweep(
+    output: Annotated[Path, option("--output -o", "DIR", _OUTPUT)],
+    prompt: Annotated[list[str] | None, option("--prompt -p", "TEXT", _PROMPT)] = None,
+    plan: Annotated[Path | None, option("--plan", "FILE", _PLAN)] = None,
+    recipe: Annotated[list[str] | None, option("--recipe", "NAMES", _RECIPE)] = None,
+    negative_prompt: Annotated[list[str] | None, option("--negative-prompt", "TEXT", _NEGATIVE)] = None,
+    steps: Annotated[list[str] | None, option("--steps", "NUMBERS", _STEPS)] = None,
+    guidance: Annotated[
+        list[str] | None, option("--guidance", "NUMBERS", "Scales; 0, the default, is off, for Turbo.")
+    ] = None,
+    seed: Annotated[list[str] | None, option("--seed", "NUMBERS", _SEEDS)] = None,
+    size: Annotated[list[str] | None, option("--size", "SIZES", _SIZE)] = None,
+    model: ModelOption = TOY_MODEL,
+    revision: RevisionOption = None,
+    vl_model: VLModelOption = None,
+    device: DeviceOption = None,
+    dtype: DtypeOption = None,
+    offload: Annotated[str, option("--offload", "CHOICE", _OFFLOAD, parser=choose(_OFFLOADS))] = "none",
+    num_shards: Annotated[int, option("--num-shards", "INT", _SHARDS, min=1)] = 1,
+    shard_index: Annotated[int, option("--shard-index", "INT", _SHARD, min=0)] = 0,
+    dry_run: Annotated[bool, option("--dry-run", None, _DRY)] = False,
+    output_format: FormatOption = OutputFormat.TEXT,
+    **knobs: Any,
+) -> None:
+    """Paint every combination of prompts, references, knobs and seeds, and lay the pictures side by side.
+
+    Options take several values: with commas, as ranges (0..3), or by giving the option again. A second run paints what
+    is missing, also of a changed plan. Under torchrun or `accelerate launch` the processes share the work.
+    """
+    typed = {"prompt": prompt, "recipe": recipe, "negative_prompt": negative_prompt, "steps": steps} | knobs
+    typed |= {"guidance": guidance, "seed": seed, "size": size}
+    check_model_name(model, vl_model, revision)
+    _check_folder(output)
+    if shard_index >= num_shards:
+        raise ValueError(
+            f"--shard-index counts from 0 and must be below --num-shards {num_shards}, got {shard_index}."
+        )
+    axes = _read_axes(plan, typed, model)
+    from zimage_vl.workflows.manifest import Manifest, prepare_folder
+    from zimage_vl.workflows.sweep import run_sweep
+    from zimage_vl.workflows.sweep_plan import SweepPlan
+
+    try:
+        whole = SweepPlan(axes)
+    except TypeError as error:  # a value of another kind in a plan file
+        raise ValueError(str(error)) from error
+    team = _Team.join(device)
+    precision = (dtype or (DtypeChoice.FLOAT32 if model == TOY_MODEL else DtypeChoice.BFLOAT16)).value
+    numbers = range(*(len(whole) * part // num_shards for part in (shard_index, shard_index + 1)))
+    numbers = numbers if dry_run else team.share(numbers)
+    rows = run_sweep(
+        whole,
+        output,
+        None if dry_run else partial(_load, model, vl_model, revision, precision, offload, team.device),
+        origin={
+            "model": Path(model).name if Path(model).is_dir() else model,
+            "revision": revision,
+            "vl_model": vl_model,
+            "device": team.kind,
+            "dtype": precision,
+            "versions": {"zimage-vl": __version__, **get_package_versions(RECORDED_PACKAGES)},
+        },
+        identity=" ".join(str(Path(name).resolve()) for name in (model, vl_model) if name and Path(name).is_dir()),
+        numbers=numbers,
+        explain=lambda error: escape(name_options(one_line(error)).replace("`", "")),
+    )
+    if dry_run:
+        described = describe_dry_run(rows, output, model, vl_model, team.kind)
+        if output_format is OutputFormat.JSON:
+            print_json(described)
+            return
+        for line in dry_run_lines(described):
+            say(line)
+        return
+    if team.is_main:
+        prepare_folder(output)
+    team.wait()
+    counts, errors = team.add_up(*_run(rows, len(numbers), team.is_main))
+    if team.is_main:
+        Manifest(output).tidy()
+        _report({"output": str(output), "counts": counts, "errors": errors, **write_views(output)}, output_format)
+    team.leave()
+    if errors and team.is_main:
+        raise typer.Exit(PARTLY_DONE)
+
+
+def merge(
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of sweeps.")],
+    output: Annotated[Path, option("--output -o", "DIR", _MERGED)],
+    output_format: FormatOption = OutputFormat.TEXT,
+) -> None:
+    """Bring the pictures and manifests of several sweeps into one folder, with one page and one set of sheets."""
+    from zimage_vl.workflows.manifest import Manifest, merge_folders
+
+    _check_folder(output)
+    merge_folders(folders, output)
+    counts = Counter("done" if entry.done else "failed" for entry in Manifest(output).entries())
+    _report({"output": str(output), "counts": dict(counts), "errors": {}, **write_views(output)}, output_format)
+
+
+def _check_folder(folder: Path) -> None:
+    shown = f"--output '{escape(str(folder))}'"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{shown} is a file: name a folder.")
+    if not folder.parent.is_dir():
+        raise ValueError(f"{shown}: the folder '{escape(str(folder.parent))}' does not exist. Create it first.")
+
+
+def _read_axes(plan: Path | None, typed: Mapping[str, Any], model: str) -> dict[str, Any]:
+    """The values of each axis: those typed, those of the plan file, and defaults for what a picture needs."""
+    defaults: dict[str, Any] = {"size": "1024x1024", "steps": 9, "guidance": 0, "seed": 0}
+    if model == TOY_MODEL:
+        from zimage_vl.toy import SIZE, STEPS
+
+        defaults |= {"size": f"{SIZE}x{SIZE}", "steps": int(STEPS)}
+    given = {name: values for name, values in typed.items() if values}
+    axes = defaults | ({} if plan is None else read_plan(plan)) | given
+    if "prompt" not in axes:
+        raise ValueError("A sweep needs a prompt: --prompt, or `prompt` in a --plan.")
+    return {name: read_values(name, value) for name, value in axes.items()}
+
+
+@dataclass(frozen=True)
+class _Team:
+    """The processes that torchrun or accelerate started for a sweep; `state` is accelerate's, None for one process."""
+
+    kind: str  # of device
+    device: str
+    state: Any = None
+
+    @classmethod
+    def join(cls, device: str | None) -> _Team:
+        kind = choose_device(device)
+        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+            return cls(kind, kind)
+        from accelerate import PartialState
+
+        # A process that is done waits for the last, however long that takes.
+        state = PartialState(cpu=kind == "cpu", timeout=timedelta(days=365))
+        return cls(kind, str(state.device), state)
+
+    @property
+    def is_main(self) -> bool:
+        return self.state is None or self.state.is_main_process
+
+    def share(self, numbers: range) -> Any:
+        if self.state is None:
+            return numbers
+        import torch
+
+        with self.state.split_between_processes(torch.arange(numbers.start, numbers.stop)) as own:
+            return own.tolist()
+
+    def wait(self) -> None:
+        if self.state is not None:
+            self.state.wait_for_everyone()
+
+    def add_up(self, *counters: Counter[str]) -> list[dict[str, int]]:
+        """The counts of all processes, the same in each."""
+        found = [counters]
+        if self.state is not None:
+            from accelerate.utils import gather_object
+
+            found = gather_object(found)
+        return [dict(sum(each, Counter[str]())) for each in zip(*found, strict=True)]
+
+    def leave(self) -> None:
+        if self.state is not None:
+            import torch
+
+            torch.distributed.destroy_process_group()
+
+
+def _load(model: str, vl_model: str | None, revision: str | None, dtype: str, offload: str, device: str) -> Any:
+    import torch
+    from diffusers.utils import logging as of_diffusers
+    from transformers.utils import logging as of_transformers
+
+    for library in (of_diffusers, of_transformers):  # there is one bar
+        library.disable_progress_bar()
+    pipe: Any = load_pipeline(model, vl_model, getattr(torch, dtype), revision)
+    if offload == "model":
+        pipe.enable_model_cpu_offload(device=device)
+    elif offload == "sequential":
+        pipe.enable_sequential_cpu_offload(device=device)
+    return pipe if offload != "none" else pipe.to(device)
+
+
+def _run(rows: Iterable[dict[str, Any]], count: int, shown: bool) -> tuple[Counter[str], Counter[str]]:
+    """Do the jobs; count how they ended, and what was wrong."""
+    counts, errors = Counter[str](), Counter[str]()
+    bar = (
+        typer.progressbar(rows, length=count, label=f"{count} pictures", file=sys.stderr)
+        if shown
+        else nullcontext(rows)
+    )
+    try:
+        with bar as each:
+            for row in each:
+                counts[row["status"]] += 1
+                errors.update([row["error"]] if row["status"] == "failed" else [])
+    except KeyboardInterrupt:
+        note("Stopped; the same command goes on from here.")
+        raise
+    return counts, errors
+
+
+def _report(described: dict[str, Any], output_format: OutputFormat) -> None:
+    for error, times in described["errors"].items():
+        note(f"Failed{f' {times} times' if times > 1 else ''}: {error}")
+    note(", ".join(f"{count} {status}" for status, count in sorted(described["counts"].items())) or "nothing to do")
+    if output_format is OutputFormat.JSON:
+        print_json(described)
+        return
+    for path in (*described["sheets"], described["page"]):
+        say(path)
