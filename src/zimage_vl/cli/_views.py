@@ -40,8 +40,8 @@ def write_views(folder: Path) -> dict[str, Any]:
         sheets.append(folder / ("sheet.png" if number == 1 else f"sheet-{number}.png"))
         draw_sheet(folder, sheet).save(file := io.BytesIO(), format="PNG")
         write_whole(sheets[-1], [file.getvalue()])
-    for stale in {*folder.glob("sheet-*.png")} - {*sheets}:  # of a time when there were more
-        stale.unlink()
+    for stale in {folder / "sheet.png", *folder.glob("sheet-*.png")} - {*sheets}:  # of a time when there were more
+        stale.unlink(missing_ok=True)
     return {
         "manifest": str(folder / MANIFEST),
         "sheets": [str(path) for path in sheets],

@@ -19,6 +19,7 @@ SHOWN = 10_000
 _OF_ROWS = ("prompt", "negative prompt", "reference")  # these label rows, never columns
 _SHORT = {"vl_hidden_layer": "layer", "vl_token_selection": "tokens"}  # as the command line calls them
 _MOST_COLUMNS, _MOST_ROWS, _MOST_CELLS = 24, 16, 240  # of a sheet
+_MOST_LETTERS = 11  # of a title over a small picture
 
 
 @dataclass(frozen=True)
@@ -75,9 +76,10 @@ class Gallery:
 
     @cached_property
     def columns(self) -> list[str]:
-        """The axes that columns can stand for, the best first."""
+        """The axes that columns can stand for, the best first: those with short titles, and alpha of these."""
         usable = [name for name in self.axes if name not in _OF_ROWS]
-        return sorted(usable, key=lambda name: (name != "alpha", name == "seed"))
+        long = {name for name in usable if len(name) + max(map(len, self.axes[name])) > _MOST_LETTERS}
+        return sorted(usable, key=lambda name: (name in long, name != "alpha", name == "seed"))
 
     @property
     def title(self) -> str:
@@ -153,7 +155,7 @@ def _make_shot(row: Mapping[str, Any], hashes: Mapping[str, set[str]], folder: P
     }
     words |= {name: row[name] for name in ("model", "dtype") if name in row}
     first = next((s["sha256"] for s in row["references"] if s["option"] == "--reference" and s["sha256"]), None)
-    thumbnail = f"{REFERENCES}/{first[:20]}.png" if first else None
+    thumbnail = f"{REFERENCES}/{first[:20]}.jpg" if first else None
     influence = (row["report"] or [{}])[0].get("influence")
     return Shot(
         {name: _in_words(value) for name, value in words.items() if value is not None},
@@ -167,7 +169,7 @@ def _make_row(
     own: Mapping[str, str], shots: Mapping[tuple[str, str], Shot], headings: Sequence[str], titles: Sequence[str]
 ) -> tuple[str, str | None, list[list[str | None]]]:
     thumbnail = next(iter(shots.values())).thumbnail
-    shown = {name: value for name, value in own.items() if not (name == "reference" and thumbnail)}
+    shown = {name: value for name, value in own.items() if name != "reference" or not thumbnail or " + " in value}
     label = ", ".join(value if name == "prompt" else f"{name} {value}" for name, value in shown.items())
     missing = Shot({}, None, None, "")
     return label, thumbnail, [[shots.get((head, title), missing).file for title in titles] for head in headings]
@@ -183,7 +185,7 @@ def _value(shot: Shot, name: str) -> str:
 
 def _in_words(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_in_words(one)}" for name, one in value.items())
+        return ", ".join(f"{name}: {_in_words(one)}" for name, one in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_in_words, value))
     return (

@@ -127,7 +127,7 @@ def merge_folders(folders: Sequence[Path], output: Path) -> None:
             if row["file"] is not None:
                 _bring(folder / row["file"], output / row["file"])
             manifest.append(row)
-        for thumbnail in (folder / REFERENCES).glob("*.png"):
+        for thumbnail in (folder / REFERENCES).glob("*.jpg"):
             _bring(thumbnail, output / REFERENCES / thumbnail.name)
     manifest.tidy()
 

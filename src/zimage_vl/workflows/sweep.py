@@ -130,12 +130,27 @@ def count_operations(width: int, height: int, steps: int, guided: bool = False) 
 # ---- One job ----
 
 
+class _File:
+    """A picture, or embeddings; decoded when it is needed, which for a job that is done it is not."""
+
+    def __init__(self, name: str, path: str) -> None:
+        self._name, self._path = name, path
+        self._data = Path(path).read_bytes() if name.endswith("_embeds") else read_image_bytes(path, SOURCES[name])
+        self.digest = hashlib.sha256(self._data).hexdigest()
+
+    @cached_property
+    def content(self) -> Any:
+        if self._name.endswith("_embeds"):
+            return ReferenceEmbeds.load(self._path)
+        return load_reference_image(self._data, f"{SOURCES[self._name]} {_without_query(self._path)}")
+
+
 @dataclass(frozen=True)
 class _Job:
     values: dict[str, Any]
     knobs: dict[str, Any]
     conditioning: VLConditioning
-    contents: dict[str, list[tuple[Any, str]]]  # what is in its files, and their hashes
+    files: dict[str, list[_File]]
     failure: Exception | None  # of the first file that cannot be read
     record: dict[str, Any]
     key: str
@@ -183,17 +198,17 @@ class _Painter:
         values = self._plan[number]
         knobs = merge_knobs(values)
         conditioning = make_conditioning(knobs, "neutral_image" in knobs)
-        contents: dict[str, list[tuple[Any, str]]] = {}
+        files: dict[str, list[_File]] = {}
         sources: list[dict[str, Any]] = []
         failure: Exception | None = None
         for name, option in SOURCES.items():
             for path in _listed(knobs.get(name)):
                 found, digest = self._files.get((name, path), partial(_open, name, path)), None
-                if isinstance(found, Exception):
-                    failure = failure or found
+                if isinstance(found, _File):
+                    files.setdefault(name, []).append(found)
+                    digest = found.digest
                 else:
-                    contents.setdefault(name, []).append(found)
-                    digest = found[1]
+                    failure = failure or found
                 sources.append({"option": option, "name": Path(_without_query(path)).name, "sha256": digest})
         used = {item.name: getattr(conditioning, item.name) for item in fields(conditioning)}
         used |= {name: knobs.get(name, KNOBS[name].default) for name in ("vl_text", "vl_treatment", "vl_describe")}
@@ -212,7 +227,7 @@ class _Painter:
         }
         decides = {name: value for name, value in record.items() if name not in ("device", "versions")}
         key = hashlib.sha256(json.dumps([self._identity, decides], sort_keys=True).encode()).hexdigest()[:20]
-        return _Job(values, knobs, conditioning, contents, failure, record, key)
+        return _Job(values, knobs, conditioning, files, failure, record, key)
 
     def paint(self, job: _Job) -> tuple[Image.Image, list[dict[str, object]] | None]:
         """What one call paints, and its report."""
@@ -220,10 +235,13 @@ class _Painter:
             raise job.failure
         values = job.values
         words = {"prompt": values["prompt"], "negative_prompt": values.get("negative_prompt")}
-        knobs = {**job.knobs, **{name: _call_form([one for one, _ in found]) for name, found in job.contents.items()}}
-        # A negative reference is read under the knobs of the others, so that all are left to the call.
-        if not any(name.startswith("negative_") for name in job.contents):
-            if "reference_image" in job.contents and "neutral_image" not in job.contents:
+        knobs = {
+            **job.knobs,
+            **{name: _call_form([one.content for one in found]) for name, found in job.files.items()},
+        }
+        # Neutral and negative pictures are read under the knobs of the others: all is left to the call.
+        if not any(name.startswith(("negative_", "neutral_")) for name in job.files):
+            if "reference_image" in job.files:
                 knobs = {name: x for name, x in knobs.items() if name not in OF_READING} | self._read(job)
             alpha = job.conditioning.vl_alpha
             if not isinstance(alpha, Mapping) or alpha.keys() <= {*PLACES}:  # phrases need the words
@@ -243,8 +261,8 @@ class _Painter:
         """The references as embeddings on the CPU, in the place of the pictures and of how they are read."""
         used, pictures, masks = (
             job.conditioning,
-            job.contents["reference_image"],
-            job.contents.get("reference_mask", []),
+            job.files["reference_image"],
+            job.files.get("reference_mask", []),
         )
         if used.is_inert:
             return {"vl_text": ""}  # nothing is read; but a call without words wants to know what to read
@@ -260,8 +278,8 @@ class _Painter:
         }
         embeds: list[ReferenceEmbeds] = []
         for place, (picture, key) in enumerate(zip(pictures, _name_readings(job), strict=True)):
-            mask = masks[place % len(masks)][0] if masks else None
-            encode = partial(self.pipe.encode_reference, picture[0], _reading_text(job), mask=mask, **options)
+            mask = masks[place % len(masks)].content if masks else None
+            encode = partial(self.pipe.encode_reference, picture.content, _reading_text(job), mask=mask, **options)
             layers = self._plan.layers[used.vl_reader]
             embeds.append(self._readings.get(key, lambda encode=encode, layers=layers: encode(layers).to("cpu")))
         return {"reference_image": None, "reference_mask": None, "reference_embeds": _call_form(embeds)}
@@ -284,26 +302,20 @@ def _reading_text(job: _Job) -> str:
 
 def _name_readings(job: _Job) -> list[str]:
     """What each of a job's readings is made of: picture, mask, text, and how it is read."""
-    used, masks = job.conditioning, job.contents.get("reference_mask", [])
+    used, masks = job.conditioning, job.files.get("reference_mask", [])
     how = [job.knobs.get("vl_treatment"), job.knobs.get("vl_describe"), used.vl_reader, used.vl_text_position]
     return [
-        repr([digest, masks and masks[place % len(masks)][1], _reading_text(job), *how, used.vl_max_pixels])
-        for place, (_, digest) in enumerate([] if used.is_inert else job.contents.get("reference_image", []))
+        repr([one.digest, masks and masks[place % len(masks)].digest, _reading_text(job), *how, used.vl_max_pixels])
+        for place, one in enumerate([] if used.is_inert else job.files.get("reference_image", []))
     ]
 
 
-def _open(name: str, path: str) -> tuple[Any, str] | Exception:
-    """What is in a file, and its hash; or what is wrong with it, so that a slow address is asked once."""
+def _open(name: str, path: str) -> _File | Exception:
+    """A file, or what is wrong with it: a slow address is asked once."""
     try:
-        if name.endswith("_embeds"):
-            return ReferenceEmbeds.load(path), hashlib.sha256(Path(path).read_bytes()).hexdigest()
-        data = read_image_bytes(path, SOURCES[name])
-        image = load_reference_image(data, f"{SOURCES[name]} {_without_query(path)}")
-        return image, hashlib.sha256(data).hexdigest()
-    except Exception as error:
-        if isinstance(error, OSError) or _is_of_a_job(error):
-            return error
-        raise
+        return _File(name, path)
+    except (OSError, ValueError) as error:
+        return error
 
 
 def _is_of_a_job(error: Exception) -> bool:
@@ -323,18 +335,18 @@ def _call_form(items: list[Any]) -> Any:
     return items[0] if len(items) == 1 else [items]  # several for the one prompt
 
 
-def _encode_png(image: Image.Image, parameters: Mapping[str, Any] | None = None) -> bytes:
+def _encode_png(image: Image.Image, parameters: Mapping[str, Any]) -> bytes:
     info, file = PngInfo(), io.BytesIO()
-    if parameters is not None:
-        info.add_text("parameters", json.dumps(parameters))
+    info.add_text("parameters", json.dumps(parameters))
     image.save(file, format="PNG", pnginfo=info)
     return file.getvalue()
 
 
 def _keep_thumbnails(job: _Job, folder: Path) -> None:
     """The references in small, for the page, which may be looked at where they are not."""
-    for image, digest in job.contents.get("reference_image", []):
-        if not (path := folder / REFERENCES / f"{digest[:20]}.png").exists():
-            small = image.copy()
+    for one in job.files.get("reference_image", []):
+        if not (path := folder / REFERENCES / f"{one.digest[:20]}.jpg").exists():
+            small, file = one.content.copy(), io.BytesIO()
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            write_whole(path, [_encode_png(small)])
+            small.save(file, format="JPEG", quality=90, subsampling=0)
+            write_whole(path, [file.getvalue()])

@@ -103,8 +103,7 @@ class SweepPlan:
         names = [name for name in self.axes if (name in KNOBS and name not in SOURCES) or name == "recipe"]
         for values in itertools.product(*(self.axes[name] for name in names)):
             knobs = merge_knobs(dict(zip(names, values, strict=True)))
-            if not callable(knobs.get("vl_treatment")):
-                check_choice("vl_treatment", knobs.get("vl_treatment", "none"), TREATMENTS)
+            check_choice("vl_treatment", knobs.get("vl_treatment", "none"), TREATMENTS)
             if knobs.get("vl_describe") and "vl_text" in knobs:
                 raise ValueError(
                     "`vl_describe` lets the VL encoder write the text beside the picture: omit `vl_text`."
