@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -104,6 +106,17 @@ def test_a_dry_run_counts_and_writes_nothing(capsys: Any, folder: Path, monkeypa
     assert sorted(path.name for path in folder.iterdir()) == ["a.png", "b.png"]
     told = json.loads(sweep(capsys, "-r", "none.png", "--dry-run", "--format", "json").out)
     assert told["counts"] == {"failed": 1, "planned": 1}
+
+
+def test_the_plans_of_the_page_on_scale_are_plans(capsys: Any, folder: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "scale.md").read_text(encoding="utf-8")
+    for name in ("photo.jpg", "painting.jpg"):
+        draw_scene(Scene("cross", "cyan", "black")).save(name)
+    Path("plan.yaml").write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
+    (typed,) = re.findall("^    zimage-vl (sweep -p .*)$", page, re.MULTILINE)
+    for words, count in ((["sweep", "--plan", "plan.yaml", "-o", "out"], 144), (shlex.split(typed), 24)):
+        told = json.loads(call(capsys, *words, "--dry-run", "--format", "json").out)
+        assert told["counts"] == {"planned": count}
 
 
 def test_shards_merge_to_the_whole(capsys: Any, folder: Path) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -78,19 +80,13 @@ def read_plan(path: Path) -> dict[str, Any]:
     """
     shown = f"--plan '{escape(str(path))}'"
     data = path.read_bytes()
+    # PyYAML and, before Python 3.11, tomli come with what this package requires: huggingface-hub requires them.
+    library = {".toml": "tomllib" if sys.version_info >= (3, 11) else "tomli"}.get(path.suffix, "yaml")
     try:
-        if path.suffix == ".toml":
-            try:
-                import tomllib
-            except ModuleNotFoundError:  # Python 3.10
-                import tomli as tomllib  # pyright: ignore[reportMissingImports]
-            found: object = tomllib.loads(data.decode())
-        elif path.suffix in (".yaml", ".yml"):
-            import yaml
-
-            found = yaml.safe_load(data)
-        else:
+        if path.suffix not in (".yaml", ".yml", ".toml"):
             raise ValueError("its name must end in .yaml, .yml or .toml.")
+        reader: Any = import_module(library)
+        found: object = reader.safe_load(data) if library == "yaml" else reader.loads(data.decode())
     except Exception as error:  # of two libraries
         raise ValueError(f"{shown} cannot be read: {one_line(error)}") from error
     if not isinstance(found, dict):
