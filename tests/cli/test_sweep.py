@@ -215,6 +215,10 @@ def test_two_processes_paint_what_one_paints(capsys: Any, folder: Path) -> None:
         ("-p x -r a.png --alpha 0.3,2", "--alpha must be"),
         ("-p x -r a.png --tokens al", "--tokens: 'al' is not one of"),
         ("-p x -r a.png --tokens text --outlier-masking none,zero", "would do nothing"),
+        ("-p x --steps 0", "--steps: '0' is below 1"),
+        ("-p x --seed -1", "--seed: '-1' is below 0"),
+        ("-p x --guidance -1", "--guidance: '-1' is no finite number of at least 0"),
+        ("-p x --offload model --device cpu", "--offload model needs an accelerator"),
         ("-p x --shard-index 1", "--shard-index counts from 0 and must be below --num-shards 1"),
         ("-p x --plan nowhere.yaml", "nowhere.yaml: No such file"),
         ("-p x --plan plan.yaml", "--plan 'plan.yaml' has no axis 'alpa'; did you mean alpha?"),
@@ -234,3 +238,4 @@ def test_what_can_be_known_before_is_refused(options: str, reason: str, capsys: 
     words = options.split()
     call(capsys, "sweep", *words, *([] if "-o" in words else ["-o", "out"])).refused(reason)
     assert not list(folder.glob("out/pictures/*"))
+    assert [path.name for path in Path("taken").iterdir()] == ["manifest.jsonl"]

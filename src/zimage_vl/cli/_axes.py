@@ -27,7 +27,8 @@ _PAINTING = ("prompt", "negative_prompt", "recipe", "size", "steps", "guidance",
 _TEXTS = ("prompt", "negative_prompt", "vl_text")
 _FILES = tuple(name for name in KNOBS if name.endswith(("_image", "_embeds", "_mask")))
 _SWITCH = {"yes": True, "true": True, "no": False, "false": False}
-_MOST_IN_A_RANGE = 10_000_000
+_LEAST = {"steps": 1, "seed": 0, "guidance": 0}
+_MOST_IN_A_RANGE, _MOST_SEED = 10_000_000, 2**63
 # How values are written where another form stands in the help of a single picture.
 _FORMS = {
     "reference_image": "a file, a folder, a glob or a URL",
@@ -169,9 +170,11 @@ def _read_word(name: str, word: str) -> list[Any]:
             raise typer.BadParameter(f"{word!r} is neither yes nor no.")
         return [_SWITCH[word.lower()]]
     if name not in ("seed", "steps", "vl_hidden_layer") and not (knob and knob.values.startswith("int")):
-        return [number(float("-inf"))(word)]
+        return [number(_LEAST.get(name, float("-inf")))(word)]
     match = re.fullmatch(r"([+-]?\d{1,19})(?:\.\.([+-]?\d{1,19}))?", word)
     first, last = (0, -1) if match is None else (int(match[1]), int(match[2] or match[1]))
     if not 0 <= last - first < _MOST_IN_A_RANGE:
         raise typer.BadParameter(f"{word!r} is no whole number, nor a range of them, as 0..3.")
+    if first < _LEAST.get(name, first) or last >= _MOST_SEED:
+        raise typer.BadParameter(f"{word!r} is below {_LEAST.get(name)} or too large.")
     return list(range(first, last + 1))

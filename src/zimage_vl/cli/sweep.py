@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
-from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -35,7 +32,6 @@ from ._shared import (
     FormatOption,
     OutputFormat,
     check_model_name,
-    choose_device,
     escape,
     get_package_versions,
     load_pipeline,
@@ -44,10 +40,12 @@ from ._shared import (
     print_json,
     say,
 )
+from ._team import Team
 from ._views import describe_dry_run, dry_run_lines, write_views
 from .extract import PARTLY_DONE
 
 
+_MOST_ERRORS = 50  # told at the end; the manifest has all
 _OFFLOADS = ("none", "model", "sequential")
 _OUTPUT = "Folder for pictures, manifest.jsonl, sheet.png and index.html; what it has already is kept."
 _PLAN = "YAML or TOML file with names and values, as alpha: [0, 0.3]. Options beside it take precedence."
@@ -112,7 +110,9 @@ def sweep(
         whole = SweepPlan(axes)
     except TypeError as error:  # a value of another kind in a plan file
         raise ValueError(str(error)) from error
-    team = _Team.join(device)
+    team = Team.join(device)
+    if offload != "none" and team.kind == "cpu":
+        raise ValueError(f"--offload {offload} needs an accelerator: on the CPU all models are in its memory.")
     precision = (dtype or (DtypeChoice.FLOAT32 if model == TOY_MODEL else DtypeChoice.BFLOAT16)).value
     numbers = range(*(len(whole) * part // num_shards for part in (shard_index, shard_index + 1)))
     numbers = numbers if dry_run else team.share(numbers)
@@ -148,12 +148,12 @@ def sweep(
         Manifest(output).tidy()
         _report({"output": str(output), "counts": counts, "errors": errors, **write_views(output)}, output_format)
     team.leave()
-    if errors and team.is_main:
+    if counts.get("failed") and team.is_main:
         raise typer.Exit(PARTLY_DONE)
 
 
 def merge(
-    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help="Folders of sweeps.")],
+    folders: Annotated[list[Path], typer.Argument(metavar="DIR...", help=_FOLDERS)],
     output: Annotated[Path, option("--output -o", "DIR", _MERGED)],
     output_format: FormatOption = OutputFormat.TEXT,
 ) -> None:
@@ -188,57 +188,6 @@ def _read_axes(plan: Path | None, typed: Mapping[str, Any], model: str) -> dict[
     return {name: read_values(name, value) for name, value in axes.items()}
 
 
-@dataclass(frozen=True)
-class _Team:
-    """The processes that torchrun or accelerate started for a sweep; `state` is accelerate's, None for one process."""
-
-    kind: str  # of device
-    device: str
-    state: Any = None
-
-    @classmethod
-    def join(cls, device: str | None) -> _Team:
-        kind = choose_device(device)
-        if int(os.environ.get("WORLD_SIZE", "1")) < 2:
-            return cls(kind, kind)
-        from accelerate import PartialState
-
-        # A process that is done waits for the last, however long that takes.
-        state = PartialState(cpu=kind == "cpu", timeout=timedelta(days=365))
-        return cls(kind, str(state.device), state)
-
-    @property
-    def is_main(self) -> bool:
-        return self.state is None or self.state.is_main_process
-
-    def share(self, numbers: range) -> Any:
-        if self.state is None:
-            return numbers
-        import torch
-
-        with self.state.split_between_processes(torch.arange(numbers.start, numbers.stop)) as own:
-            return own.tolist()
-
-    def wait(self) -> None:
-        if self.state is not None:
-            self.state.wait_for_everyone()
-
-    def add_up(self, *counters: Counter[str]) -> list[dict[str, int]]:
-        """The counts of all processes, the same in each."""
-        found = [counters]
-        if self.state is not None:
-            from accelerate.utils import gather_object
-
-            found = gather_object(found)
-        return [dict(sum(each, Counter[str]())) for each in zip(*found, strict=True)]
-
-    def leave(self) -> None:
-        if self.state is not None:
-            import torch
-
-            torch.distributed.destroy_process_group()
-
-
 def _load(model: str, vl_model: str | None, revision: str | None, dtype: str, offload: str, device: str) -> Any:
     import torch
     from diffusers.utils import logging as of_diffusers
@@ -266,7 +215,8 @@ def _run(rows: Iterable[dict[str, Any]], count: int, shown: bool) -> tuple[Count
         with bar as each:
             for row in each:
                 counts[row["status"]] += 1
-                errors.update([row["error"]] if row["status"] == "failed" else [])
+                if row["status"] == "failed" and (row["error"] in errors or len(errors) < _MOST_ERRORS):
+                    errors[row["error"]] += 1
     except KeyboardInterrupt:
         note("Stopped; the same command goes on from here.")
         raise

@@ -103,9 +103,10 @@ def _parse(line: bytes) -> object:
 
 def prepare_folder(folder: Path) -> None:
     """Make the folder of a sweep where it is missing, and put its manifest in order. Nobody may append meanwhile."""
-    for part in (folder, folder / PICTURES, folder / REFERENCES):
-        part.mkdir(exist_ok=True)
-    Manifest(folder).tidy()
+    folder.mkdir(exist_ok=True)
+    Manifest(folder).tidy()  # which refuses a folder of something else
+    for name in (PICTURES, REFERENCES):
+        (folder / name).mkdir(exist_ok=True)
 
 
 def merge_folders(folders: Sequence[Path], output: Path) -> None:

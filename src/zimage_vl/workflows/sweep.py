@@ -178,11 +178,8 @@ class _Painter:
         self, plan: SweepPlan, load: Callable[[], Any] | None, origin: Mapping[str, Any], identity: str
     ) -> None:
         self._plan, self._load, self._origin, self._identity = plan, load, origin, identity
-        self._files, self._readings, self._prompts = (
-            _Recent(_KEPT_FILES),
-            _Recent(_KEPT_READINGS),
-            _Recent(_KEPT_PROMPTS),
-        )
+        self._files, self._readings = _Recent(_KEPT_FILES), _Recent(_KEPT_READINGS)
+        self._prompts = _Recent(_KEPT_PROMPTS)
 
     @cached_property
     def pipe(self) -> Any:
@@ -213,9 +210,8 @@ class _Painter:
         used = {item.name: getattr(conditioning, item.name) for item in fields(conditioning)}
         used |= {name: knobs.get(name, KNOBS[name].default) for name in ("vl_text", "vl_treatment", "vl_describe")}
         record = {
-            **{
-                name: values.get(name) for name in ("prompt", "negative_prompt", "recipe", "steps", "guidance", "seed")
-            },
+            **{name: values.get(name) for name in ("prompt", "negative_prompt", "recipe")},
+            **{name: values[name] for name in ("steps", "guidance", "seed")},
             **dict(zip(("width", "height"), values["size"], strict=True)),
             "num_images": 1,
             "references": sources,
@@ -235,10 +231,8 @@ class _Painter:
             raise job.failure
         values = job.values
         words = {"prompt": values["prompt"], "negative_prompt": values.get("negative_prompt")}
-        knobs = {
-            **job.knobs,
-            **{name: _call_form([one.content for one in found]) for name, found in job.files.items()},
-        }
+        contents = {name: [one.content for one in found] for name, found in job.files.items()}
+        knobs = job.knobs | {name: _call_form(found) for name, found in contents.items()}
         # Neutral and negative pictures are read under the knobs of the others: all is left to the call.
         if not any(name.startswith(("negative_", "neutral_")) for name in job.files):
             if "reference_image" in job.files:
@@ -259,11 +253,8 @@ class _Painter:
 
     def _read(self, job: _Job) -> dict[str, Any]:
         """The references as embeddings on the CPU, in the place of the pictures and of how they are read."""
-        used, pictures, masks = (
-            job.conditioning,
-            job.files["reference_image"],
-            job.files.get("reference_mask", []),
-        )
+        used, pictures = job.conditioning, job.files["reference_image"]
+        masks = job.files.get("reference_mask", [])
         if used.is_inert:
             return {"vl_text": ""}  # nothing is read; but a call without words wants to know what to read
         if len(masks) not in (0, 1, len(pictures)):
