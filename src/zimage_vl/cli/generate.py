@@ -16,7 +16,7 @@ from zimage_vl.blend.registry import CONDITIONING_NAMES, KNOBS
 from zimage_vl.recipes import RECIPES, WISHES
 
 from ._models import Model
-from ._options import choose, option, option_names, with_options
+from ._options import OffloadOption, choose, option, option_names, with_options
 from ._outputs import OverwriteOption, check_output_path, numbered_paths
 from ._parsing import parse_alpha, parse_size
 from ._records import PICTURE_KNOBS, describe_file, recorded_versions, repeat, write_png
@@ -26,7 +26,6 @@ from ._terminal import FormatOption, OutputFormat, check_text, note, print_json,
 
 _STRENGTH = 0.6  # diffusers' own
 _SAME_STRENGTH, _SAME_KNOBS = 0.9, {"vl_alpha": 0.4}  # as of `paint_like`
-_OFFLOADS = ("none", "model", "sequential")
 _SEVERAL = "name-0.png, name-1.png"
 _FROM = "Repeat a picture of `generate`, whose settings stand in it; options beside it take precedence."
 _TAKE = f"What to take of the reference: {', '.join(WISHES)}; or a recipe of `zimage-vl recipes`. Options win over it."
@@ -37,7 +36,6 @@ _SHARE = f"Above 0, up to 1, with --init-image: the share of the steps that is r
 _FILE = "File of `zimage-vl statistics`, for knobs that need the text encoder's. Default: they are measured."
 _SIZE = "WIDTHxHEIGHT in pixels, multiples of 16. Default: 1024x1024; 64x64 with toy."
 _SEED = "Seed of the first picture; the next take the next ones. Default: random, told and recorded."
-_KEPT = "none, model, sequential: keep one model or one layer at a time on the accelerator."
 _STAGES = "Load VL encoder, text encoder and transformer one after another, never two at a time."
 
 
@@ -61,7 +59,7 @@ def generate(
     width: Annotated[int | None, option("--width", "INT", "Width alone.", min=16)] = None,
     height: Annotated[int | None, option("--height", "INT", "Height alone.", min=16)] = None,
     num_images: Annotated[int, option("--num-images -n", "INT", "How many pictures.", min=1, max=10_000)] = 1,
-    offload: Annotated[str, option("--offload", "CHOICE", _KEPT, parser=choose(_OFFLOADS))] = "none",
+    offload: OffloadOption = "none",
     low_memory: Annotated[bool, option("--low-memory", None, _STAGES)] = False,
     no_urls: NoUrlsOption = False,
     overwrite: OverwriteOption = False,
@@ -295,13 +293,7 @@ def _load(asked: Any, references: _References) -> Any:
         pipe.load_text_statistics(asked.statistics)
     if not references.conditioning.is_inert and any("reference_image" in name for name in references.arguments):
         model.check_reader(pipe, references.conditioning.vl_reader, references.conditioning.layers)
-    if asked.offload == "model":
-        pipe.enable_model_cpu_offload(device=model.device)
-    elif asked.offload == "sequential":
-        pipe.enable_sequential_cpu_offload(device=model.device)
-    else:
-        pipe.to(model.device)
-    return pipe
+    return model.place(pipe, asked.offload)
 
 
 @dataclass
