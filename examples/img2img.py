@@ -33,7 +33,7 @@ else:
     # What the guide's author says "sort of worked" for style: the same picture as start and reference, nearly all of
     # the start gone.
     prompt, start, reference = "a lighthouse at dusk", "photo.jpg", "photo.jpg"
-    size, steps, strength = 1024, 9, 0.9
+    size, steps, strength = 1024, 9, 0.85
     knobs = {"vl_alpha": 0.4}
 
 ready = pipe.encode_prompt_with_reference(prompt, reference, **knobs, do_classifier_free_guidance=False)

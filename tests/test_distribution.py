@@ -46,7 +46,8 @@ def package_files() -> set[str]:
     """What of src belongs into an installation: written out here, not read from the settings."""
     code = {path for path in PACKAGE.rglob("*.py") if "__pycache__" not in path.parts}
     data = {path for path in (PACKAGE / "toy" / "checkpoint").rglob("*") if path.is_file()}
-    return {path.relative_to(PACKAGE.parent).as_posix() for path in code | data | {PACKAGE / "py.typed"}}
+    data |= {PACKAGE / "py.typed", PACKAGE / "workflows" / "gallery.html"}
+    return {path.relative_to(PACKAGE.parent).as_posix() for path in code | data}
 
 
 class Built:

@@ -180,7 +180,7 @@ def test_a_picture_is_repeated_from_what_stands_in_it(capsys: Any, folder: Path,
 
 def test_the_same_picture_is_blended_and_painted_over(capsys: Any, folder: Path, pipe: Any) -> None:
     for options, strength, knobs in (
-        ([], 0.9, {"vl_alpha": 0.4}),
+        ([], 0.85, {"vl_alpha": 0.4}),
         (["--alpha", 0.2, "--strength", 0.5], 0.5, {"vl_alpha": 0.2}),
     ):
         assert generate(capsys, "--same-picture", "--overwrite", *options).code == 0

@@ -124,6 +124,14 @@ class Model:
             depth = pipe.find_reader(vl_reader).num_hidden_layers
         resolve_layers(layers, depth)
 
+    def place(self, pipe: Any, offload: str) -> Any:
+        """Get a pipeline on its device: as a whole, or a model or a layer at a time."""
+        if offload == "none":
+            return pipe.to(self.device)
+        enable = pipe.enable_model_cpu_offload if offload == "model" else pipe.enable_sequential_cpu_offload
+        enable(device=self.device)
+        return pipe
+
     def paint_in_stages(self, prompt: str, **arguments: Any) -> Any:
         """Paint what the pipeline would, with one model in memory at a time; the toy, too."""
         import torch

@@ -56,6 +56,7 @@ _ARGUMENTS = {
     "guidance_scale": "--guidance",
     "num_images_per_prompt": "--num-images",
     "num_inference_steps": "--steps",
+    "recipe": "--take",
     "vl_model_id": "--vl-model",
 }
 # What the library's messages say in words of Python, and what is said here.
@@ -179,6 +180,9 @@ def _annotate(knob: Knob) -> Any:
     return Annotated[kind | None, made]
 
 
+_OFFLOADS = ("none", "model", "sequential")
+_OFFLOAD = f"{', '.join(_OFFLOADS)}: keep one model or one layer at a time on the accelerator."
+OffloadOption = Annotated[str, option("--offload", "CHOICE", _OFFLOAD, parser=choose(_OFFLOADS))]
 _ADVANCED = list(KNOBS)[list(KNOBS).index("vl_text_position") :]  # the registry has what is asked for most first
 _MODEL = "toy, this package's miniature; a folder in diffusers' layout; a Hub id as Tongyi-MAI/Z-Image-Turbo."
 _VL_MODEL = "Folder or Hub id of the Qwen3-VL to read with. Default: the model's, or Qwen/Qwen3-VL-4B-Instruct."

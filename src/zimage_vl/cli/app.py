@@ -25,6 +25,7 @@ from .generate import generate
 from .inspect import inspect
 from .recipes import recipes
 from .statistics import statistics
+from .sweep import merge, sweep
 
 
 _INTERRUPTED = 130  # what shells report for Ctrl-C
@@ -146,7 +147,7 @@ def _global_options(  # pyright: ignore[reportUnusedFunction]
     """Let Z-Image follow a reference picture as well as a prompt, with no training."""
 
 
-for command in (demo, generate, recipes, extract, inspect, statistics, evidence, env):
+for command in (demo, generate, sweep, merge, recipes, extract, inspect, statistics, evidence, env):
     app.command(command.__name__, cls=PanelledCommand)(command)
 
 

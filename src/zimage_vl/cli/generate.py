@@ -16,7 +16,7 @@ from zimage_vl.blend.registry import CONDITIONING_NAMES, KNOBS
 from zimage_vl.recipes import RECIPES, WISHES
 
 from ._models import Model
-from ._options import choose, option, option_names, with_options
+from ._options import OffloadOption, choose, option, option_names, with_options
 from ._outputs import OverwriteOption, check_output_path, numbered_paths
 from ._parsing import parse_alpha, parse_size
 from ._records import PICTURE_KNOBS, describe_file, recorded_versions, repeat, write_png
@@ -25,20 +25,18 @@ from ._terminal import FormatOption, OutputFormat, count_of, note, print_json, s
 
 
 _STRENGTH = 0.6  # diffusers' own
-_SAME_STRENGTH, _SAME_KNOBS = 0.9, {"vl_alpha": 0.4}  # as of `paint_like`
+_SAME_STRENGTH, _SAME_KNOBS = 0.85, {"vl_alpha": 0.4}  # as of `paint_like`
 _SETTLED = ("vl_text", "vl_treatment", "vl_describe")  # when embeddings are read
-_OFFLOADS = ("none", "model", "sequential")
 _SEVERAL = "name-0.png, name-1.png"
 _FROM = "Repeat a picture of `generate`, whose settings stand in it; options beside it take precedence."
 _TAKE = f"What to take of the reference: {', '.join(WISHES)}; or a recipe of `zimage-vl recipes`. Options win over it."
-_SAME = "Paint over the reference itself, which is blended in too. --strength is 0.9 then, and --alpha 0.4."
+_SAME = "Paint over the reference itself, which is blended in too. --strength is 0.85 then, and --alpha 0.4."
 _ROUNDS = "Rounds: from the second on, the last picture is the reference. Each is kept, as name-round1.png."
 _START = "Picture to paint over. Without a size in its aspect at the default's area, else scaled and cropped."
 _SHARE = f"Above 0, up to 1, with --init-image: the share of the steps that is run. Default: {_STRENGTH}."
 _FILE = "File of `zimage-vl statistics`, for knobs that need the text encoder's. Default: they are measured."
 _SIZE = "WIDTHxHEIGHT in pixels, multiples of 16. Default: 1024x1024; 64x64 with toy."
 _SEED = "Seed of the first picture; the next take the next ones. Default: random, told and recorded."
-_KEPT = "none, model, sequential: keep one model or one layer at a time on the accelerator."
 _STAGES = "Load VL encoder, text encoder and transformer one after another, never two at a time."
 
 
@@ -62,7 +60,7 @@ def generate(
     width: Annotated[int | None, option("--width", "INT", "Width alone.", min=16)] = None,
     height: Annotated[int | None, option("--height", "INT", "Height alone.", min=16)] = None,
     num_images: Annotated[int, option("--num-images -n", "INT", "How many pictures.", min=1, max=10_000)] = 1,
-    offload: Annotated[str, option("--offload", "CHOICE", _KEPT, parser=choose(_OFFLOADS))] = "none",
+    offload: OffloadOption = "none",
     low_memory: Annotated[bool, option("--low-memory", None, _STAGES)] = False,
     no_urls: NoUrlsOption = False,
     overwrite: OverwriteOption = False,
@@ -272,14 +270,12 @@ def choose_size(
 
 
 def _load(asked: Any, conditioning: zimage_vl.VLConditioning) -> Any:
-    pipe, device = asked.model.load(), asked.model.device
+    pipe = asked.model.load()
     if asked.statistics is not None:
         pipe.load_text_statistics(asked.statistics)
     if not conditioning.is_inert and any("reference_image" in name for name in asked.knobs):
         asked.model.check_reader(pipe, conditioning.vl_reader, conditioning.layers)
-    place = {"model": pipe.enable_model_cpu_offload, "sequential": pipe.enable_sequential_cpu_offload}
-    place.get(asked.offload, pipe.to)(device=device)
-    return pipe
+    return asked.model.place(pipe, asked.offload)
 
 
 @dataclass

@@ -22,12 +22,12 @@ class SheetRow:
 
     Attributes:
         prompt: Stands in words at the left.
-        reference: The picture that was followed.
+        reference: The picture that was followed; None for none.
         blocks: For each block of columns, a picture a column.
     """
 
     prompt: str
-    reference: Image.Image
+    reference: Image.Image | None
     blocks: Sequence[Sequence[Image.Image]]
 
 
@@ -65,7 +65,8 @@ def contact_sheet(
         ('RGB', True)
     """
     _check_rows(rows, column_titles, headings, cell)
-    layout = _Layout(len(rows), len(column_titles), len(headings), cell, bool(title), any(headings))
+    parts = (bool(title), any(headings), any(row.reference is not None for row in rows))
+    layout = _Layout(len(rows), len(column_titles), len(headings), cell, *parts)
     width, height = layout.size
     notes = wrap_text(footnote, width - 2 * _MARGIN, 4, _TEXT_SIZE)
     sheet = Image.new("RGB", (width, height + len(notes) * _line_height(_TEXT_SIZE)), _BACKGROUND)
@@ -76,7 +77,8 @@ def contact_sheet(
     for number, row in enumerate(rows):
         top = layout.row_top(number)
         _write_centred_label(draw, row.prompt, top, layout)
-        _paste(sheet, row.reference, (layout.reference_left, top), cell)
+        if row.reference is not None:
+            _paste(sheet, row.reference, (layout.reference_left, top), cell)
         for block, pictures in enumerate(row.blocks):
             for column, picture in enumerate(pictures):
                 _paste(sheet, picture, (layout.column_left(block, column), top), cell)
@@ -94,6 +96,7 @@ class _Layout:
     cell: int
     has_title: bool
     has_headings: bool
+    has_references: bool
 
     @property
     def label_width(self) -> int:
@@ -108,7 +111,7 @@ class _Layout:
         return self.num_columns * (self.cell + _GAP) - _GAP
 
     def column_left(self, block: int, column: int) -> int:
-        start = self.reference_left + self.cell + _BLOCK_GAP
+        start = self.reference_left + (self.cell + _BLOCK_GAP if self.has_references else 0)
         return start + block * (self.block_width + _BLOCK_GAP) + column * (self.cell + _GAP)
 
     @property
@@ -153,7 +156,8 @@ def _write_headings(
 ) -> None:
     top = layout.titles_top
     _write(draw, "prompt", (_MARGIN, top), layout.label_width, 1, _TEXT_SIZE, _FAINT)
-    _write(draw, "reference", (layout.reference_left, top), layout.cell, 1, _TEXT_SIZE, _FAINT)
+    if layout.has_references:
+        _write(draw, "reference", (layout.reference_left, top), layout.cell, 1, _TEXT_SIZE, _FAINT)
     for block, heading in enumerate(headings):
         left = layout.column_left(block, 0)
         if heading:

@@ -127,8 +127,9 @@ def paint_from_image(
 
     Raises:
         TypeError: An argument that neither takes.
-        ValueError: As `encode_prompt_with_reference` and `load_init_image`; a strength out of range; numbers of
-            prompts, start pictures and generators that do not match.
+        ValueError: As `encode_prompt_with_reference` and `load_init_image`; a strength out of range, or so high that
+            no step is left out (but for 1, which is noise alone); numbers of prompts, start pictures and generators
+            that do not match.
 
     Example:
         >>> from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
@@ -151,6 +152,12 @@ def paint_from_image(
     call |= {"guidance_scale": guidance_scale, "generator": generator, "output_type": output_type}
     count = 1 if isinstance(prompt, str) else len(prompt)
     check_painting(vl.get_host(), call, count)
+    steps = call["num_inference_steps"]
+    if strength < 1 and int(steps - steps * strength) == 0:  # as diffusers rounds; 1 says noise alone, and means it
+        raise ValueError(
+            f"`strength` {strength} of {steps} steps is all of them, so nothing of the start picture would be left. "
+            f"Use at least {math.ceil(1 / (1 - strength) - 1e-9)} steps, or a strength of at most {1 - 1 / steps:.3g}."
+        )
     starts = _load_starts(init_image, count, width, height, vl.vae_scale_factor * 2)
     each = generator if isinstance(generator, list) else [generator] * (count * num_images_per_prompt)
     warn_about_models(vl, guidance_scale, None)
@@ -187,7 +194,7 @@ def paint_like(
     pipe: Any,
     prompt: str | list[str],
     picture: ReferenceImage | Sequence[ReferenceImage],
-    strength: float = 0.9,
+    strength: float = 0.85,
     *,
     vl_alpha: Any = 0.4,
     **kwargs: Any,
@@ -196,7 +203,8 @@ def paint_like(
 
     It is `paint_from_image(pipe, prompt, picture, strength, reference_image=picture, vl_alpha=vl_alpha, ...)`, the one
     way to a style that "sort of worked" for the author of the Qwen3-VL conditioning guide: strength .9, alpha .3 to
-    .5, layer -6, all tokens, and a prompt that names another subject. Below a strength of about .7 the picture itself
+    .5, layer -6, all tokens, and a prompt that names another subject. In diffusers .9 of 8 or 9 steps is all of them,
+    noise alone, so the default is the nearest that leaves one out. Below a strength of about .7 the picture itself
     stays, and with another start picture its style did not come; 4 steps of Turbo fused better than 9.
 
     Args:

@@ -1,0 +1,169 @@
+"""What a sweep shows: contact sheets and the page in its folder, and what a dry run says of the cost."""
+
+from __future__ import annotations
+
+import io
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ._models import TOY_MODEL
+
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from zimage_vl.workflows.gallery import Sheet
+
+_BLANK = (232, 232, 230)
+# Operations a second that a dry run reckons with where nothing was measured: rules, and no promises.
+_RATES = {"cuda": 2e14, "mps": 5e12, "cpu": 1e11}
+_TOY_STEP_SECONDS = 0.02
+_BYTES_PER_PIXEL = 1.5  # of a PNG of a photograph
+_MOST_MEASURED = 1000
+_DEFAULT_VL_MODEL = "Qwen/Qwen3-VL-4B-Instruct"
+
+
+def write_views(folder: Path) -> dict[str, Any]:
+    """Write the sheets and the page of a folder; get their paths and the manifest's."""
+    from zimage_vl.workflows.gallery import Gallery, write_page
+    from zimage_vl.workflows.manifest import MANIFEST, write_whole
+
+    gallery = Gallery.read(folder)
+    write_page(folder, gallery)
+    sheets: list[Path] = []
+    for number, sheet in enumerate(gallery.sheets(), 1):
+        sheets.append(folder / ("sheet.png" if number == 1 else f"sheet-{number}.png"))
+        draw_sheet(folder, sheet).save(file := io.BytesIO(), format="PNG")
+        write_whole(sheets[-1], [file.getvalue()])
+    for stale in {folder / "sheet.png", *folder.glob("sheet-*.png")} - {*sheets}:  # of a time when there were more
+        stale.unlink(missing_ok=True)
+    return {
+        "manifest": str(folder / MANIFEST),
+        "sheets": [str(path) for path in sheets],
+        "page": str(folder / "index.html"),
+    }
+
+
+def draw_sheet(folder: Path, sheet: Sheet) -> Image:
+    """Draw one contact sheet; where a picture is missing there is a blank."""
+    from PIL import Image
+
+    from zimage_vl.toy.sheet import SheetRow, contact_sheet
+
+    files = [file for _, _, blocks in sheet.rows for block in blocks for file in block if file is not None]
+    cell = 128
+    for file in islice(files, 1):
+        with Image.open(folder / file) as picture:
+            cell = 128 if max(picture.size) <= 128 else 256
+
+    def load(file: str | None) -> Any:
+        if file is None:
+            return Image.new("RGB", (cell, cell), _BLANK)
+        with Image.open(folder / file) as picture:
+            small = picture.convert("RGB")
+            small.thumbnail((cell, cell))
+            return small
+
+    rows = [
+        SheetRow(
+            label, None if reference is None else load(reference), [[load(file) for file in block] for block in blocks]
+        )
+        for label, reference, blocks in sheet.rows
+    ]
+    return contact_sheet(rows, sheet.titles, sheet.headings, title=sheet.title, footnote=sheet.footnote, cell=cell)
+
+
+def describe_dry_run(
+    rows: Iterable[Mapping[str, Any]], folder: Path, model: str, vl_model: str | None, device: str
+) -> dict[str, Any]:
+    """Get what a sweep would do and cost, from its planned jobs and the pictures that its folder has."""
+    from zimage_vl.workflows.manifest import Manifest
+    from zimage_vl.workflows.sweep import count_operations
+
+    def cost(row: Mapping[str, Any]) -> float:
+        return count_operations(row["width"], row["height"], row["steps"], row["guidance"] > 0)
+
+    counts, readings, prompts, pixels, operations, steps = Counter[str](), set[str](), set[str](), 0, 0.0, 0
+    for row in rows:
+        counts[row["status"]] += 1
+        if row["status"] == "planned":
+            readings.update(row["readings"])
+            prompts |= {row["prompt"], *filter(None, [row["negative_prompt"]])}
+            pixels += row["width"] * row["height"]
+            operations += cost(row)
+            steps += row["steps"]
+    known = [
+        row for row in Manifest(folder).rows(_MOST_MEASURED) if row["status"] == "done" and row["device"] == device
+    ]
+    if known:
+        seconds = operations * sum(row["seconds"] for row in known) / sum(map(cost, known))
+        rule = f"measured on the {len(known)} pictures in {folder}"
+    elif model == TOY_MODEL:
+        seconds, rule = steps * _TOY_STEP_SECONDS, f"by rule: {_TOY_STEP_SECONDS} s per step"
+    else:
+        rate = _RATES[device.partition(":")[0]]
+        seconds, rule = operations / rate, f"by rule: {operations:.2g} operations at {rate:.0e} per second"
+    weights = _count_weights(model, vl_model)
+    return {
+        "output": str(folder),
+        "counts": dict(counts),
+        "readings": len(readings),
+        "prompts": len(prompts),
+        "disk_bytes": round(pixels * _BYTES_PER_PIXEL),
+        "weights_bytes": weights,
+        "seconds": round(seconds, 1),
+        "rule": rule,
+    }
+
+
+def dry_run_lines(described: Mapping[str, Any]) -> list[str]:
+    """Get the same for people."""
+    counts = ", ".join(f"{count} {status}" for status, count in sorted(described["counts"].items())) or "none"
+    weights = described["weights_bytes"]
+    memory = (
+        "29.4 GB for Z-Image and Qwen3-VL-4B in bfloat16" if weights is None else f"{_show_bytes(weights)} of weights"
+    )
+    return [
+        f"pictures  {counts}",
+        f"to read   {described['readings']} references with their texts, {described['prompts']} prompts",
+        f"memory    {memory}, and what the models compute",
+        f"disk      about {_show_bytes(described['disk_bytes'])}",
+        f"time      about {_show_seconds(described['seconds'])} ({described['rule']})",
+    ]
+
+
+def _count_weights(model: str, vl_model: str | None) -> int | None:
+    """The bytes of the weights; None where their files are not on this machine."""
+    folders = [_find_folder(model)]
+    if folders[0] is not None and not (folders[0] / "vl_encoder").is_dir() and model != TOY_MODEL:
+        folders.append(_find_folder(vl_model or _DEFAULT_VL_MODEL))
+    if None in folders:
+        return None
+    return sum(file.stat().st_size for folder in folders if folder for file in folder.rglob("*.safetensors"))
+
+
+def _find_folder(model: str) -> Path | None:
+    if model == TOY_MODEL:
+        from zimage_vl import toy
+
+        return Path(toy.__file__).parent
+    if Path(model).is_dir():
+        return Path(model)
+    from huggingface_hub import try_to_load_from_cache
+
+    found = [try_to_load_from_cache(model, name) for name in ("model_index.json", "config.json")]
+    return next((Path(file).parent for file in found if isinstance(file, str)), None)
+
+
+def _show_bytes(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e8 else f"{count / 1e6:.1f} MB"
+
+
+def _show_seconds(seconds: float) -> str:
+    sizes = ((86400, "days"), (3600, "hours"), (60, "minutes"))
+    return next(
+        (f"{seconds / size:.1f} {name}" for size, name in sizes if seconds >= 2 * size), f"{seconds:.0f} seconds"
+    )

@@ -1,0 +1,167 @@
+"""The folder of a sweep: pictures, thumbnails of their references, and a manifest of what each job came to.
+
+A manifest holds one JSON object per line. It is appended to while jobs run, so that a kill costs at most the last
+line, and put into the order of the jobs when nobody writes.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import uuid
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, NamedTuple
+
+
+MANIFEST, PICTURES, REFERENCES = "manifest.jsonl", "pictures", "references"
+
+
+class Entry(NamedTuple):
+    """Where the line of a job stands."""
+
+    job: int  # its number in the plan
+    key: str
+    offset: int  # in bytes
+    done: bool
+
+
+class Manifest:
+    """The manifest of a folder, which need not be there yet.
+
+    Example:
+        >>> import tempfile
+        >>> manifest = Manifest(Path(tempfile.mkdtemp()))
+        >>> for status in ("failed", "done"):
+        ...     manifest.append({"job": 0, "key": "a", "status": status})
+        >>> [row["status"] for row in manifest.rows()]
+        ['done']
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.path = folder / MANIFEST
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Add a line in one write, so that several processes of one machine can append side by side."""
+        line = (json.dumps(row) + "\n").encode()
+        with named_errors(self.path), open(self.path, "ab", buffering=0) as file:
+            if file.write(line) < len(line):  # the next one says why
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def entries(self) -> list[Entry]:
+        """Get the last line of each job, in the order of the jobs; a later failure does not undo what was done.
+
+        Raises:
+            ValueError: It is the manifest of something else.
+        """
+        found: dict[str, Entry] = {}
+        for offset, line in self._lines():
+            if (row := _parse(line)) is None:
+                continue
+            if not isinstance(row, dict) or not {"job", "key", "status"} <= row.keys():
+                raise ValueError(f"{self.path} is the manifest of something else than a sweep: name another folder.")
+            entry = Entry(row["job"], row["key"], offset, row["status"] == "done")
+            if entry.done or entry.key not in found or not found[entry.key].done:
+                found[entry.key] = entry
+        return sorted(found.values())
+
+    def rows(self, limit: int | None = None) -> Iterator[dict[str, Any]]:
+        """Get the rows of these lines, or of the first of them, one after another."""
+        return map(json.loads, self._read(self.entries()[:limit]))
+
+    def tidy(self) -> None:
+        """Leave one line per job, in the order of the jobs. Nobody may append meanwhile."""
+        entries = self.entries()
+        offsets = [entry.offset for entry in entries]
+        if offsets != [offset for offset, _ in self._lines()]:
+            write_whole(self.path, self._read(entries))
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        if self.path.exists():
+            with open(self.path, "rb") as file:
+                offset = 0
+                for line in file:
+                    yield offset, line
+                    offset += len(line)
+
+    def _read(self, entries: Sequence[Entry]) -> Iterator[bytes]:
+        if entries:
+            with open(self.path, "rb") as file:
+                for entry in entries:
+                    file.seek(entry.offset)
+                    yield file.readline()
+
+
+def _parse(line: bytes) -> object:
+    """What a line holds, None where a kill cut it off."""
+    with suppress(ValueError):
+        return json.loads(line) if line.endswith(b"\n") else None
+    return None
+
+
+def prepare_folder(folder: Path) -> None:
+    """Make the folder of a sweep where it is missing, and put its manifest in order. Nobody may append meanwhile."""
+    folder.mkdir(exist_ok=True)
+    Manifest(folder).tidy()  # which refuses a folder of something else
+    for name in (PICTURES, REFERENCES):
+        (folder / name).mkdir(exist_ok=True)
+
+
+def merge_folders(folders: Sequence[Path], output: Path) -> None:
+    """Bring what several folders hold into one, which may be one of them. Files are linked where that is possible.
+
+    Raises:
+        FileNotFoundError: A folder has no manifest, or lacks a picture that it names.
+        ValueError: A manifest is that of something else.
+    """
+    for folder in folders:
+        if not (folder / MANIFEST).is_file():
+            raise FileNotFoundError(errno.ENOENT, "is no folder of a sweep: it has no manifest.jsonl", str(folder))
+    prepare_folder(output)
+    manifest = Manifest(output)
+    for folder in folders:
+        if folder.resolve() == output.resolve():
+            continue
+        for row in Manifest(folder).rows():
+            if row["file"] is not None:
+                _bring(folder / row["file"], output / row["file"])
+            manifest.append(row)
+        for thumbnail in (folder / REFERENCES).glob("*.jpg"):
+            _bring(thumbnail, output / REFERENCES / thumbnail.name)
+    manifest.tidy()
+
+
+def _bring(source: Path, target: Path) -> None:
+    """Equal names are equal pictures: they are named by what decides them."""
+    if target.exists():
+        return
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        write_whole(target, [source.read_bytes()])
+
+
+def write_whole(path: Path, parts: Iterable[bytes]) -> None:
+    """Write a file that is under its final name in full or not at all. An OSError names it."""
+    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        with named_errors(path):
+            with open(unfinished, "xb") as file:
+                file.writelines(parts)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(unfinished, path)
+    finally:
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
+
+
+@contextmanager
+def named_errors(path: Path) -> Generator[None]:
+    """Within it, an OSError without a file's name gets this one."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error

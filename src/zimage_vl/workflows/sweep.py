@@ -1,0 +1,347 @@
+"""Sweeps: a picture for every combination of prompts, references, knobs and seeds, in a folder that can be completed.
+
+plan -> jobs -> run. A job's key is a hash of all that decides its picture, so that a folder knows what it has. Each
+reference is read once per text for all layers of the plan, each prompt is encoded once, and every picture is the one
+that a single call with the same knobs paints, bit for bit. So jobs are not batched: in a batch the last bits differ.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from ..blend.knobs import PLACES, VLConditioning
+from ..blend.registry import CONDITIONING_NAMES, KNOBS
+from ..blend.report import make_jsonable
+from ..reference.embeds import ReferenceEmbeds
+from ..reference.pictures import load_reference_image, read_image_bytes
+from ..reference.reading import resolve_layers
+from .manifest import PICTURES, REFERENCES, Manifest, write_whole
+from .sweep_plan import OF_READING, SOURCES, SweepPlan, make_conditioning, merge_knobs
+
+
+_KEPT_FILES, _KEPT_READINGS, _KEPT_PROMPTS = 16, 8, 512
+_THUMBNAIL = 256  # the longer side, in pixels
+
+
+def run_sweep(
+    plan: SweepPlan,
+    folder: Path,
+    load: Callable[[], Any] | None,
+    *,
+    origin: Mapping[str, Any],
+    identity: str = "",
+    numbers: Iterable[int] | None = None,
+    explain: Callable[[Exception], str] = str,
+) -> Iterator[dict[str, Any]]:
+    """Paint what a folder lacks of a plan, one picture after another; each is on the disk before the next begins.
+
+    Args:
+        plan: The plan.
+        folder: One that `prepare_folder` has made.
+        load: Gives the pipeline, once it is needed. None: nothing is painted or written.
+        origin: What is recorded of the models: model, revision, vl_model, device, dtype, versions.
+        identity: Tells models of one name apart.
+        numbers: The jobs to do; None: all.
+        explain: Says in a line what was wrong with a job.
+
+    Yields:
+        A line of the manifest per job. Its status is "done"; "failed", which does not end the run; "kept" where the
+        picture was there; or, without `load`, "planned", and then it names the "readings" that the job needs.
+
+    Raises:
+        OSError: The disk is full, or the models cannot be loaded.
+        ValueError: The plan asks for a layer that the reader does not have.
+
+    Example:
+        >>> import tempfile
+        >>> from zimage_vl.toy import load_toy_pipeline
+        >>> from zimage_vl.workflows.manifest import prepare_folder
+        >>> painting = {"size": [(64, 64)], "steps": [1], "guidance": [0.0], "seed": [0]}
+        >>> plan, folder = SweepPlan({"prompt": ["a circle"], **painting}), Path(tempfile.mkdtemp())
+        >>> prepare_folder(folder)
+        >>> for _ in range(2):
+        ...     print([row["status"] for row in run_sweep(plan, folder, load_toy_pipeline, origin={"model": "toy"})])
+        ['done']
+        ['kept']
+    """
+    manifest, painter = Manifest(folder), _Painter(plan, load, origin, identity)
+    done = {entry.key for entry in manifest.entries() if entry.done}
+    for number in range(len(plan)) if numbers is None else numbers:
+        job = painter.describe(number)
+        file = f"{PICTURES}/{job.key}.png"
+        row: dict[str, Any] = {"job": number, "key": job.key, "status": "kept", "file": file}
+        if job.key in done and (folder / file).is_file():
+            yield row
+            continue
+        if job.failure is None:
+            if load is None:
+                yield {**row, "status": "planned", "readings": _name_readings(job), **job.record}
+                continue
+            _ = painter.pipe  # what is wrong with the models is no job's fault, and loading them none of its time
+        start, reports = time.perf_counter(), {"report": None, "negative_report": None}
+        try:
+            image, reports = painter.paint(job)
+        except Exception as error:
+            if error is not job.failure and not _is_of_a_job(error):
+                raise
+            row |= {"status": "failed", "file": None, "sha256": None, "error": explain(error)}
+        else:
+            png = _encode_png(image, {**job.record, **reports})
+            write_whole(folder / file, [png])
+            _keep_thumbnails(job, folder)
+            row |= {"status": "done", "sha256": hashlib.sha256(png).hexdigest(), "error": None}
+        row["seconds"] = round(time.perf_counter() - start, 3)
+        row["time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
+        row |= {**job.record, **reports}
+        if load is not None:
+            manifest.append(row)
+        yield row
+
+
+def count_operations(width: int, height: int, steps: int, guided: bool = False) -> float:
+    """Get the floating-point operations of a picture in Z-Image's transformer, which are nearly all of its cost.
+
+    Per step `2 x 6.15e9 x tokens` for the products with the weights, and `4 x tokens^2 x 3840 x 34` for the attention
+    of 34 blocks of width 3840. A token is 16 x 16 pixels; 128 more are the prompt's. Guidance doubles it.
+
+    Example:
+        >>> f"{count_operations(1024, 1024, 9):.1e}"
+        '5.5e+14'
+    """
+    tokens = (width // 16) * (height // 16) + 128
+    return steps * (1 + guided) * (2 * 6.15e9 * tokens + 4 * tokens**2 * 3840 * 34)
+
+
+# ---- One job ----
+
+
+class _File:
+    """A picture, or embeddings; decoded when it is needed, which for a job that is done it is not."""
+
+    def __init__(self, name: str, path: str) -> None:
+        self._name, self._path = name, path
+        self._data = Path(path).read_bytes() if name.endswith("_embeds") else read_image_bytes(path, SOURCES[name])
+        self.digest = hashlib.sha256(self._data).hexdigest()
+
+    @cached_property
+    def content(self) -> Any:
+        if self._name.endswith("_embeds"):
+            return ReferenceEmbeds.load(self._path)
+        return load_reference_image(self._data, f"{SOURCES[self._name]} {_without_query(self._path)}")
+
+
+@dataclass(frozen=True)
+class _Job:
+    values: dict[str, Any]
+    knobs: dict[str, Any]
+    conditioning: VLConditioning
+    files: dict[str, list[_File]]
+    failure: Exception | None  # of the first file that cannot be read
+    record: dict[str, Any]
+    key: str
+
+
+class _Recent:
+    """The last things that were made, by what they were made of."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._items = most, OrderedDict[Hashable, Any]()
+
+    def get(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        if key not in self._items:
+            self._items[key] = make()
+        self._items.move_to_end(key)
+        while len(self._items) > self._most:
+            self._items.popitem(last=False)
+        return self._items[key]
+
+
+class _Painter:
+    """Paints jobs; what neighbours have in common is made once: files opened, pictures read, prompts encoded."""
+
+    def __init__(
+        self, plan: SweepPlan, load: Callable[[], Any] | None, origin: Mapping[str, Any], identity: str
+    ) -> None:
+        self._plan, self._load, self._origin, self._identity = plan, load, origin, identity
+        self._files, self._readings = _Recent(_KEPT_FILES), _Recent(_KEPT_READINGS)
+        self._prompts = _Recent(_KEPT_PROMPTS)
+
+    @cached_property
+    def pipe(self) -> Any:
+        pipe: Any = self._load and self._load()
+        pipe.set_progress_bar_config(disable=True)
+        if "reference_image" in self._plan.axes:
+            for reader, layers in self._plan.layers.items():
+                resolve_layers(layers, pipe.find_reader(reader).num_hidden_layers)
+        return pipe
+
+    def describe(self, number: int) -> _Job:
+        """A job with what is in its files, and what `zimage-vl generate` would record of it."""
+        values = self._plan[number]
+        knobs = merge_knobs(values)
+        conditioning = make_conditioning(knobs, "neutral_image" in knobs)
+        files: dict[str, list[_File]] = {}
+        sources: list[dict[str, Any]] = []
+        failure: Exception | None = None
+        for name, option in SOURCES.items():
+            for path in _listed(knobs.get(name)):
+                found, digest = self._files.get((name, path), partial(_open, name, path)), None
+                if isinstance(found, _File):
+                    files.setdefault(name, []).append(found)
+                    digest = found.digest
+                else:
+                    failure = failure or found
+                sources.append({"option": option, "name": Path(_without_query(path)).name, "sha256": digest})
+        used = {name: knobs.get(name, knob.default) for name, knob in KNOBS.items() if name not in SOURCES}
+        used |= {name: getattr(conditioning, name) for name in (*CONDITIONING_NAMES, "reference_weights")}
+        record = {
+            "prompt": values["prompt"],
+            **{name: value for name, value in self._origin.items() if name != "versions"},
+            **{name: values.get(name) for name in ("recipe", "negative_prompt")},
+            **dict(zip(("width", "height"), values["size"], strict=True)),
+            **{name: values[name] for name in ("steps", "guidance")},
+            "num_images": 1,
+            "references": sources,
+            "reference_acts": bool(sources) and not conditioning.is_inert,
+            "knobs": make_jsonable(used) if sources else None,
+            "versions": self._origin.get("versions"),
+            "init_image": None,
+            "statistics": None,
+            "seed": values["seed"],
+        }
+        decides = {name: value for name, value in record.items() if name not in ("device", "versions")}
+        key = hashlib.sha256(json.dumps([self._identity, decides], sort_keys=True).encode()).hexdigest()[:20]
+        return _Job(values, knobs, conditioning, files, failure, record, key)
+
+    def paint(self, job: _Job) -> tuple[Image.Image, dict[str, Any]]:
+        """What one call paints, and its reports."""
+        if job.failure is not None:
+            raise job.failure
+        values = job.values
+        words = {"prompt": values["prompt"], "negative_prompt": values.get("negative_prompt")}
+        contents = {name: [one.content for one in found] for name, found in job.files.items()}
+        knobs = job.knobs | {name: _call_form(found) for name, found in contents.items()}
+        # Neutral and negative pictures are read under the knobs of the others: all is left to the call.
+        if not any(name.startswith(("negative_", "neutral_")) for name in job.files):
+            if "reference_image" in job.files:
+                knobs = {name: x for name, x in knobs.items() if name not in OF_READING} | self._read(job)
+            alpha = job.conditioning.vl_alpha
+            if not isinstance(alpha, Mapping) or alpha.keys() <= {*PLACES}:  # phrases need the words
+                words = self._encode(job)
+        output = self.pipe(
+            **words,
+            **knobs,
+            **dict(zip(("width", "height"), values["size"], strict=True)),
+            num_inference_steps=values["steps"],
+            guidance_scale=values["guidance"],
+            # On the CPU on every machine: the same seed starts from the same noise.
+            generator=[torch.Generator("cpu").manual_seed(values["seed"])],
+        )
+        reports = {"report": output.conditioning, "negative_report": output.negative_conditioning}
+        return output.images[0], {name: each and [one.to_dict() for one in each] for name, each in reports.items()}
+
+    def _read(self, job: _Job) -> dict[str, Any]:
+        """The references as embeddings on the CPU, in the place of the pictures and of how they are read."""
+        used, pictures = job.conditioning, job.files["reference_image"]
+        masks = job.files.get("reference_mask", [])
+        if used.is_inert:
+            return {"vl_text": ""}  # nothing is read; but a call without words wants to know what to read
+        if len(masks) not in (0, 1, len(pictures)):
+            raise ValueError(f"`reference_mask` has {len(masks)} masks for {len(pictures)} references.")
+        options = {
+            "text_position": used.vl_text_position,
+            "max_pixels": used.vl_max_pixels,
+            "vl_reader": used.vl_reader,
+            "vl_treatment": job.knobs.get("vl_treatment", "none"),
+            "describe": job.knobs.get("vl_describe", False),
+            "muted": self._plan.muted,
+        }
+        embeds: list[ReferenceEmbeds] = []
+        for place, (picture, key) in enumerate(zip(pictures, _name_readings(job), strict=True)):
+            mask = masks[place % len(masks)].content if masks else None
+            encode = partial(self.pipe.encode_reference, picture.content, _reading_text(job), mask=mask, **options)
+            layers = self._plan.layers[used.vl_reader]
+            embeds.append(self._readings.get(key, lambda encode=encode, layers=layers: encode(layers).to("cpu")))
+        return {"reference_image": None, "reference_mask": None, "reference_embeds": _call_form(embeds)}
+
+    def _encode(self, job: _Job) -> dict[str, Any]:
+        """The prompts as embeddings, which are kept on the CPU."""
+        guided = self.pipe.is_guided(job.values["guidance"])
+        negative = self._encode_prompt(job.values.get("negative_prompt") or "") if guided else None
+        return {"prompt_embeds": self._encode_prompt(job.values["prompt"]), "negative_prompt_embeds": negative}
+
+    def _encode_prompt(self, text: str) -> list[Tensor]:
+        encode = partial(self.pipe.encode_prompt_with_reference, text, do_classifier_free_guidance=False)
+        made: Tensor = self._prompts.get(text, lambda: encode().prompt_embeds[0].cpu())
+        return [made.to(self.pipe._execution_device)]
+
+
+def _reading_text(job: _Job) -> str:
+    return "" if job.knobs.get("vl_describe") else job.knobs.get("vl_text", job.values["prompt"])
+
+
+def _name_readings(job: _Job) -> list[str]:
+    """What each of a job's readings is made of: picture, mask, text, and how it is read."""
+    used, masks = job.conditioning, job.files.get("reference_mask", [])
+    how = [job.knobs.get("vl_treatment"), job.knobs.get("vl_describe"), used.vl_reader, used.vl_text_position]
+    return [
+        repr([one.digest, masks and masks[place % len(masks)].digest, _reading_text(job), *how, used.vl_max_pixels])
+        for place, one in enumerate([] if used.is_inert else job.files.get("reference_image", []))
+    ]
+
+
+def _open(name: str, path: str) -> _File | Exception:
+    """A file, or what is wrong with it: a slow address is asked once."""
+    try:
+        return _File(name, path)
+    except (OSError, ValueError) as error:
+        return error
+
+
+def _is_of_a_job(error: Exception) -> bool:
+    """Bad values, and what is too large for the memory; torch's own error goes by its name on every device."""
+    return isinstance(error, (ValueError, MemoryError)) or type(error).__name__ == "OutOfMemoryError"
+
+
+def _without_query(path: str) -> str:
+    return path.split("?")[0] if "://" in path else path  # what follows the question mark may be a signature
+
+
+def _listed(value: Any) -> list[Any]:
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
+
+
+def _call_form(items: list[Any]) -> Any:
+    return items[0] if len(items) == 1 else [items]  # several for the one prompt
+
+
+def _encode_png(image: Image.Image, parameters: Mapping[str, Any]) -> bytes:
+    info, file = PngInfo(), io.BytesIO()
+    info.add_text("parameters", json.dumps(parameters))
+    image.save(file, format="PNG", pnginfo=info)
+    return file.getvalue()
+
+
+def _keep_thumbnails(job: _Job, folder: Path) -> None:
+    """The references in small, for the page, which may be looked at where they are not."""
+    for one in job.files.get("reference_image", []):
+        if not (path := folder / REFERENCES / f"{one.digest[:20]}.jpg").exists():
+            small, file = one.content.copy(), io.BytesIO()
+            small.thumbnail((_THUMBNAIL, _THUMBNAIL))
+            small.save(file, format="JPEG", quality=90, subsampling=0)
+            write_whole(path, [file.getvalue()])

@@ -1,0 +1,95 @@
+"""The folder of a sweep: lines that survive a kill, one per job in the end, and folders that merge."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from zimage_vl.workflows.manifest import MANIFEST, Manifest, merge_folders, prepare_folder, write_whole
+
+
+def make_row(job: int, status: str = "done", **more: Any) -> dict[str, Any]:
+    return {"job": job, "key": f"key{job}", "status": status, "file": f"pictures/key{job}.png", **more}
+
+
+def make_folder(folder: Path, *jobs: int) -> Path:
+    prepare_folder(folder)
+    for job in jobs:
+        (folder / "pictures" / f"key{job}.png").write_bytes(b"%d" % job)
+        Manifest(folder).append(make_row(job))
+    return folder
+
+
+def jobs_of(folder: Path) -> list[int]:
+    return [json.loads(line)["job"] for line in (folder / MANIFEST).read_text().splitlines()]
+
+
+def test_the_last_word_on_a_job_counts_and_a_cut_line_does_not(tmp_path: Path) -> None:
+    manifest = Manifest(tmp_path)
+    assert list(manifest.rows()) == []
+    for row in (make_row(2), make_row(0, "failed"), make_row(1), make_row(0), make_row(2, "failed")):
+        manifest.append(row)
+    with open(manifest.path, "ab") as file:
+        file.write(b'{"job": 3, "key": "key3", "stat')
+    assert [(row["job"], row["status"]) for row in manifest.rows()] == [(0, "done"), (1, "done"), (2, "done")]
+    assert [row["job"] for row in manifest.rows(1)] == [0]
+    manifest.tidy()
+    assert jobs_of(tmp_path) == [0, 1, 2]
+    before = os.stat(manifest.path)
+    manifest.tidy()  # nothing to do
+    assert os.stat(manifest.path).st_ino == before.st_ino
+
+
+def test_a_whole_line_without_its_end_is_not_counted(tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps(make_row(0)))
+    prepare_folder(tmp_path)
+    Manifest(tmp_path).append(make_row(1))
+    assert jobs_of(tmp_path) == [1]
+
+
+@pytest.mark.parametrize("line", ['{"source": "a.png"}', "[]", "1"])
+def test_another_manifest_is_refused(line: str, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(line + "\n")
+    with pytest.raises(ValueError, match="of something else than a sweep"):
+        prepare_folder(tmp_path)
+
+
+def test_a_full_disk_leaves_nothing_half_written_and_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_whole(tmp_path / "a", [b"be", b"fore"])
+    with monkeypatch.context() as patch:
+        patch.setattr("os.fsync", lambda _: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space left on device") as caught:
+            write_whole(tmp_path / "a", [b"after"])
+    assert caught.value.filename == str(tmp_path / "a")
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"before"]
+    if os.path.exists("/dev/full"):
+        (tmp_path / MANIFEST).symlink_to("/dev/full")
+        with pytest.raises(OSError, match=MANIFEST):
+            Manifest(tmp_path).append(make_row(0))
+
+
+@pytest.mark.parametrize("linked", [True, False])
+def test_folders_merge_in_the_order_of_the_jobs(linked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not linked:
+        monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError(18, "Invalid cross-device link")))
+    one, two = make_folder(tmp_path / "one", 1, 3), make_folder(tmp_path / "two", 0, 3)
+    Manifest(two).append({**make_row(2, "failed"), "file": None})
+    (two / "references" / "a.jpg").write_bytes(b"small")
+    for _ in range(2):
+        merge_folders([one, two], tmp_path / "both")
+    assert jobs_of(tmp_path / "both") == [0, 1, 2, 3]
+    assert sorted(path.name for path in (tmp_path / "both").glob("*/*")) == [
+        "a.jpg",
+        "key0.png",
+        "key1.png",
+        "key3.png",
+    ]
+    merge_folders([one, two], one)
+    assert (one / MANIFEST).read_bytes() == (tmp_path / "both" / MANIFEST).read_bytes()
+    with pytest.raises(FileNotFoundError, match="no manifest"):
+        merge_folders([tmp_path / "three"], tmp_path / "four")
+    assert not (tmp_path / "four").exists()
