@@ -11,13 +11,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import ZImagePipeline
 from performance.accelerator import Accelerator
-from performance.device_memory import measure_offload, measure_resident, show_bytes
+from performance.device_memory import count_bytes, measure_offload, measure_resident, show_bytes
 from performance.extraction import (
     PARTS_EXPLAINED,
     Extraction,
@@ -51,7 +52,7 @@ from performance.random_models import (
 )
 from performance.real_shapes import SCALES
 from performance.reuse import measure_calls, measure_reading
-from performance.timing import Spread
+from performance.timing import Spread, interleave
 
 from zimage_vl.reference.readers import read_reference
 
@@ -120,12 +121,36 @@ class Run:
             lambda: obvious_states(encoder, prepared),
             lambda: read_reference(encoder, self.pipe.vl_processor, reading),
         ]
-        found: list[str] = []
-        for side in sides:
-            self.accelerator.free()
-            before, peak = self.accelerator.allocated(), self.accelerator.peak_of(side)
-            found.append(show_bytes(None if before is None or peak is None else peak - before))
-        return found[0], found[1]
+        return show_bytes(self._peak_beyond(sides[0])), show_bytes(self._peak_beyond(sides[1]))
+
+    def _peak_beyond(self, work: Callable[[], Any]) -> int | None:
+        """The most bytes that a piece of work takes beside what is there before."""
+        self.accelerator.free()
+        before, peak = self.accelerator.allocated(), self.accelerator.peak_of(work)
+        return None if before is None or peak is None else peak - before
+
+    def readers(self) -> list[str]:
+        pipe, rows = self.pipe, []
+        added = {"qwen3-vl": count_bytes(pipe.vl_encoder), "text_encoder": count_bytes(pipe.vl_encoder.model.visual)}
+        for size in self.plan.sizes:
+            sides = {name: partial(self._read_anew, name, make_picture(size)) for name in added}
+            times = interleave(sides, self.plan.rounds, synchronize=self.accelerator.synchronize)
+            for name, side in sides.items():
+                beyond = self._peak_beyond(side)
+                whole = None if beyond is None else beyond + added[name]
+                row = (f"{size} px", f'`"{name}"`', show_seconds(Spread.of(times[name])), show_bytes(added[name]))
+                rows.append((*row, show_bytes(beyond), show_bytes(whole)))
+        head = ("reference", "reader", "time", "weights beside the text encoder", "peak beyond all weights", "both")
+        return [
+            "### The two readers",
+            "The whole of Qwen3-VL, and its vision tower before the text encoder that is there anyway: what each takes "
+            "to read a picture, and what it adds to a device that holds the text encoder.",
+            table(head, rows),
+        ]
+
+    def _read_anew(self, reader: Any, picture: Any, _: int = 0) -> Any:
+        self.pipe.clear_reference_cache()
+        return self.pipe.encode_reference(picture, self.prompt, vl_reader=reader)
 
     def again(self) -> list[str]:
         readings = [

@@ -75,8 +75,8 @@ def test_it_paints_what_one_call_does(executed: tuple[Path, str]) -> None:
     expected = load_toy_pipeline()(
         "a red circle on a white background",
         reference_image=draw_scene(Scene("square", "blue", "black")),
+        vl_reader="text_encoder",
         vl_alpha=0.3,
-        vl_hidden_layer=-2,
         height=64,
         width=64,
         num_inference_steps=8,
@@ -89,7 +89,19 @@ def test_it_paints_what_one_call_does(executed: tuple[Path, str]) -> None:
 
 def test_the_figures_are_those_of_the_models(executed: tuple[Path, str]) -> None:
     said = " ".join(executed[1].split())
-    for line in ("Qwen3-VL-4B 4.438 B", "Qwen3-4B 4.022 B", "transformer 6.155 B", "VAE 0.084 B"):
+    for line in ("vision tower 0.415 B", "Qwen3-4B 4.022 B", "transformer 6.155 B", "VAE 0.084 B"):
         assert line in said
-    assert "everything at once 29.4 GB: GPU does not fit, RAM does not fit" in said
-    assert "3. it is painted 12.5 GB: GPU fits, RAM does not fit" in said
+    assert "everything at once 21.4 GB: GPU does not fit, RAM does not fit" in said
+    assert "1. picture and prompt are read 8.9 GB: GPU fits, RAM fits" in said
+    assert "2. it is painted 12.5 GB: GPU fits, RAM does not fit" in said
+
+
+def test_what_comes_on_top_of_the_weights_is_computed_for_two_sizes(executed: tuple[Path, str]) -> None:
+    found = re.findall(r"(\d+) px: .* attention ([\d.]+) GB, VAE ([\d.]+) GB: at least ([\d.]+) GB", executed[1])
+    assert [side for side, *_ in found] == ["512", "768"]
+    for side, attention, vae, total in found:
+        tokens, pixels = (int(side) // 16) ** 2 + 64, int(side) ** 2
+        assert float(attention) == pytest.approx(30 * tokens**2 * 2 / 1e9, abs=0.005)
+        # The widest layer of the decoder: 256 channels at full size, in and out.
+        assert float(vae) == pytest.approx(2 * 2 * 256 * pixels / 1e9, abs=0.005)
+        assert 12.5 < float(total) < 16

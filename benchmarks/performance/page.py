@@ -19,7 +19,7 @@ weights cost what trained ones cost; the toy world is a trained miniature, and i
 models. The method itself is experimental.
 """
 _GAP = "\n\n"
-GPU_PARTS = ("gpu-reading", "gpu-again", "gpu-calls", "gpu-resident", "gpu-offloaded")
+GPU_PARTS = ("gpu-reading", "gpu-readers", "gpu-again", "gpu-calls", "gpu-resident", "gpu-offloaded")
 # In the order of the page.
 SECTIONS = ("machine", "a", "b", "c", "d", "e", "f", "gpu", *GPU_PARTS)
 

@@ -268,6 +268,10 @@ def test_the_gpu_script_runs_on_a_cpu_and_says_that_the_column_is_open(
     assert "**The GPU column is open**" in str(page.read_section(target, "gpu"))
     assert all(page.read_section(target, name) for name in page.GPU_PARTS)
     assert "| <= 1.02 | open |" in str(page.read_section(target, "gpu-offloaded"))
+    readers = str(page.read_section(target, "gpu-readers"))
+    sizes = [float(row.split(" | ")[3].split()[0]) for row in readers.splitlines() if row.endswith("open | open |")]
+    assert len(sizes) == 2
+    assert sizes[0] > sizes[1], "the small reader adds less"
 
 
 def test_figures_of_a_gpu_are_not_overwritten_on_a_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
