@@ -104,7 +104,7 @@ def test_a_dtype_that_is_asked_for_is_given_to_all(name: str) -> None:
 
 def test_what_does_not_fit_is_named() -> None:
     source = make_parent(tiny_pipeline())
-    with pytest.raises(TypeError, match="ZImageVLPipeline.* unexpected keyword argument 'vl_alpha'"):
+    with pytest.raises(TypeError, match=r"ZImageVLPipeline.* unexpected keyword argument 'vl_alpha'"):
         ZImageVLPipeline.from_pipe(source, vl_alpha=0.3)
     with pytest.raises(ValueError, match=r"16.*32|32.*16"):
         ZImageVLPipeline.from_pipe(source, vl_encoder=tiny_vl_encoder(16))
@@ -114,7 +114,7 @@ def test_what_does_not_fit_is_named() -> None:
             super().__init__(scheduler, vae, text_encoder, tokenizer, transformer)
             self.register_modules(controlnet=controlnet)
 
-    with pytest.raises(TypeError, match="WithControlNet.* missing .*'controlnet'"):
+    with pytest.raises(TypeError, match=r"WithControlNet.* missing .*'controlnet'"):
         tiny_pipeline().to_pipe(WithControlNet)
 
 
