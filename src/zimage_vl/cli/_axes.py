@@ -183,5 +183,7 @@ def _read_number(word: str, least: float) -> float:
     except ValueError:
         value = nan
     if not isfinite(value) or value < least:
-        raise typer.BadParameter(f"{word!r} is no finite number{f' of at least {least:g}' if isfinite(least) else ''}.")
+        raise typer.BadParameter(
+            f"{word!r} is no finite number{f' of at least {least:g}' if isfinite(least) else ''}."
+        )
     return value

@@ -128,7 +128,9 @@ class Model:
         """Get a pipeline on its device: as a whole, or a model or a layer at a time."""
         if offload == "none":
             return pipe.to(self.device)
-        (pipe.enable_model_cpu_offload if offload == "model" else pipe.enable_sequential_cpu_offload)(device=self.device)
+        (pipe.enable_model_cpu_offload if offload == "model" else pipe.enable_sequential_cpu_offload)(
+            device=self.device
+        )
         return pipe
 
     def paint_in_stages(self, prompt: str, **arguments: Any) -> Any:
