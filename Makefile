@@ -5,11 +5,14 @@
 PYTHON ?= python3
 # More options for pip, such as the index of torch's CPU builds: see CONTRIBUTING.md.
 PIP_ARGS ?=
-# Where to publish, as owner/name; with DRY_RUN=1 nothing is sent.
+# Where to publish, as owner/name, and where the source lies, an https address; with DRY_RUN=1 nothing is sent.
 REPO ?=
+SOURCE ?=
 DRY_RUN ?=
 # More arguments for the command of the target, such as ARGS="-k images".
 ARGS ?=
+# How many times the cases of `make test` are tried by `make fuzz`.
+FUZZ ?= 10
 # A process a core with a thread each: the models of the tests are too small for more threads.
 WORKERS ?= auto
 
@@ -26,7 +29,7 @@ INSTALL = $*/bin/python -m pip install --disable-pip-version-check $($*_LOCK) $(
 # $(call suite,environment)
 suite = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-.PHONY: help setup demo test test-oldest test-newest check lock bundle evidence bench dist try-wheel publish clean
+.PHONY: help setup demo test test-oldest test-newest fuzz check lock bundle evidence bench dist try-wheel publish clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,14 +37,15 @@ help:
 	@echo "make test    run the tests                    (ARGS=\"-k images\" for some of them)"
 	@echo "make test-oldest  run them with the oldest versions of all that the package needs, in .venv-oldest"
 	@echo "make test-newest  run them with the newest, unlocked, in .venv-newest; says how it went, never fails"
-	@echo "make check   ruff, pyright, the layering of the package, the single-file pipeline"
+	@echo "make fuzz    try hostile input and faults for minutes, other ones each time   (FUZZ=100 for longer)"
+	@echo "make check   ruff, pyright, the layering of the package, the files for the Hub"
 	@echo "make lock    write requirements/*.txt anew    (ARGS=--upgrade for newer versions)"
-	@echo "make bundle  write the single-file pipeline for the Hub to pipelines/"
+	@echo "make bundle  write the files for the Hub, pipeline and block, to pipelines/"
 	@echo "make evidence  measure every knob on the toy world   (ARGS=\"--only alpha\" for some)"
 	@echo "make bench   measure speed, write docs/performance.md   (ARGS=\"--only a f\" for some parts)"
 	@echo "make dist    build the wheel and the sdist into dist/"
 	@echo "make try-wheel   install that wheel into an empty environment and run the demo there"
-	@echo "make publish REPO=owner/name   publish to that repository of the Hub; DRY_RUN=1 shows what would go"
+	@echo "make publish REPO=owner/name SOURCE=https://...   publish to the Hub; DRY_RUN=1 shows what would go"
 	@echo "make setup   create or refresh .venv and nothing else"
 	@echo "make clean   remove build leftovers and caches, no environment and no pictures"
 	@echo
@@ -82,6 +86,9 @@ test-newest:
 	@$(MAKE) --no-print-directory .venv-newest/quantised && $(call suite,.venv-newest) \
 		&& echo "With the newest versions: passed." || echo "With the newest versions: FAILED, which blocks nothing."
 
+fuzz: $(STAMP)
+	@FUZZ=$(FUZZ) OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal tests/reliability $(ARGS)
+
 check: $(STAMP)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -120,8 +127,8 @@ try-wheel: dist
 	$$folder/venv/bin/zimage-vl env && $$folder/venv/bin/zimage-vl demo --output $$folder/demo.png
 
 publish: $(STAMP)
-	@$(BIN)/python tools/publish.py "$(REPO)" $(if $(filter 1 yes true,$(DRY_RUN)),,--upload) $(ARGS)
+	@$(BIN)/python tools/publish.py "$(REPO)" --source "$(SOURCE)" $(if $(filter 1 yes true,$(DRY_RUN)),,--upload) $(ARGS)
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache
+	rm -rf build dist .pytest_cache .hypothesis .ruff_cache
 	find src tests tools benchmarks examples pipelines -name __pycache__ -type d -prune -exec rm -rf {} +

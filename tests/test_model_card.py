@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
 import shutil
 import sys
@@ -14,13 +15,22 @@ from pages import ROOT, desk, python_blocks, run_page  # noqa: F401 - desk is a 
 
 
 sys.path.insert(0, str(ROOT / "tools"))
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import memory
 
 import model_card
 
 
-REPO = "someone/zimage-vl"
+REPO, SOURCE = "someone/zimage-vl", "https://example.com/zimage-vl"
 TEMPLATE = model_card.CARD.read_text(encoding="utf-8")
-CARD = model_card.fill_model_card(TEMPLATE, REPO, "1.2.3")
+
+
+def fill(card: str = TEMPLATE, repo: str = REPO) -> str:
+    return model_card.fill_model_card(card, repo, "1.2.3", SOURCE, model_card.read_code())
+
+
+CARD = fill()
 
 
 def test_the_metadata_is_what_the_hub_reads() -> None:
@@ -38,7 +48,8 @@ def test_its_table_is_the_registry_of_knobs() -> None:
 
 def test_its_python_runs(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     # The repository of the Hub is a folder here; what downloads it gives the folder.
-    shutil.copytree(model_card.CARD.parent, desk / REPO)
+    for folder in model_card.CARD.parent.parent.iterdir():
+        shutil.copytree(folder, desk / REPO, dirs_exist_ok=True)
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda repo, **_: repo)
     (desk / "card.md").write_text(CARD, encoding="utf-8")
     run_page(desk / "card.md")
@@ -47,15 +58,31 @@ def test_its_python_runs(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:  
 def test_code_from_the_hub_is_pinned(tmp_path: Path) -> None:
     (tmp_path / "card.md").write_text(CARD, encoding="utf-8")
     blocks = [block for block in python_blocks(tmp_path / "card.md") if REPO in block]
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     for block in blocks:
         assert 'revision="v1.2.3"' in block
         assert "trust_remote_code=True" in block
 
 
+def test_it_names_what_was_tested_where_the_source_is_and_what_the_code_is() -> None:
+    for name in ("current", "oldest"):
+        lock = (ROOT / "requirements" / f"{name}.txt").read_text(encoding="utf-8")
+        for package in ("diffusers", "transformers", "torch"):
+            versions = re.findall(rf"^{package}==([\d.]+)", lock, re.MULTILINE)
+            assert f"{package} {versions[-1]}" in CARD
+    assert SOURCE in CARD
+    for name, data in model_card.read_code().items():
+        assert f"| `{name}` | `{hashlib.sha256(data).hexdigest()}` |" in CARD
+    assert f"https://huggingface.co/{REPO}/discussions" in CARD
+
+
+def test_its_memory_by_gpu_is_what_is_computed() -> None:
+    assert memory.gpu_table(memory.count_sizes()) in CARD, "write the output of `python benchmarks/memory.py` there"
+
+
 def test_the_published_card_has_no_placeholder_and_no_note_about_them() -> None:
     assert "{{" not in CARD.replace("{{The zimage-vl authors}}", "")
-    assert "template" not in CARD
+    assert "A template" not in CARD
     assert "version = {1.2.3}" in CARD
     assert f"huggingface.co/{REPO}/blob/main/colab.ipynb" in CARD
 
@@ -63,25 +90,26 @@ def test_the_published_card_has_no_placeholder_and_no_note_about_them() -> None:
 def test_the_template_names_nobody() -> None:
     assert "{{REPO}}" in TEMPLATE
     hub_links = re.findall(r"huggingface\.co/([^\s)}/]+/[^\s)}/]+)", TEMPLATE)
-    assert not [link for link in hub_links if not link.startswith("{{REPO")]
+    assert {link for link in hub_links if not link.startswith("{{REPO")} == {"docs/diffusers"}
 
 
 @pytest.mark.parametrize("repo", ["zimage-vl", "a/b/c", "a/", "https://huggingface.co/a/b", "-a/b", "a b/c"])
 def test_what_is_no_repository_is_refused(repo: str) -> None:
     with pytest.raises(ValueError, match="owner/name"):
-        model_card.fill_model_card(TEMPLATE, repo, "1.2.3")
+        fill(repo=repo)
 
 
-def test_an_unknown_placeholder_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"\{\{OTHER\}\}"):
-        model_card.fill_model_card(TEMPLATE + "{{OTHER}}", "a/b", "1")
+@pytest.mark.parametrize("name", ["OTHER", "SHA256 other.py"])
+def test_an_unknown_placeholder_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"{{{{{name}}}}}"):
+        fill(TEMPLATE + f"{{{{{name}}}}}")
 
 
 def test_the_command_prints_the_card_of_this_version_or_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     from zimage_vl import __version__
 
-    assert model_card.main([REPO]) == 0
-    assert capsys.readouterr().out == model_card.fill_model_card(TEMPLATE, REPO, __version__)
+    assert model_card.main([REPO, "--source", SOURCE]) == 0
+    assert capsys.readouterr().out == fill().replace("1.2.3", __version__)
     assert model_card.main(["--knobs"]) == 0
     assert capsys.readouterr().out == model_card.knob_table()
     assert model_card.main(["nobody"]) == 1

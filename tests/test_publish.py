@@ -23,6 +23,7 @@ from command_line import environment
 from hub_uploads import TOKEN, UploadHub
 from loading_processes import Worker, vl_repository
 from loading_worker import paint
+from modular_samples import HAS_MODULAR
 from zimage_vl.toy import SIZE, Scene, draw_scene, load_toy_pipeline
 from zimage_vl.toy.loading import CHECKPOINT
 
@@ -39,7 +40,7 @@ pytestmark = pytest.mark.skipif(shutil.which("git") is None, reason="git is not 
 HAS_RUFF = Path(sys.executable).with_name("ruff").exists() or shutil.which("ruff") is not None
 needs_ruff = pytest.mark.skipif(not HAS_RUFF, reason="ruff formats the single file, and is not installed here")
 
-REPO = "someone/zimage-vl"
+REPO, SOURCE = "someone/zimage-vl", "https://example.com/zimage-vl"
 VERSION = read_version()
 TAG = f"v{VERSION}"
 NOTEBOOK = ROOT / "examples" / "colab.ipynb"
@@ -76,7 +77,7 @@ def changed(checkout: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def planned(checkout: Path) -> publish.Plan:
-    planned = publish.plan(REPO, checkout)
+    planned = publish.plan(REPO, SOURCE, checkout)
     if HAS_RUFF:
         return planned
     return dataclasses.replace(planned, problems=tuple(p for p in planned.problems if "ruff is not" not in p))
@@ -106,7 +107,7 @@ def run(root: Path, hub: UploadHub, *arguments: str, **variables: str) -> subpro
     online = environment(HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", HF_HOME=str(root / "outputs"), NO_PROXY="127.0.0.1")
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         online.pop(name, None)
-    command = [sys.executable, "-W", "ignore", str(root / "tools" / "publish.py"), *arguments]
+    command = [sys.executable, "-W", "ignore", str(root / "tools" / "publish.py"), "--source", SOURCE, *arguments]
     return subprocess.run(command, env={**online, **variables}, capture_output=True, text=True, check=False)
 
 
@@ -117,16 +118,19 @@ def writes(hub: UploadHub) -> list[str]:
 # ---- What goes ----
 
 
-def test_the_plan_is_the_folder_the_licence_and_the_notebook(planned: publish.Plan) -> None:
+def test_the_plan_is_both_folders_the_licence_and_the_notebook(planned: publish.Plan) -> None:
     assert planned.problems == ()
     assert planned.tag == TAG
-    assert set(planned.files) == {"pipeline.py", "README.md", "LICENSE", "colab.ipynb", "failures.png"}
-    folder = ROOT / "pipelines" / "zimage_vl"
-    assert planned.files["pipeline.py"] == (folder / "pipeline.py").read_bytes()
-    assert planned.files["failures.png"] == (folder / "failures.png").read_bytes()
+    folders = ROOT / "pipelines" / "zimage_vl", ROOT / "pipelines" / "zimage_vl_modular"
+    there = {path.name: path for folder in folders for path in folder.iterdir() if path.is_file()}
+    assert set(planned.files) == {*there, "LICENSE", "colab.ipynb"}
+    for name in set(there) - {"README.md"}:
+        assert planned.files[name] == there[name].read_bytes()
     assert planned.files["LICENSE"] == (ROOT / "LICENSE").read_bytes()
-    card = fill_model_card((folder / "README.md").read_text(encoding="utf-8"), REPO, VERSION)
+    card = fill_model_card(there["README.md"].read_text(encoding="utf-8"), REPO, VERSION, SOURCE, planned.files)
     assert planned.files["README.md"] == card.encode()
+    for name in ("pipeline.py", "block.py"):
+        assert hashlib.sha256(planned.files[name]).hexdigest() in card
     assert f"#fileId=https://huggingface.co/{REPO}/blob/main/colab.ipynb" in card, "the badge opens the uploaded copy"
     assert b"{{REPO}}" not in planned.files["colab.ipynb"]
 
@@ -139,7 +143,7 @@ def test_a_dry_run_names_all_and_asks_nobody(checkout: Path, planned: publish.Pl
     for name, data in planned.files.items():
         assert f"{len(data)}  {hashlib.sha256(data).hexdigest()}  {name}" in done.stdout
     assert "nothing was uploaded" in done.stdout
-    assert f"make publish REPO={REPO}" in done.stdout
+    assert f"make publish REPO={REPO} SOURCE={SOURCE}" in done.stdout
     assert hub.requests == []
 
 
@@ -156,6 +160,15 @@ def test_a_repository_that_is_missing_or_malformed_is_refused(repo: str) -> None
 def test_a_name_that_the_hub_would_not_take_is_refused(repo: str) -> None:
     (problem,) = publish.check_repo(repo)
     assert "no name that the Hub takes" in problem
+
+
+@pytest.mark.parametrize("source", ["", "someone/zimage-vl", "http://example.com", "https://a b"])
+def test_without_an_address_of_the_source_nothing_is_published(
+    source: str, checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(publish, "check_bundle", lambda root: [])
+    (problem,) = publish.plan(REPO, source, checkout).problems
+    assert problem.startswith("SOURCE must be the https address")
 
 
 def spoil_tree(root: Path) -> None:
@@ -212,8 +225,8 @@ def forget_history(root: Path) -> None:
 
 SPOILT = {
     "a dirty tree": (spoil_tree, ["2 uncommitted change(s): LICENSE, new.txt"]),
-    "a stale single file": (spoil_bundle, ["pipeline.py is stale"]),
-    "sources that cannot be joined": (spoil_sources, ["cannot be built"]),
+    "stale joined files": (spoil_bundle, ["pipeline.py is stale", "block.py is stale"]),
+    "sources that cannot be joined": (spoil_sources, ["pipeline.py cannot be built"]),
     "a missing picture": (spoil_picture, ["failures.png is missing"]),
     "a broken notebook": (spoil_notebook, ["colab.ipynb is no notebook"]),
     "a notebook of another version": (age_notebook, ["installs zimage-vl==0.0.1, but"]),
@@ -233,7 +246,7 @@ def test_what_should_not_be_published_is_refused_by_name(case: str, changed: Pat
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(changed.parent))
     if spoil not in (spoil_bundle, spoil_sources):  # building takes the longest, and the others do not touch it
         monkeypatch.setattr(publish, "check_bundle", lambda root: [])
-    problems = publish.plan(REPO, changed).problems
+    problems = publish.plan(REPO, SOURCE, changed).problems
     assert len(problems) == len(messages), problems
     for problem, message in zip(problems, messages, strict=True):
         assert message in problem
@@ -350,11 +363,10 @@ def test_the_command_publishes(checkout: Path, planned: publish.Plan, hub: Uploa
 
 
 @pytest.mark.slow
-def test_what_was_published_loads_by_its_tag_and_paints_the_packages_bits(
+def test_what_was_published_loads_by_id_and_by_tag_and_paints_the_packages_bits(
     planned: publish.Plan, hub: UploadHub, tmp_path: Path
 ) -> None:
     sha, _ = upload(planned, hub)
-    hub.commit(REPO, {"pipeline.py": b"raise RuntimeError('main, not the tag')\n"})
     draw_scene(Scene("square", "blue", "black")).save(tmp_path / "reference.png")
     call = {"prompt": "a red circle on a white background", "reference_image": str(tmp_path / "reference.png")}
     call |= {"vl_alpha": 0.5, "height": SIZE, "width": SIZE, "num_inference_steps": 2, "guidance_scale": 0.0}
@@ -371,15 +383,23 @@ def test_what_was_published_loads_by_its_tag_and_paints_the_packages_bits(
     pipe.save_pretrained(tmp_path / "whole")
     vl = {"vl_model_id": str(vl_repository(CHECKPOINT, tmp_path / "vl"))}
 
+    answers: dict[str, dict[str, Any]] = {}
     worker = Worker(tmp_path, HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", NO_PROXY="127.0.0.1")
     try:
-        tagged = worker.load(tmp_path / "toy", call, custom_pipeline=REPO, custom_revision=TAG, **vl)
-        folder = worker.load(tmp_path / "toy", call, custom_pipeline=str(ROOT / "pipelines" / "zimage_vl"), **vl)
-        whole = worker.load(tmp_path / "whole", call)
+        for by, pipeline_at, block_at in (("id", {}, {}), ("tag", {"custom_revision": TAG}, {"revision": TAG})):
+            answers[f"pipeline by {by}"] = worker.load(
+                tmp_path / "toy", call, custom_pipeline=REPO, **pipeline_at, **vl
+            )
+            if HAS_MODULAR:
+                answers[f"block by {by}"] = worker.load(tmp_path / "toy", call, block=REPO, **block_at, **vl)
+            hub.commit(REPO, dict.fromkeys(planned.files, b"raise RuntimeError('main, not the tag')\n"))
+        folder, whole = str(ROOT / "pipelines" / "zimage_vl"), tmp_path / "whole"
+        answers["a folder"] = worker.load(tmp_path / "toy", call, custom_pipeline=folder, **vl)
+        answers["a saved pipeline"] = worker.load(whole, call)
     finally:
         worker.close()
-    for answer in (tagged, folder, whole):
-        assert "error" not in answer, answer["error"]
+    for name, answer in answers.items():
+        assert "error" not in answer, (name, answer["error"])
         assert answer["version"] == VERSION
-        np.testing.assert_array_equal(answer["images"], images)
-    assert sha in tagged["module"]
+        np.testing.assert_array_equal(answer["images"], images, name)
+        assert " by " not in name or sha in answer["module"], name

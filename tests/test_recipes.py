@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import copy
-import json
-import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -25,7 +22,7 @@ NAMES = sorted(RECIPES)
 OF_READING = {"vl_text", "vl_treatment", "vl_describe"}
 
 
-def conditioning(recipe: dict[str, Any]) -> VLConditioning:
+def conditioning(recipe: Mapping[str, Any]) -> VLConditioning:
     return VLConditioning(**{name: value for name, value in recipe.items() if name not in OF_READING})
 
 
@@ -68,53 +65,25 @@ def test_composition_reads_the_picture_without_words() -> None:
     assert conditioning(recipes.COMPOSITION).needs_text_statistics
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_copy_that_is_changed_changes_nothing(name: str) -> None:
-    before = json.dumps(RECIPES)
-    unpacked = {**RECIPES[name]}
-    unpacked["vl_alpha"] = 0.9
-    deep = copy.deepcopy(RECIPES[name])
-    deep["vl_alpha"] = deep["vl_hidden_layer"] = None
-    assert json.dumps(RECIPES) == before
-
-
 @pytest.mark.parametrize("recipe", [recipes.GUIDE, recipes.COLOURS["vl_alpha"], {**recipes.STYLE}["vl_alpha"]])
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda recipe: recipe.__setitem__("vl_alpha", 1.0),
-        lambda recipe: recipe.update(vl_alpha=1.0),
-        lambda recipe: recipe.__ior__({"vl_alpha": 1.0}),
-        lambda recipe: recipe.setdefault("vl_start", 0.5),
-        lambda recipe: recipe.pop(next(iter(recipe))),
-        lambda recipe: recipe.popitem(),
-        lambda recipe: recipe.__delitem__(next(iter(recipe))),
-        lambda recipe: recipe.clear(),
-    ],
-)
-def test_what_calls_share_cannot_be_changed(recipe: dict[str, Any], change: Callable[[Any], Any]) -> None:
+def test_what_calls_share_cannot_be_changed(recipe: Any) -> None:
     before = dict(recipe)
-    with pytest.raises(TypeError, match="Take a copy"):
-        change(recipe)
+    with pytest.raises(TypeError, match="does not support item assignment"):
+        recipe["vl_alpha"] = 1.0
+    copy = {**recipe}
+    copy["vl_alpha"] = 0.9
     assert recipe == before
-
-
-def test_deep_copies_are_plain_dicts_all_through() -> None:
-    for copied in (copy.deepcopy(recipes.COLOURS), pickle.loads(pickle.dumps(recipes.COLOURS))):
-        assert (type(copied), type(copied["vl_alpha"])) == (dict, dict)
-        copied["vl_alpha"]["prefix"] = 0.5
-    assert type(recipes.COLOURS.copy()) is dict
-    assert recipes.COLOURS["vl_alpha"] == {"prefix": 1.0}
+    assert not any(hasattr(recipe, name) for name in ("update", "pop", "popitem", "setdefault", "clear"))
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_each_blends_and_stays_as_it_is(name: str) -> None:
-    before = json.dumps(RECIPES)
+    before = repr(RECIPES)
     knobs = {name: value for name, value in RECIPES[name].items() if name not in OF_READING}
     out, report = condition(make_reference(layers=(-2, -6)), **knobs)
     assert not torch.equal(out, TEXT)
     assert report.influence
-    assert json.dumps(RECIPES) == before
+    assert repr(RECIPES) == before
 
 
 @pytest.mark.parametrize(("name", "touched"), [("colours", Region.PREFIX), ("style", Region.WORDS)])

@@ -1,12 +1,13 @@
 #!/usr/bin/env python
-"""Publish the single-file pipeline, its model card and its notebook as a repository of the Hugging Face Hub.
+"""Publish the pipeline and the block, their model card and notebook as one repository of the Hugging Face Hub.
 
-    python tools/publish.py owner/name             # a dry run: shows what would go and what stands against it
-    python tools/publish.py owner/name --upload    # one commit, then the tag v<version>
+    python tools/publish.py owner/name --source https://...            # a dry run: shows what would go, or is wrong
+    python tools/publish.py owner/name --source https://... --upload   # one commit, then the tag v<version>
 
-Needs a clean working tree and a fresh single file; --upload also a token that may write there (`hf auth login`, or
-HF_TOKEN). Files of the repository that are not published from here are left alone. A tag is never moved: publishing
-the same content twice does nothing, and other content needs another version.
+One repository, so that one revision pins both: diffusers takes pipeline.py of it as a custom pipeline, and block.py
+because of modular_config.json. Needs a clean working tree and fresh files; --upload also a token that may write there
+(`hf auth login`, or HF_TOKEN). Files of the repository that are not published from here are left alone. A tag is never
+moved: publishing the same content twice does nothing, and other content needs another version.
 """
 
 from __future__ import annotations
@@ -32,15 +33,18 @@ from model_card import fill_model_card, read_version
 
 
 ROOT = Path(__file__).resolve().parent.parent
-FOLDER = "pipelines/zimage_vl"
+FOLDER, BLOCK_FOLDER = "pipelines/zimage_vl", "pipelines/zimage_vl_modular"
 #: Name in the repository, and where it comes from. The pictures of the card are found in its text.
 SOURCES = {
     "pipeline.py": f"{FOLDER}/pipeline.py",
+    "block.py": f"{BLOCK_FOLDER}/block.py",
+    "modular_config.json": f"{BLOCK_FOLDER}/modular_config.json",
     "README.md": f"{FOLDER}/README.md",
     "LICENSE": "LICENSE",
     "colab.ipynb": "examples/colab.ipynb",
 }
 FILLED = ("README.md", "colab.ipynb")
+PACKAGE = "src/zimage_vl"
 # What is larger was not meant to go.
 MAX_BYTES = 5 * 2**20
 _PICTURE = re.compile(r"!\[[^\]]*\]\((?!https?:)([^)\s]+)\)")
@@ -71,23 +75,24 @@ class Plan:
         return f"v{self.version}"
 
 
-def plan(repo: str, root: Path = ROOT) -> Plan:
+def plan(repo: str, source: str, root: Path = ROOT) -> Plan:
     """Collects the files and all that stands against publishing them; asks nobody and changes nothing."""
     problems = check_repo(repo)
     named = not problems
-    version = read_version(root / "src" / "zimage_vl" / "_version.py")
+    if not re.fullmatch(r"https://\S+", source):
+        problems.append(f"SOURCE must be the https address of the project's repository, got {source!r}.")
+    version = read_version(root / PACKAGE / "_version.py")
     files: dict[str, bytes] = {}
-    for name, source in {**SOURCES, **card_pictures(root)}.items():
-        path = root / source
-        if not path.is_file():
-            problems.append(f"{source} is missing.")
-            continue
-        files[name] = path.read_bytes()
-        if name in FILLED and named:
-            try:
-                files[name] = fill_model_card(files[name].decode("utf-8"), repo, version).encode("utf-8")
-            except ValueError as error:
-                problems.append(f"{source}: {error}")
+    for name, path in {**SOURCES, **card_pictures(root)}.items():
+        if (root / path).is_file():
+            files[name] = (root / path).read_bytes()
+        else:
+            problems.append(f"{path} is missing.")
+    for name in [name for name in FILLED if named and name in files]:
+        try:
+            files[name] = fill_model_card(files[name].decode("utf-8"), repo, version, source, files).encode("utf-8")
+        except ValueError as error:
+            problems.append(f"{SOURCES[name]}: {error}")
     problems += check_files(files, repo, version) + check_bundle(root) + check_working_tree(root)
     return Plan(repo, version, files, tuple(problems))
 
@@ -97,7 +102,7 @@ def check_repo(repo: str) -> list[str]:
     from huggingface_hub.utils import HFValidationError, validate_repo_id
 
     if not repo:
-        return ["REPO is missing: make publish REPO=owner/name."]
+        return ["REPO is missing: make publish REPO=owner/name SOURCE=https://..."]
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo, re.ASCII):
         return [f"REPO must be owner/name, got {repo!r}."]
     try:
@@ -134,13 +139,15 @@ def check_files(files: dict[str, bytes], repo: str, version: str) -> list[str]:
 
 
 def check_bundle(root: Path) -> list[str]:
-    """Sentences about the single file: it must be what the sources give."""
-    package = root / "src" / "zimage_vl"
-    outputs = [root / path.relative_to(ROOT) for path in build_pipeline.OUTPUTS]
-    try:
-        return build_pipeline.stale_outputs(build_pipeline.build(package), outputs)
-    except BundleError as error:
-        return [f"The single-file pipeline cannot be built: {error}"]
+    """Sentences about the joined files: they must be what the sources give."""
+    found: list[str | None] = []
+    for target in build_pipeline.TARGETS:
+        output = root / target.output.relative_to(ROOT)
+        try:
+            found.append(build_pipeline.describe_staleness(build_pipeline.build(target, root / PACKAGE), output))
+        except BundleError as error:
+            return [f"{output.name} cannot be built: {error}"]
+    return [sentence for sentence in found if sentence]
 
 
 def check_working_tree(root: Path) -> list[str]:
@@ -265,12 +272,13 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
     """Shows or publishes; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("repo", nargs="?", default="", help="owner/name of the Hub repository; it is made if need be")
+    parser.add_argument("--source", default="", help="https address of the project's repository, which the card names")
     parser.add_argument("--upload", action="store_true", help="publish; without it, only show what would go")
     parser.add_argument("--private", action="store_true", help="make a new repository private")
     options = parser.parse_args(arguments)
     from huggingface_hub import HfApi, constants, get_token
 
-    planned = plan(options.repo, root)
+    planned = plan(options.repo, options.source, root)
     problems = list(planned.problems)
     if options.upload and not get_token():
         problems.append("There is no token of the Hub: run `hf auth login`, or set HF_TOKEN to one that may write.")
@@ -279,7 +287,8 @@ def main(arguments: Sequence[str] | None = None, root: Path = ROOT) -> int:
         print("\nNothing was uploaded:\n" + "\n".join(f"- {problem}" for problem in problems), file=sys.stderr)
         return 1
     if not options.upload:
-        print(f"\nA dry run: nothing was uploaded. To publish: make publish REPO={options.repo}")
+        command = f"make publish REPO={options.repo} SOURCE={options.source}"
+        print(f"\nA dry run: nothing was uploaded. To publish: {command}")
         return 0
     head = _git(root, "rev-parse", "--short=12", "HEAD").stdout.strip()
     try:

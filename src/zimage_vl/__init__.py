@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from .reference.pictures import load_reference_image
     from .reference.readers import encode_reference, fingerprint_text_encoder, fingerprint_vl_encoder
     from .toy import load_toy_pipeline
-    from .workflows.image_to_image import load_init_image, paint_from_image
+    from .workflows.image_to_image import load_init_image, paint_from_image, paint_like
     from .workflows.low_memory import generate_low_memory
     from .workflows.rounds import refine_iteratively
 
@@ -85,6 +85,7 @@ __all__ = [
     "normalize_hybrid",
     "normalize_per_dimension",
     "paint_from_image",
+    "paint_like",
     "per_dimension_correlation",
     "recipes",
     "refine_iteratively",
@@ -136,6 +137,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "workflows.image_to_image": (
         "load_init_image",
         "paint_from_image",
+        "paint_like",
     ),
     "workflows.low_memory": ("generate_low_memory",),
     "workflows.rounds": ("refine_iteratively",),

@@ -74,7 +74,7 @@ def test_readers_that_do_not_serve_are_refused(z_image: Path, qwen: Path, tmp_pa
     tiny_image_processor().save_pretrained(tmp_path / "wide")
     for path in (tmp_path / "wide").glob("*.safetensors"):
         path.unlink()  # the weights are not even looked at
-    with pytest.raises(OSError, match="--vl-model .*wide.* could not be loaded: .*64"):
+    with pytest.raises(OSError, match=r"--vl-model .*wide.* could not be loaded: .*64"):
         model_of(z_image, tmp_path / "wide").load_reader("qwen3-vl", (-2,))
     with pytest.raises(ValueError, match="Layer -9 is out of range"):
         model_of(z_image, qwen).load_reader("qwen3-vl", (-9,))

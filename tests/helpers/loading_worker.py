@@ -5,7 +5,8 @@ Each line of its input is a JSON object:
     {"source": "folder or repo", "kwargs": {...}, "call": {...}, "embeds": "file" or null, "out": "images.npy"}
 
 With "passed", the folder of a VL encoder, that encoder is loaded first and passed; with "over", the pipeline is made
-by `from_pipe` over a plain one, with "None" given for what is not passed.
+by `from_pipe` over a plain one, with "None" given for what is not passed. With "block", the repository of the block,
+a modular pipeline paints.
 
 and each line of its output one that says what was loaded, or the error. `import zimage_vl` fails in this process.
 """
@@ -34,9 +35,30 @@ def paint(pipe: Any, call: dict[str, Any], embeds: str | None) -> np.ndarray:
     return pipe(**call, generator=torch.Generator().manual_seed(0), output_type="np").images
 
 
+def answer_block(order: dict[str, Any]) -> dict[str, Any]:
+    """As `answer`, by a modular pipeline with our block in it."""
+    from diffusers import ModularPipelineBlocks, ZImageAutoBlocks
+
+    kwargs = order["kwargs"]
+    settings = {"vl_model_id": kwargs.pop("vl_model_id")}
+    step = ModularPipelineBlocks.from_pretrained(kwargs.pop("block"), **kwargs)
+    blocks = ZImageAutoBlocks()
+    blocks.sub_blocks.insert("reference", step, 1)
+    pipe = blocks.init_pipeline(order["source"])
+    pipe.update_components(**settings)
+    pipe.load_components()
+    call = {name: value for name, value in order["call"].items() if name != "guidance_scale"}
+    state = pipe(**call, generator=torch.Generator().manual_seed(0), output_type="np")
+    np.save(order["out"], state.get("images"))
+    module = type(step).__module__
+    return {"class": type(step).__name__, "module": module, "version": sys.modules[module].__version__}
+
+
 def answer(order: dict[str, Any]) -> dict[str, Any]:
     """Loads, paints and writes the images; returns what was loaded."""
     kwargs = order["kwargs"]
+    if "block" in kwargs:
+        return answer_block(order)
     if "custom_snapshot" in kwargs:  # what the model card says to do where there is no network
         kwargs["custom_pipeline"] = snapshot_download(kwargs.pop("custom_snapshot"), allow_patterns=["*.py"])
     if "passed" in order:

@@ -15,6 +15,7 @@ import torch
 from diffusers import ZImagePipeline
 from diffusers.utils import deprecation_utils
 
+from modular_samples import HAS_MODULAR
 from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
 
 
@@ -37,6 +38,7 @@ SUBSTITUTES = {
     'device="cuda"': 'device="cpu"',
     "pipe.enable_model_cpu_offload()": "pass",
     "pipe.enable_sequential_cpu_offload()": "pass",
+    "manager.enable_auto_cpu_offload()": "pass",
 }
 
 
@@ -61,6 +63,8 @@ def run_page(page: Path, extra: dict[str, str] | None = None) -> None:
     names: dict[str, Any] = {"__name__": "__main__"}
     blocks = python_blocks(page)
     assert blocks
+    if not HAS_MODULAR:
+        blocks = [block for block in blocks if "ZImageAutoBlocks" not in block]
     for block in blocks:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):

@@ -147,20 +147,18 @@ def test_masking_outliers_changes_the_picture_and_the_report(
     outputs = {mode: call(pipe, vl_outlier_masking=mode, **given) for mode in ("none", "zero", "clamp", "scale")}
     images = [output.images for output in outputs.values()]
     assert all(differ(a, b) for i, a in enumerate(images) for b in images[:i])
-    reports = {mode: output.conditioning[0] for mode, output in outputs.items()}
-    assert reports["none"].masked_dimensions == []
-    for mode in ("zero", "clamp", "scale"):
-        assert reports[mode].masked_dim_ratios[5] == pytest.approx(40, rel=1e-3)
-        assert reports[mode].masked_dim_directions[5] == "excess"
-    # A deficit is masked by zero alone, and reported by the others as left.
-    assert reports["zero"].masked_dim_directions[6] == "deficit"
-    for mode in ("clamp", "scale"):
-        assert reports[mode].left_dim_ratios[6] == pytest.approx(50, rel=1e-3)
+    for mode, output in outputs.items():
+        report = output.conditioning[0]
+        if mode == "none":
+            assert report.masked_dimensions == []
+            continue
+        assert report.masked_dim_ratios[5] == pytest.approx(40, rel=1e-3)
+        # A deficit is masked by zero alone, and reported by the others as left.
+        deficits = report.masked_dim_ratios if mode == "zero" else report.left_dim_ratios
+        assert deficits[6] == pytest.approx(50, rel=1e-3)
     clamp = {**given, "vl_outlier_masking": "clamp"}
     assert differ(images[2], paint(pipe, vl_outlier_threshold=20.0, **clamp))
-    high = call(pipe, vl_outlier_threshold=1e6, **clamp)
-    assert high.conditioning[0].masked_dimensions == []
-    same(high.images, images[0])
+    same(paint(pipe, vl_outlier_threshold=1e6, **clamp), images[0])
 
 
 # ---- Identities of the whole call ----
@@ -182,23 +180,9 @@ def test_token_rms_does_not_hear_how_loud_a_reference_is(pipe: ZImageVLPipeline,
     np.testing.assert_allclose(*images, atol=2e-4)
 
 
-def test_influence_and_effective_alpha_grow_with_alpha(pipe: ZImageVLPipeline) -> None:
-    alphas = (0.0, 0.2, 0.6, 1.0)
-    reports = [call(pipe, reference_image=PICTURE, **{**KNOBS, "vl_alpha": a}).conditioning[0] for a in alphas]
-    influences = [report.influence for report in reports]
-    assert influences[0] == 0 < influences[1]
-    assert influences == sorted(influences)
-    assert torch.equal(reports[3].effective_alpha, torch.ones(reports[3].text_tokens))
-    assert all(r.out_tokens == r.text_tokens == len(pipe.tokenize_prompt(PROMPT)) for r in reports)
-
-
 def test_concat_says_what_it_appended(pipe: ZImageVLPipeline) -> None:
     tokens = len(pipe.tokenize_prompt(PROMPT))
-    for knobs, appended in (
-        ({"vl_alpha": 0.3}, round(0.3 * tokens)),
-        ({"vl_alpha": 0.001}, 1),
-        ({"vl_concat_tokens": 7}, 7),
-    ):
+    for knobs, appended in (({"vl_alpha": 0.3}, round(0.3 * tokens)), ({"vl_alpha": 0.001}, 1)):
         output = call(pipe, reference_image=PICTURE, vl_alignment="concat", **{**KNOBS, **knobs})
         report = output.conditioning[0]
         assert (report.appended_tokens, report.out_tokens, report.influence) == (appended, tokens + appended, None)

@@ -17,7 +17,6 @@ from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from transformers import Qwen3VLForConditionalGeneration
 
 from pipeline_samples import (
-    KNOBS,
     PROMPT,
     differ,
     in_dtype,
@@ -127,16 +126,11 @@ def test_it_is_quantised_and_says_much_the_same(pipe: Any, painted: Any, folder:
     same(painted, paint_with(pipe, PICTURE))
 
 
-def test_our_checks_take_it(pipe: Any) -> None:
+def test_our_checks_take_it_and_early_exit_is_exact(pipe: Any) -> None:
     check_vl_encoder(pipe.vl_encoder, 32)
-    assert pipe.vl_encoder.dtype == pipe.text_encoder.dtype == torch.float32
-    ready = pipe.encode_prompt_with_reference(PROMPT, PICTURE, do_classifier_free_guidance=False, **KNOBS)
-    assert ready.prompt_embeds[0].dtype == torch.float32
     with pytest.raises(ValueError, match=r"32.*64|64.*32"):
         check_vl_encoder(pipe.vl_encoder, 64)
-
-
-def test_early_exit_is_exact(pipe: Any) -> None:
+    assert pipe.vl_encoder.dtype == pipe.text_encoder.dtype == torch.float32
     together = pipe.encode_reference(PICTURE, PROMPT, layers=(-1, -2, -4))  # one pass through all blocks
     for layer in (-2, -4):
         alone = pipe.encode_reference(PICTURE, PROMPT, layers=(layer,))
@@ -155,19 +149,13 @@ def test_saved_and_loaded_it_is_the_same(pipe: Any, painted: Any, tmp_path: Path
     same(paint_with(again, PICTURE), painted)
 
 
-def test_from_pipe_and_back(pipe: Any, painted: Any) -> None:
+def test_from_pipe_and_back_and_joining_later(pipe: Any, painted: Any, folder: Path) -> None:
     parts = {"vl_encoder": pipe.vl_encoder, "vl_processor": pipe.vl_processor}
     plain = pipe.to_pipe(ZImagePipeline)
-    again = ZImageVLPipeline.from_pipe(plain, **parts)
-    components = ZImageVLPipeline(**plain.components, **parts)
-    for made in (again, components):
+    later = load(folder, **dict.fromkeys(parts), transformer=pipe.transformer)
+    later.register_modules(**parts)
+    for made in (ZImageVLPipeline.from_pipe(plain, **parts), ZImageVLPipeline(**plain.components, **parts), later):
         same(paint_with(quiet(made), PICTURE), painted)
-
-
-def test_a_quantised_model_loaded_later_joins(pipe: Any, painted: Any, folder: Path) -> None:
-    later = load(folder, vl_encoder=None, vl_processor=None, transformer=pipe.transformer)
-    later.register_modules(vl_encoder=pipe.vl_encoder, vl_processor=pipe.vl_processor)
-    same(paint_with(later, PICTURE), painted)
     later.unload_vl_encoder()
     assert later.vl_encoder is None
 

@@ -9,12 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
 
 from embedding_samples import PUBLISHED_SINK, make_states, put_sink
 from pipeline_samples import KNOBS, differ, make_picture, paint_with, record_runs, same
 from tiny_models import tiny_pipeline, tiny_text_encoder, tiny_tokenizer
-from zimage_vl.pipeline import text_statistics
 from zimage_vl.pipeline.text_statistics import (
     CALIBRATION_PROMPTS,
     STATISTICS_FILE,
@@ -39,17 +37,13 @@ def encode(prompts: list[str]) -> list[torch.Tensor]:
     return [make_states(len(prompt.split()) + 4, seed=len(prompt)) for prompt in prompts]
 
 
-def test_the_prompts_are_many_in_several_scripts_and_lengths(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prompts_are_many_in_several_scripts_and_lengths() -> None:
     lengths = [len(prompt.split()) for prompt in CALIBRATION_PROMPTS]
     assert len(set(CALIBRATION_PROMPTS)) == len(CALIBRATION_PROMPTS) == 40
     assert (min(lengths), max(lengths) in range(95, 110)) == (1, True)
-    scripts = {"latin": "a", "han": "灯", "kana": "の", "hangul": "눈", "cyrillic": "лес", "arabic": "منارة"}
-    for script, sign in scripts.items():
-        assert any(sign in prompt for prompt in CALIBRATION_PROMPTS), script
+    for sign in ("a", "灯", "の", "눈", "лес", "منارة"):
+        assert any(sign in prompt for prompt in CALIBRATION_PROMPTS), sign
     assert all(prompt == " ".join(prompt.split()) for prompt in CALIBRATION_PROMPTS)
-    before = calibration_prompts_sha256()
-    monkeypatch.setattr(text_statistics, "CALIBRATION_PROMPTS", (*CALIBRATION_PROMPTS[:-1], "another"))
-    assert calibration_prompts_sha256() != before
 
 
 def test_all_tokens_of_all_prompts_are_measured_and_nothing_can_be_changed() -> None:
@@ -60,12 +54,11 @@ def test_all_tokens_of_all_prompts_are_measured_and_nothing_can_be_changed() -> 
         prompts[:] = ["spoilt"] * len(prompts)
         return made
 
-    tokens = torch.cat(encode(list(CALIBRATION_PROMPTS))).double().numpy()
-    for measured in (measure_text_statistics(encode), measure_text_statistics(spoil)):
-        assert measured.count == len(tokens)
-        assert not measured.std.requires_grad
-        np.testing.assert_allclose(measured.mean.numpy(), tokens.mean(axis=0), rtol=1e-4, atol=1e-4)
-        np.testing.assert_allclose(measured.std.numpy(), tokens.std(axis=0, ddof=1), rtol=1e-5)
+    tokens, measured = torch.cat(encode(list(CALIBRATION_PROMPTS))).double().numpy(), measure_text_statistics(spoil)
+    assert measured.count == len(tokens)
+    assert not measured.std.requires_grad
+    np.testing.assert_allclose(measured.mean.numpy(), tokens.mean(axis=0), rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(measured.std.numpy(), tokens.std(axis=0, ddof=1), rtol=1e-5)
 
 
 def test_sinks_can_be_left_out() -> None:
@@ -104,19 +97,15 @@ def test_a_file_gives_back_what_went_in(tmp_path: Path) -> None:
     assert (MEASURED.model_id, MEASURED.layer, MEASURED.width, MEASURED.dtype) == ("a/model", -2, 32, "float32")
     assert MEASURED.prompts_sha256 == calibration_prompts_sha256()
     assert set(MEASURED.versions) >= {"zimage_vl", "torch", "transformers", "diffusers"}
-    MEASURED.save(tmp_path / "a.safetensors")
-    loaded = TextStatistics.load(tmp_path / "a.safetensors")
-    assert torch.equal(loaded.statistics.mean, MEASURED.statistics.mean)
-    assert torch.equal(loaded.statistics.std, MEASURED.statistics.std)
-    assert loaded.statistics.count == MEASURED.statistics.count
-    assert loaded.to_metadata() == MEASURED.to_metadata()
-    loaded.save(tmp_path / "b.safetensors")
-    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    with safe_open(str(tmp_path / "a.safetensors"), "pt") as opened:
-        assert opened.metadata()["schema"] == "zimage_vl.text_statistics"
-    without = TextStatistics.measure(PIPE, "a/model", exclude_sinks=True)
-    without.save(tmp_path / "c.safetensors")
-    assert TextStatistics.load(tmp_path / "c.safetensors").statistics.exclude_sinks is True
+    for measured in (MEASURED, TextStatistics.measure(PIPE, "a/model", exclude_sinks=True)):
+        measured.save(tmp_path / "a.safetensors")
+        loaded = TextStatistics.load(tmp_path / "a.safetensors")
+        assert torch.equal(loaded.statistics.mean, measured.statistics.mean)
+        assert torch.equal(loaded.statistics.std, measured.statistics.std)
+        assert loaded.to_metadata() == measured.to_metadata()
+        assert loaded.statistics.exclude_sinks is measured.statistics.exclude_sinks
+        loaded.save(tmp_path / "b.safetensors")
+        assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
 def test_another_encoders_statistics_are_refused_by_name(tmp_path: Path) -> None:
@@ -151,43 +140,32 @@ def test_statistics_from_a_file_spare_the_measurement_and_decide_what_is_painted
     assert differ(paint_with(fresh, PICTURE, **knobs), expected)
 
 
-def refused(tmp_path: Path, message: str, tensors: dict[str, torch.Tensor], **changes: Any) -> None:
-    metadata = {key: value for key, value in {**MEASURED.to_metadata(), **changes}.items() if value is not None}
-    write_tensor_file(tmp_path / "a.safetensors", STATISTICS_FILE, tensors, metadata)
-    with pytest.raises(ValueError, match=message) as refusal:
-        TextStatistics.load(tmp_path / "a.safetensors")
-    assert "a.safetensors" in str(refusal.value)
-    assert "zimage-vl statistics" in str(refusal.value)
+MEAN, STD = MEASURED.statistics.mean, MEASURED.statistics.std
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"width": "33"}, r"contradict its tensors, or are unknown here: \['width'\]"),
-        ({"colour": "red"}, r"unknown here: \['colour'\]"),
-        ({"count": "many"}, "invalid literal"),
+        ({"width": "33"}, "contradict each other"),
+        ({"colour": "red"}, "colour"),
+        ({"count": "many"}, "is refused"),
         ({"count": "1"}, "at least two tokens"),
-        ({"layer": "-2.5"}, "invalid literal"),
         ({"exclude_sinks": "perhaps"}, "is refused"),
-        ({"exclude_sinks": "1"}, "its metadata cannot be read"),
-        ({"versions": "[]"}, "its metadata cannot be read"),
+        ({"versions": "[]"}, "contradict each other"),
         ({"versions": "[" * 100_000}, "is refused"),
-        ({"fingerprint": None}, "'fingerprint' is missing"),
+        ({"fingerprint": None}, "'fingerprint'"),
+        ({"layer": None}, "'layer'"),
+        ({"tensors": {"mean": MEAN}}, "'std'"),
+        ({"tensors": {"mean": MEAN, "std": STD * float("nan")}}, "finite"),
+        ({"tensors": {"mean": MEAN, "std": -STD}}, "negative"),
+        ({"tensors": {"mean": MEAN[1:], "std": STD}}, "must both be"),
+        ({"tensors": {"mean": MEAN.int(), "std": STD}}, "contradict each other"),
     ],
 )
 def test_files_that_contradict_themselves_are_refused(changes: dict[str, Any], message: str, tmp_path: Path) -> None:
-    refused(tmp_path, message, {"mean": MEASURED.statistics.mean, "std": MEASURED.statistics.std}, **changes)
-
-
-@pytest.mark.parametrize(
-    "tensors",
-    [
-        {"mean": torch.zeros(32)},
-        {"mean": torch.zeros(32), "std": torch.full((32,), float("nan"))},
-        {"mean": torch.zeros(32), "std": -torch.ones(32)},
-        {"mean": torch.zeros(31), "std": torch.ones(32)},
-        {"mean": torch.zeros(32, dtype=torch.int32), "std": torch.ones(32)},
-    ],
-)
-def test_bad_numbers_are_refused(tensors: dict[str, torch.Tensor], tmp_path: Path) -> None:
-    refused(tmp_path, r"a\.safetensors is refused", tensors)
+    given = {**MEASURED.to_metadata(), "tensors": {"mean": MEAN, "std": STD}, **changes}
+    tensors = given.pop("tensors")
+    metadata = {key: value for key, value in given.items() if value is not None}
+    write_tensor_file(tmp_path / "a.safetensors", STATISTICS_FILE, tensors, metadata)
+    with pytest.raises(ValueError, match=f"a.safetensors.*{message}.*zimage-vl statistics"):
+        TextStatistics.load(tmp_path / "a.safetensors")

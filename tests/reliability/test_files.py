@@ -20,7 +20,7 @@ from safetensors.torch import save
 
 from cli_calls import call
 from pipeline_samples import PROMPT, make_picture
-from reliability import CHANGES, change, count, expect, fuzz, is_ours
+from tally import CHANGES, change, count, expect, fuzz, is_ours
 from tiny_models import tiny_pipeline
 from zimage_vl.pipeline.text_statistics import STATISTICS_FILE, TextStatistics
 from zimage_vl.reference.embeds import REFERENCE_FILE, ReferenceEmbeds

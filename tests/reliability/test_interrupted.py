@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 import torch
 
-from reliability import FACTOR, count, expect, load_toy_once
+from tally import FACTOR, count, expect, load_toy_once
 from zimage_vl import toy
 from zimage_vl.cli.app import app
 from zimage_vl.toy import Scene, draw_scene

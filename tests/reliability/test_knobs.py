@@ -18,7 +18,7 @@ from torch import Tensor
 from conditioning_samples import condition
 from embedding_samples import make_reference, make_text, rms_of
 from pipeline_samples import PROMPT, SMALL, make_picture, record_runs, seeded
-from reliability import count, expect, fuzz, is_ours, load_toy_once
+from tally import count, expect, fuzz, is_ours, load_toy_once
 from tiny_models import tiny_pipeline, white_box
 from zimage_vl.blend.registry import CONDITIONING_NAMES, KNOBS, Knob
 from zimage_vl.blend.report import ConditioningReport
@@ -49,7 +49,7 @@ def some(*values: Any) -> st.SearchStrategy[Any]:
     return st.sampled_from(values)
 
 
-# What a knob without choices is meant to take. A knob that is neither here nor has choices gets its default and ODD.
+# What a knob without choices is meant to take. One that is neither here nor has choices gets its default and ODD.
 pictures = some(
     PICTURE, OTHER, BLACK, np.zeros((2, 3), np.uint8), [[PICTURE, OTHER]], [[OTHER, OTHER]], [PICTURE, OTHER]
 )
@@ -74,9 +74,10 @@ MEANT: dict[str, st.SearchStrategy[Any]] = {
     "vl_max_pixels": some(256, 257, 1024, 10**9),
 }
 ODD = some(
-    None, True, False, -1, 0, 1, 3, 10**400, 0.5, 1.0, -0.0, 5e-324, math.nan, math.inf, -math.inf, "", "none", "\ud800",
-    "x" * 300, b"x", (), [], [[]], [0.5], [None], {}, {"default": 0.5}, {"x": 1}, {-6: 1, -8: 0}, range(3), Decimal(1),
-    Fraction(1, 2), 1j, np.float32(0.5), np.int64(2), np.array([0.5]), np.array(math.nan), torch.tensor(0.5),
+    None, True, False, -1, 0, 1, 3, 10**400, 0.5, 1.0, -0.0, 5e-324, math.nan, math.inf, -math.inf, "", "\ud800",
+    "none", "x" * 300, b"x", (), [], [[]], [0.5], [None], {}, {"default": 0.5}, {"x": 1}, {-6: 1, -8: 0}, range(3),
+    Decimal(1), Fraction(1, 2), 1j,
+    np.float32(0.5), np.int64(2), np.array([0.5]), np.array(math.nan), torch.tensor(0.5),
     torch.zeros(2, 2), torch.tensor([math.nan]), PICTURE, [PICTURE, None], "no/such/file.png", [PICTURE] * 3,
 )  # fmt: skip
 

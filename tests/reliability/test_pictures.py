@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import ImageCms
 
-from reliability import CHANGES, change, count, expect, fuzz, is_ours
+from tally import CHANGES, change, count, expect, fuzz, is_ours
 from zimage_vl.reference.pictures import load_reference_image
 
 

@@ -94,6 +94,7 @@ class ConditioningReport:
     text_sinks: tuple[int, ...]  # positions of the attention sinks in the text
     effective_alpha: Tensor | None  # (text tokens,) on the CPU, 0 where nothing acted; None unless linear
     influence: float | None  # `get_influence` over the text's tokens but sinks; None if any were appended
+    active_steps: tuple[int, int] | None = None  # the first step under the reference, one past the last; None: unknown
 
     @property
     def appended_tokens(self) -> int:

@@ -14,7 +14,7 @@ from typer.core import TyperCommand
 from zimage_vl.blend.registry import KNOBS, Knob
 
 from ._models import DTYPES, TOY_MODEL, Model
-from ._parsing import parse_layer, parse_numbers
+from ._parsing import parse_layer, parse_numbers, parse_text
 
 
 Command = Callable[..., None]
@@ -73,6 +73,7 @@ PANELS = ("Options", "Reference", "Model", "Advanced: how the reference is blend
 
 def option(names: str, metavar: str | None, help: str, **more: Any) -> Any:
     """Get an option of these names, in one string."""
+    more |= {"parser": parse_text} if metavar in ("TEXT", "ALPHA") else {}
     return typer.Option(*names.split(), metavar=metavar, help=help, **more)
 
 

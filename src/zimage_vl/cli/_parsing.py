@@ -22,6 +22,13 @@ def parse_alpha(texts: list[str]) -> float | dict[str, float]:
     return places
 
 
+def parse_text(text: str) -> str:
+    """Refuse a text with bytes that are no UTF-8: no tokenizer could read it."""
+    if any("\ud800" <= c <= "\udfff" for c in text):
+        raise typer.BadParameter(f"{text!r} is no valid UTF-8 text.")
+    return text
+
+
 def parse_layers(text: str) -> tuple[int, ...]:
     """Get layers from a text as "-2,-6"."""
     try:

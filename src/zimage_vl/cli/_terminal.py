@@ -75,10 +75,9 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def check_text(option: str, text: str | None) -> None:
-    """Refuse a text with bytes that are no UTF-8: no tokenizer could read it."""
-    if text is not None and any("\ud800" <= c <= "\udfff" for c in text):
-        raise ValueError(f"{option} is no valid UTF-8 text: '{escape(text)}'.")
+def count_of(count: int, thing: str) -> str:
+    """Get a number of things in words, as "1 reference"."""
+    return f"{count} {thing}{'s' * (count != 1)}"
 
 
 def _in_words(value: Any, between: str = ", ") -> str:

@@ -31,7 +31,7 @@ NAMED = (("shape", "place"), ("fill", "shape"), ("shape",), ("colour", "shape", 
 _OUTPUT = f"PNG file to write. Default: {DEFAULT_OUTPUT}, or with a number where that is taken; its folder is made."
 _PAIRS = "Pairs of prompt and reference, 1 to 50."
 FOOTNOTE = "A trained miniature of the models paints, so this is no evidence about them."
-LAST_ROW = " Last row, where it goes wrong: the prompt names everything, and the reference only damages it."
+LAST_ROW = " Last row, where it goes wrong: the prompt names everything, and the reference can only contradict it."
 
 
 def demo(
@@ -44,7 +44,7 @@ def demo(
     """Paint the contact sheet of the toy world: a prompt, a reference, and pictures in which it counts more and more.
 
     The prompts leave things open, which the reference then fills; the last one names everything, and there the
-    reference only does damage. The sheet's path is printed last. The toy is a trained miniature of all the
+    reference can only contradict it. The sheet's path is printed last. The toy is a trained miniature of all the
     models: it shows what the method does, not how good the real models' pictures are.
     """
     with nullcontext() if output is not None else new_folder(DEFAULT_OUTPUT.parent):

@@ -20,7 +20,7 @@ from ._outputs import OverwriteOption, check_output_path, new_file, new_folder
 from ._parsing import parse_size
 from ._records import recorded_versions, write_png
 from ._sources import NoUrlsOption, find_sources
-from ._terminal import check_text, note, say
+from ._terminal import count_of, note, say
 
 
 OUTPUT = Path("outputs/evidence.md")
@@ -54,10 +54,8 @@ def evidence(
     sources = find_sources(pictures, no_urls)
     for error in (source.error for source in sources if source.error is not None):
         raise ValueError(f"--pictures: {error}")
-    for prompt in prompts:
-        check_text("--prompts", prompt)
-        if not prompt.strip():
-            raise ValueError("--prompts has an empty text: each picture is compared with what its prompt alone gives.")
+    if not all(prompt.strip() for prompt in prompts):
+        raise ValueError("--prompts has an empty text: each picture is compared with what its prompt alone gives.")
     side, usual_steps = model.defaults
     width, height = parse_size(size, None, None, side)
     if output == OUTPUT:
@@ -109,8 +107,9 @@ def evidence(
     kept = {name: {**asdict(outcome), "settings": settings.get(name)} for name, outcome in outcomes.items()}
     content = {"command": command, **facts, "prompts": prompts, "pictures": [source.name for source in sources]}
     told = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in facts.items())
-    head = f"# References with {model.model}\n\n`{command}`\n\n{len(prompts)} prompts, {len(references)} pictures; {told}."
-    page = measuring.write_page(outcomes, f"{head} {layers}".rstrip(), f"{folder.name}/sheet.png")
+    head = f"# References with {model.model}\n\n`{command}`\n\n"
+    head += f"{count_of(len(prompts), 'prompt')}, {count_of(len(references), 'picture')}; {told}. {layers}"
+    page = measuring.write_page(outcomes, head.rstrip(), f"{folder.name}/sheet.png")
     for path, text in (
         (folder / "measurements.json", json.dumps({**content, "outcomes": kept}, indent=1)),
         (output, page),

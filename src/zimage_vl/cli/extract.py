@@ -24,7 +24,7 @@ from ._options import name_options, option, with_options
 from ._outputs import PARTLY_DONE, OverwriteOption, check_folder, check_output_path, new_file, new_folder
 from ._parsing import parse_layers
 from ._sources import NoUrlsOption, Source, find_sources, read_picture
-from ._terminal import FormatOption, OutputFormat, check_text, escape, note, one_line, print_json, say
+from ._terminal import FormatOption, OutputFormat, count_of, escape, note, one_line, print_json, say
 
 
 MANIFEST = "manifest.jsonl"
@@ -61,13 +61,12 @@ def extract(
     Complete files of an earlier run are kept. Every reference gets a line in DIR/manifest.jsonl. One that cannot be
     read does not end the run: the exit code is then 3. The files' paths are printed.
     """
-    check_text("--text", text)
     if knobs.get("vl_describe") and (text or knobs.get("vl_reader") == "text_encoder"):
         raise ValueError("`vl_describe` writes the text itself, which --reader text_encoder cannot: leave out --text.")
     sources = find_sources(references, no_urls)
     to_file = output.suffix == ".safetensors" and not output.is_dir()
     if to_file and len(sources) != 1:
-        raise ValueError(f"--output is one file, and there are {len(sources)} references: name a folder.")
+        raise ValueError(f"--output is one file, and there are {count_of(len(sources), 'reference')}: name a folder.")
     if to_file:
         check_output_path(output, (".safetensors",), overwrite=overwrite, inputs=[model.model, *references])
     else:
@@ -80,8 +79,7 @@ def extract(
     where = {"model": model.model, "vl_model": model.vl_model, "revision": model.revision, "dtype": model.dtype}
     settings = {**where, **reading, "mask": described.get("sha256")}
     run = _Run(model, reading, mask, settings, output, to_file, overwrite, dry_run)
-    count = f"{len(sources)} reference{'s' * (len(sources) != 1)}"
-    bar = typer.progressbar(sources, label=count, file=sys.stderr)
+    bar = typer.progressbar(sources, label=count_of(len(sources), "reference"), file=sys.stderr)
     with nullcontext() if dry_run or to_file else new_folder(output), bar:
         records = [run.handle(source) for source in bar]
     _report(records, output.parent if to_file else output, output_format)

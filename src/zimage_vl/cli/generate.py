@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from math import isfinite
@@ -21,11 +21,12 @@ from ._outputs import OverwriteOption, check_output_path, numbered_paths
 from ._parsing import parse_alpha, parse_size
 from ._records import PICTURE_KNOBS, describe_file, recorded_versions, repeat, write_png
 from ._sources import NoUrlsOption, read_picture
-from ._terminal import FormatOption, OutputFormat, check_text, note, print_json, say
+from ._terminal import FormatOption, OutputFormat, count_of, note, print_json, say
 
 
 _STRENGTH = 0.6  # diffusers' own
 _SAME_STRENGTH, _SAME_KNOBS = 0.9, {"vl_alpha": 0.4}  # as of `paint_like`
+_SETTLED = ("vl_text", "vl_treatment", "vl_describe")  # when embeddings are read
 _SEVERAL = "name-0.png, name-1.png"
 _FROM = "Repeat a picture of `generate`, whose settings stand in it; options beside it take precedence."
 _TAKE = f"What to take of the reference: {', '.join(WISHES)}; or a recipe of `zimage-vl recipes`. Options win over it."
@@ -72,14 +73,16 @@ def generate(
     The paths are printed last.
     """
     asked = SimpleNamespace(**locals())
-    _check_together(asked)
+    settings, conditioning = _read_knobs(asked)
+    _check_together(asked, conditioning)
     if same_picture:
         init_image, strength = knobs["reference_image"][0], _SAME_STRENGTH if strength is None else strength
     files: list[Any] = [init_image, statistics, *(path for name in PICTURE_KNOBS for path in _listed(knobs.get(name)))]
     for path in (round_path(p, i, iterations) for p in numbered_paths(output, num_images) for i in range(iterations)):
         check_output_path(path, overwrite=overwrite, inputs=[*files, model.model, model.vl_model])
-    references = _read_references(asked)
-    _check_conditioning(asked, references.conditioning)
+    if statistics is not None:
+        _check_statistics(statistics, conditioning)
+    arguments, sources = _read_files(settings, asked)
     start, described = (None, None) if init_image is None else read_picture("--init-image", init_image, no_urls)
     side, usual_steps = model.defaults
     width, height = choose_size(size, width, height, side, start)
@@ -94,18 +97,20 @@ def generate(
         "steps": steps,
         "guidance": guidance,
         "num_images": num_images,
-        **references.describe(),
+        "references": sources,
+        "reference_acts": bool(sources) and not conditioning.is_inert,
+        "knobs": _describe_knobs(settings, conditioning) if sources else None,
         "versions": recorded_versions(),
         "init_image": described and {**described, **_describe_start(steps, strength)},
         "statistics": None if statistics is None else describe_file(statistics),
     }
-    call = {**painted, "num_inference_steps": steps, "guidance_scale": guidance, **references.arguments}
+    call = {**painted, "num_inference_steps": steps, "guidance_scale": guidance, **arguments}
     model.announce()
     paint: Callable[..., Any]
     if low_memory:
         paint = model.paint_in_stages
     else:
-        paint = pipe = _load(asked, references)
+        paint = pipe = _load(asked, conditioning)
         if start is not None:
             paint = partial(zimage_vl.paint_from_image, pipe, init_image=start, strength=strength)
     seeds = list(range(first, first + num_images))  # one per picture, so that each can be had again alone
@@ -125,123 +130,110 @@ def round_path(path: Path, number: int, rounds: int) -> Path:
     return path if rounds == 1 else path.with_name(f"{path.stem}-round{number + 1}{path.suffix}")
 
 
-def _check_together(asked: Any) -> None:
-    """Refuse options that are no text, or that cannot be had or do nothing beside the others."""
-    knobs, take, offload = asked.knobs, asked.take or [], asked.offload if asked.offload != "none" else ""
-    texts = {"--prompt": asked.prompt, "--negative-prompt": asked.negative_prompt, "`vl_text`": knobs.get("vl_text")}
-    for name, text in [*texts.items(), *(("`vl_alpha`", text) for text in knobs.get("vl_alpha", ()))]:
-        check_text(name, text)
-    has_image, has_embeds = "reference_image" in knobs, "reference_embeds" in knobs
+def _read_knobs(asked: Any) -> tuple[dict[str, Any], zimage_vl.VLConditioning]:
+    """The knobs, those of a recipe among them, and the checked ones; pictures are still names."""
+    given = dict(asked.knobs)
+    if "vl_alpha" in given:
+        given["vl_alpha"] = parse_alpha(given["vl_alpha"])
+    base: Mapping[str, Any] = RECIPES[asked.take[0]] if asked.take else _SAME_KNOBS if asked.same_picture else {}
+    if "reference_embeds" in given:  # these were settled when they were read
+        base = {name: value for name, value in base.items() if name not in _SETTLED}
+    knobs = {**base, **given}
+    conditioning = zimage_vl.VLConditioning(
+        **{name: value for name, value in knobs.items() if name in (*CONDITIONING_NAMES, "reference_weights")},
+        has_neutral_image="neutral_image" in knobs,
+    )
+    return knobs, conditioning
+
+
+def _check_together(asked: Any, conditioning: zimage_vl.VLConditioning) -> None:
+    """Refuse options that cannot be had, or do nothing, beside the others."""
+    knobs, take, low, iterations = asked.knobs, asked.take or [], asked.low_memory, asked.iterations
+    images, embeds = len(knobs.get("reference_image", ())), len(knobs.get("reference_embeds", ()))
     start = "--same-picture" if asked.same_picture else "--init-image" if asked.init_image is not None else ""
+    offload, weights = asked.offload.replace("none", ""), conditioning.reference_weights or ()
     negative = [f"`{name}`" for name in knobs if name.startswith("negative_")]
-    useless = [] if has_image or has_embeds or negative else [f"`{name}`" for name in knobs] + ["--take"] * bool(take)
+    useless = [] if images or embeds or negative else [f"`{name}`" for name in knobs] + ["--take"] * bool(take)
     negative += ["--negative-prompt"] * (asked.negative_prompt is not None)
     window = [f"`{name}`" for name in ("vl_start", "vl_end") if name in knobs]
+    fixed = conditioning.is_inert or not conditioning.needs_text_statistics
     refused: list[tuple[object, str]] = [
         (not isfinite(asked.guidance), "--guidance must be a finite number of at least 0."),
         (negative and not asked.guidance, f"{_do_nothing(negative)} without guidance: add --guidance, as 4.0."),
         (asked.strength is not None and not start, "--strength does nothing without --init-image: add it."),
         (asked.strength == 0, "--strength must be above 0, which would give the start picture back, and at most 1."),
-        (asked.low_memory and offload, "--low-memory and --offload exclude each other: leave out one of them."),
+        (low and offload, "--low-memory and --offload exclude each other: leave out one of them."),
         (offload and asked.model.device == "cpu", f"--offload {offload} needs an accelerator, and this is the CPU."),
-        (asked.low_memory and start, f"{start} cannot be had with --low-memory: leave out one of them."),
+        (low and start, f"{start} cannot be had with --low-memory: leave out one of them."),
+        (low and asked.statistics, "--statistics cannot be had with --low-memory: leave out one of them."),
+        (asked.statistics and fixed, "--statistics would do nothing: no knob that is set compares with the text's."),
+        (start and window, f"{' and '.join(window)} cannot be had with {start}, which has the same in all steps."),
+        (images and embeds, "`reference_image` and `reference_embeds` exclude each other: leave out one of them."),
+        (iterations > 1 and not images, "--iterations above 1 needs a `reference_image` to begin with."),
         (
-            asked.low_memory and asked.statistics,
-            "--statistics cannot be had with --low-memory: leave out one of them.",
+            iterations > 1 and conditioning.is_inert,
+            "--iterations with an alpha of 0 gives the same picture each time.",
         ),
-        (
-            start and window,
-            f"{' and '.join(window)} cannot be had with {start}, which has one conditioning for all steps.",
-        ),
-        (
-            has_image and has_embeds,
-            "`reference_image` and `reference_embeds` exclude each other: leave out one of them.",
-        ),
-        (asked.iterations > 1 and not has_image, "--iterations above 1 needs a `reference_image` to begin with."),
         (len(take) > 1, f"--take can be had once, got {' and '.join(take)}."),
         (asked.same_picture and asked.init_image, "--same-picture and --init-image exclude each other."),
-        (
-            asked.same_picture and len(knobs.get("reference_image", ())) != 1,
-            "--same-picture paints over the reference, and needs one: a `reference_image`.",
-        ),
+        (asked.same_picture and images != 1, "--same-picture paints over the `reference_image`, and needs one."),
         (useless, f"{_do_nothing(useless)} without `reference_image` or `reference_embeds`: add one of these."),
+        (
+            weights and len(weights) != images + embeds,
+            f"`reference_weights` has {len(weights)} numbers for {count_of(images + embeds, 'reference')}: one each.",
+        ),
     ]
     for wrong, message in refused:
         if wrong:
             raise ValueError(message)
+    if images + embeds and conditioning.is_inert:
+        note("Alpha is 0 everywhere: the reference is not read, and this is the prompt's own picture.")
 
 
 def _do_nothing(options: list[str]) -> str:
     return f"{' and '.join(options)} {'does' if len(options) == 1 else 'do'} nothing"
 
 
-@dataclass(frozen=True)
-class _References:
-    """What the pipeline gets, and what is recorded of where it came from."""
+def _describe_knobs(knobs: dict[str, Any], conditioning: zimage_vl.VLConditioning) -> object:
+    """All knobs but pictures, as they act."""
+    from zimage_vl.blend.report import make_jsonable
 
-    arguments: dict[str, Any]
-    sources: list[dict[str, str]]
-    conditioning: zimage_vl.VLConditioning
-
-    def describe(self) -> dict[str, Any]:
-        from zimage_vl.blend.report import make_jsonable
-
-        knobs = {name: self.arguments.get(name, knob.default) for name, knob in KNOBS.items()}
-        knobs |= {name: getattr(self.conditioning, name) for name in (*CONDITIONING_NAMES, "reference_weights")}
-        used = {name: value for name, value in knobs.items() if name not in PICTURE_KNOBS}
-        return {
-            "references": self.sources,
-            "reference_acts": bool(self.sources) and not self.conditioning.is_inert,
-            "knobs": make_jsonable(used) if self.sources else None,
-        }
+    used = {name: knobs.get(name, knob.default) for name, knob in KNOBS.items() if name not in PICTURE_KNOBS}
+    return make_jsonable({name: getattr(conditioning, name, value) for name, value in used.items()})
 
 
-def _read_references(asked: Any) -> _References:
-    """Check the knobs and read what is in files, before any model is loaded."""
-    given = dict(asked.knobs)
-    if "vl_alpha" in given:
-        given["vl_alpha"] = parse_alpha(given["vl_alpha"])
-    base: dict[str, Any] = RECIPES[asked.take[0]] if asked.take else _SAME_KNOBS if asked.same_picture else {}
-    if "reference_embeds" in given:  # the text was settled when they were read
-        base = {name: value for name, value in base.items() if name != "vl_text"}
-    knobs = {**base, **given}
-    conditioning = zimage_vl.VLConditioning(
-        **{name: value for name, value in knobs.items() if name in (*CONDITIONING_NAMES, "reference_weights")},
-        has_neutral_image="neutral_image" in knobs,
-    )
-    sources: list[dict[str, str]] = []
+def _read_files(knobs: dict[str, Any], asked: Any) -> tuple[dict[str, Any], list[dict[str, str]]]:
+    """The knobs with pictures and embeddings in the place of their names, and what is recorded of these."""
+    arguments, sources = dict(knobs), list[dict[str, str]]()
     for name in (name for name in PICTURE_KNOBS if name in knobs):
         option, found = option_names(name)[0], list[Any]()
         for source in _listed(knobs[name]):
             if name.endswith("_embeds"):
-                found.append(_load_embeds(option, source, knobs.get("vl_text", asked.prompt)))
+                found.append(_load_embeds(option, source, asked))
                 sources.append(describe_file(Path(source), option=option))
             else:
                 image, described = read_picture(option, source, asked.no_urls)
                 found.append(image)
                 sources.append(described)
-        knobs[name] = found[0] if len(found) == 1 else [found]  # several for the one prompt
-    count = sum(source["option"] in ("--reference", "--embeds") for source in sources)
-    weights = conditioning.reference_weights
-    if weights is not None and len(weights) != count:
-        raise ValueError(
-            f"`reference_weights` has {len(weights)} numbers for {count} reference{'s' * (count != 1)}: one each."
-        )
-    if count and conditioning.is_inert:
-        note("Alpha is 0 everywhere: the reference is not read, and this is the prompt's own picture.")
-    return _References(knobs, sources, conditioning)
+        arguments[name] = found[0] if len(found) == 1 else [found]  # several for the one prompt
+    return arguments, sources
 
 
-def _load_embeds(option: str, path: str, text: str) -> Any:
+def _load_embeds(option: str, path: str, asked: Any) -> Any:
+    """Embeddings from a file; said is what was read otherwise than one call with these options would read it."""
     try:
         embeds = zimage_vl.ReferenceEmbeds.load(path)
     except (ValueError, OSError) as error:
         raise type(error)(f"{option}: {error}") from error
     made = embeds.provenance
-    if made.text not in (None, text) and not made.described and option == "--embeds":
-        note(
-            f"{option} {path} was read beside {made.text!r}, not {text!r}, as one call would: extract --text sets it."
-        )
+    one_call = {"vl_text": asked.prompt, "vl_treatment": "none", "vl_describe": False}
+    one_call |= {n: value for n, value in (RECIPES[asked.take[0]] if asked.take else {}).items() if n in _SETTLED}
+    read = {"vl_text": made.text, "vl_treatment": made.treatment or "none", "vl_describe": bool(made.described)}
+    if read["vl_describe"]:
+        one_call["vl_text"] = made.text
+    for name, value in one_call.items() if option == "--embeds" else ():
+        if read[name] not in (None, value):
+            note(f"{option} {path} was read with {option_names(name)[-1]} {read[name]!r}, one call has {value!r}.")
     return embeds
 
 
@@ -249,21 +241,11 @@ def _listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
-def _check_conditioning(asked: Any, conditioning: zimage_vl.VLConditioning) -> None:
-    """Refuse rounds that would change nothing, and a file of statistics that nothing would read."""
-    if asked.iterations > 1 and conditioning.is_inert:
-        raise ValueError("--iterations above 1 with an alpha of 0 everywhere would give the same picture each time.")
-    if asked.statistics is None:
-        return
-    loaded = zimage_vl.TextStatistics.load(asked.statistics)
-    if conditioning.is_inert or not conditioning.needs_text_statistics:
-        raise ValueError("--statistics would do nothing: no knob that is set compares with the text encoder's.")
-    if loaded.statistics.exclude_sinks != conditioning.vl_exclude_sinks:
+def _check_statistics(path: Path, conditioning: zimage_vl.VLConditioning) -> None:
+    measured, wanted = zimage_vl.TextStatistics.load(path).statistics.exclude_sinks, conditioning.vl_exclude_sinks
+    if measured != wanted:
         flags = ["--include-sinks", "--exclude-sinks"]
-        measured, wanted = flags[loaded.statistics.exclude_sinks], flags[conditioning.vl_exclude_sinks]
-        raise ValueError(
-            f"{asked.statistics} was measured with {measured}, the picture is made with {wanted}: use the same."
-        )
+        raise ValueError(f"{path} was measured with {flags[measured]}, and this is painted with {flags[wanted]}.")
 
 
 def _describe_start(steps: int, strength: float) -> dict[str, Any]:
@@ -287,13 +269,13 @@ def choose_size(
     return zimage_vl.load_init_image(start, width, height).size
 
 
-def _load(asked: Any, references: _References) -> Any:
-    model, pipe = asked.model, asked.model.load()
+def _load(asked: Any, conditioning: zimage_vl.VLConditioning) -> Any:
+    pipe = asked.model.load()
     if asked.statistics is not None:
         pipe.load_text_statistics(asked.statistics)
-    if not references.conditioning.is_inert and any("reference_image" in name for name in references.arguments):
-        model.check_reader(pipe, references.conditioning.vl_reader, references.conditioning.layers)
-    return model.place(pipe, asked.offload)
+    if not conditioning.is_inert and any("reference_image" in name for name in asked.knobs):
+        asked.model.check_reader(pipe, conditioning.vl_reader, conditioning.layers)
+    return asked.model.place(pipe, asked.offload)
 
 
 @dataclass
@@ -313,18 +295,19 @@ class _Pictures:
 
         # On the CPU on every machine: the same seed starts from the same noise.
         noises = [torch.Generator("cpu").manual_seed(seed) for seed in self.seeds]
+        paths = numbered_paths(self.output, len(self.seeds))
         if self.rounds == 1:
             output = paint(prompt, generator=noises, num_images_per_prompt=len(noises), **call)
             self._tell(output.conditioning)
-            for seed, image in zip(self.seeds, output.images, strict=True):
-                self._keep(image, seed, 0, output)
+            for seed, path, image in zip(self.seeds, paths, output.images, strict=True):
+                self._keep(image, path, seed, 0, output)
             return
-        for seed, noise in zip(self.seeds, noises, strict=True):
+        for seed, path, noise in zip(self.seeds, paths, noises, strict=True):
 
-            def keep(number: int, output: Any, seed: int = seed) -> None:
+            def keep(number: int, output: Any, path: Path = path, seed: int = seed) -> None:
                 note(f"round {number + 1} of {self.rounds}")
                 self._tell(output.conditioning)
-                self._keep(output.images[0], seed, number, output)
+                self._keep(output.images[0], round_path(path, number, self.rounds), seed, number, output)
 
             zimage_vl.refine_iteratively(paint, prompt, iterations=self.rounds, on_round=keep, generator=noise, **call)
 
@@ -341,9 +324,7 @@ class _Pictures:
                 said.append("no attention sinks found, so that --exclude-sinks changed nothing")
             note(f"reference: {', '.join(said)}")
 
-    def _keep(self, image: Any, seed: int, number: int, output: Any) -> None:
-        path = numbered_paths(self.output, len(self.seeds))[self.seeds.index(seed)]
-        path = round_path(path, number, self.rounds)
+    def _keep(self, image: Any, path: Path, seed: int, number: int, output: Any) -> None:
         record = {**self.parameters, "seed": seed}
         for name, reports in (("report", output.conditioning), ("negative_report", output.negative_conditioning)):
             record[name] = reports and [report.to_dict() for report in reports]
@@ -360,8 +341,8 @@ class _Pictures:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as one JSON object; what differs between rounds is told of each."""
-        told = {"outputs": [record["output"] for record in self.written], **self.written[0]}
-        told = {name: value for name, value in told.items() if name not in ("output", "round")}
+        first = {name: value for name, value in self.written[0].items() if name not in ("output", "round")}
+        told = {"outputs": [record["output"] for record in self.written], **first}
         each = ("output", "seed", "round", "references", "report")
         rounds = [{name: record[name] for name in each} for record in self.written if self.rounds > 1]
         return {**told, **({"rounds": rounds} if rounds else {})}

@@ -205,5 +205,5 @@ def _load_reader(components: Any, pipe: ZImageVLPipeline, vl_reader: VLReader) -
     (pipe.load_vl_vision if vl_reader == "text_encoder" else pipe.load_vl_encoder)()
     loaded = {name: getattr(pipe, name) for name in _VL_PARTS if getattr(pipe, name) is not None}
     components.update_components(**loaded)
-    if strategy is not None:  # the manager sets its hooks anew for a new model, with its own strategy
+    if manager is not None and strategy is not None:  # for a new model it sets its hooks anew, with its own strategy
         manager.set_offload_strategy(strategy)

@@ -8,8 +8,6 @@ would leave encoders resident beside the transformer.
 from __future__ import annotations
 
 import gc
-import threading
-import weakref
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -19,11 +17,7 @@ from accelerate import cpu_offload
 from accelerate.hooks import CpuOffload, remove_hook_from_module
 from torch import nn
 
-from ..reference.readers import group_offload_settings
-
-
-_module_locks: weakref.WeakKeyDictionary[nn.Module, threading.RLock] = weakref.WeakKeyDictionary()
-_module_locks_lock = threading.Lock()
+from ..reference.readers import group_offload_settings, lock_of_model
 
 
 @contextmanager
@@ -34,12 +28,9 @@ def lock_of_models(pipe: Any) -> Generator[None]:
     """
     # By name: diffusers' `components` reads signatures each time.
     parts = (pipe.vl_encoder, pipe.vl_vision, pipe.text_encoder, pipe.transformer, pipe.vae)
-    modules = sorted((part for part in parts if isinstance(part, nn.Module)), key=id)
     with ExitStack() as held:
-        for module in modules:
-            with _module_locks_lock:
-                lock = _module_locks.setdefault(module, threading.RLock())
-            held.enter_context(lock)
+        for module in sorted((part for part in parts if isinstance(part, nn.Module)), key=id):
+            held.enter_context(lock_of_model(module))
         yield
 
 

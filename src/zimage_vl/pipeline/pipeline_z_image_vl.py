@@ -13,8 +13,7 @@ import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from types import SimpleNamespace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Optional
 
 import torch
@@ -36,7 +35,6 @@ from ..reference.embeds import ReferenceEmbeds
 from ..reference.pictures import ReferenceImage, Treatment, load_reference_image, load_reference_mask
 from ..reference.readers import (
     bring_to_device,
-    check_vl_config,
     check_vl_encoder,
     describe_picture,
     find_reader_source,
@@ -76,7 +74,6 @@ from .offload import (
 )
 from .sharing import (
     build_over_modules,
-    image_processor_alone,
     make_self_describing,
     read_single_file,
     refuse_attached_adapters,
@@ -90,33 +87,20 @@ _KEPT_READINGS = 8
 
 @dataclass
 class ZImageVLPipelineOutput(BaseOutput):
-    """The output of a call.
+    """The output of a call."""
 
-    Attributes:
-        images: PIL images, or an array or tensor as `output_type` asks for.
-        conditioning: What the references did, one report per prompt; None where no reference was given.
-        negative_conditioning: The same of the negative references.
-    """
-
-    images: Any
-    conditioning: Optional[list[ConditioningReport]] = None
-    negative_conditioning: Optional[list[ConditioningReport]] = None
+    images: Any  # PIL images, or an array or tensor as `output_type` asks for
+    conditioning: Optional[list[ConditioningReport]] = None  # what the references did to each prompt; None without any
+    negative_conditioning: Optional[list[ConditioningReport]] = None  # the same of the negative references
 
 
 @dataclass
 class PromptConditioning(BaseOutput):
-    """Embeddings for any Z-Image pipeline, as `encode_prompt_with_reference` gives them.
+    """Embeddings for any Z-Image pipeline, as `encode_prompt_with_reference` gives them."""
 
-    Attributes:
-        prompt_embeds: A `(tokens, dims)` tensor for each prompt.
-        negative_prompt_embeds: The same for the negative prompts; empty without classifier-free guidance.
-        reports: What the references did, one per prompt; empty where none was given.
-        negative_reports: The same of the negative references.
-    """
-
-    prompt_embeds: list[Tensor]
-    negative_prompt_embeds: list[Tensor]
-    reports: list[ConditioningReport]
+    prompt_embeds: list[Tensor]  # (tokens, dims) for each prompt
+    negative_prompt_embeds: list[Tensor]  # the same for the negative prompts; empty without classifier-free guidance
+    reports: list[ConditioningReport]  # what the references did to each prompt; empty without any
     negative_reports: list[ConditioningReport] = field(default_factory=list[ConditioningReport])
 
 
@@ -176,7 +160,6 @@ class ZImageVLPipeline(ZImagePipeline):
             check_vl_encoder(vl_encoder, getattr(getattr(text_encoder, "config", None), "hidden_size", None))
         self.register_modules(vl_encoder=vl_encoder, vl_processor=vl_processor, vl_vision=vl_vision)
         self.register_to_config(vl_model_id=vl_model_id)
-        self._vl_revision: str | None = None
         self._statistics: dict[bool, tuple[Any, EmbeddingStatistics]] = {}
         self._readings: OrderedDict[Any, ReferenceEmbeds] = OrderedDict()
         self._state: Literal["idle", "encoding", "painting"] = "idle"
@@ -198,33 +181,31 @@ class ZImageVLPipeline(ZImagePipeline):
 
         Args:
             model_id: Hub id or folder; None is `vl_model_id` of the pipeline.
-            revision: Branch, tag or commit on the Hub.
+            revision: Branch, tag or commit on the Hub; kept for when the encoder is loaded again.
             dtype: None is the text encoder's.
 
         Raises:
             ValueError: No `model_id` and `vl_model_id=None`; a model that is not as wide as the text encoder.
             OSError: It cannot be found or downloaded.
         """
-        model_id = self._name_vl_encoder(model_id)
-        config, processor = load_vl_config(model_id, revision)
-        check_vl_config(config, self.text_encoder.config.hidden_size)
-        dtype = dtype or self.text_encoder.dtype
-        encoder, _ = load_vl_encoder_parts(model_id, revision, dtype, config=config, processor=processor)
-        self.register_modules(vl_encoder=encoder, vl_processor=processor)
-        self.register_to_config(vl_model_id=str(model_id))
-        self._vl_revision = revision
-        place_like_others(self, encoder)
+        self._load_reader("vl_encoder", model_id, revision, dtype)
 
     def load_vl_vision(
         self, model_id: str | None = None, revision: str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         """Load the VL encoder's vision tower alone, for the reader "text_encoder"; otherwise as `load_vl_encoder`."""
-        model_id = self._name_vl_encoder(model_id)
-        tower, processor = load_vision_tower(model_id, revision, dtype or self.text_encoder.dtype)
-        self.register_modules(vl_vision=tower, vl_processor=processor)
-        self.register_to_config(vl_model_id=str(model_id))
-        self._vl_revision = revision
-        place_like_others(self, tower)
+        self._load_reader("vl_vision", model_id, revision, dtype)
+
+    def _load_reader(self, name: str, model_id: str | None, revision: str | None, dtype: torch.dtype | None) -> None:
+        model_id, revision = self._name_vl_encoder(model_id, revision)
+        reader, load = (
+            ("qwen3-vl", load_vl_encoder_parts) if name == "vl_encoder" else ("text_encoder", load_vision_tower)
+        )
+        find_reader_source(reader, self.text_encoder.config, *load_vl_config(model_id, revision))  # refuses a misfit
+        model, processor = load(model_id, revision, dtype or self.text_encoder.dtype)
+        self.register_modules(**{name: model}, vl_processor=processor)
+        self.register_to_config(vl_model_id=str(model_id), _vl_revision=revision)
+        place_like_others(self, model)
 
     def unload_vl_encoder(self) -> None:
         """Forget the VL encoder or its vision tower, the processor and the readings that are kept; free their memory.
@@ -249,35 +230,32 @@ class ZImageVLPipeline(ZImagePipeline):
     def find_reader(self, vl_reader: VLReader = "qwen3-vl") -> ReaderSource:
         """The reader's config and processor; of one that is not loaded yet, without its weights."""
         text_config = self.text_encoder.config
-        model = self.vl_encoder if vl_reader != "text_encoder" or self.vl_vision is None else self.vl_vision
+        model = self._get_reader(small=vl_reader == "text_encoder")
         if model is None:
-            name = self._name_vl_encoder()
-            return find_reader_source(vl_reader, text_config, *load_vl_config(name), name)
+            place = self._name_vl_encoder()
+            return find_reader_source(vl_reader, text_config, *load_vl_config(*place), *place)
         if self.vl_processor is None:
             raise ValueError(
                 "`vl_encoder` was given without `vl_processor`. Pass its image processor too: "
                 "transformers.AutoImageProcessor.from_pretrained(<the VL encoder's id or folder>)."
             )
-        config, processor = model.config, self.vl_processor
-        return find_reader_source(vl_reader, text_config, config, processor, self._vl_name, self._vl_revision)
+        place = self._vl_name, self.config.get("_vl_revision")
+        return find_reader_source(vl_reader, text_config, model.config, self.vl_processor, *place)
 
-    def _name_vl_encoder(self, model_id: str | None = None) -> str:
-        """The encoder to load."""
-        model_id = model_id or self.config["vl_model_id"]
+    def _name_vl_encoder(self, model_id: str | None = None, revision: str | None = None) -> tuple[str, str | None]:
+        """The encoder to load and its revision: without a name, those of the last time."""
+        if model_id is None:
+            model_id, revision = self.config["vl_model_id"], revision or self.config.get("_vl_revision")
         if model_id is None:
             raise ValueError(
                 "This pipeline has no VL encoder and `vl_model_id` is None, so none is loaded. Pass `vl_encoder` and "
                 "`vl_processor`, call load_vl_encoder with a `model_id`, or use `reference_embeds`."
             )
-        return model_id
+        return model_id, revision
 
     @property
     def _vl_name(self) -> str | None:
         return getattr(self.vl_encoder, "name_or_path", None) or self.config["vl_model_id"]
-
-    @property
-    def _tower(self) -> Any:
-        return self.vl_vision if self.vl_vision is not None else self.vl_encoder.model.visual
 
     # ---- Encoding ----
 
@@ -349,12 +327,8 @@ class ZImageVLPipeline(ZImagePipeline):
             describe=describe,
         )
         with self.running():
-            embeds = self.read_pictures([reading])[0]
-        # A copy: what is done to it does not reach the readings that are kept.
-        states, twins = (
-            {layer: x.clone() for layer, x in some.items()} for some in (embeds.hidden_states, embeds.muted_states)
-        )
-        return ReferenceEmbeds(states, embeds.regions.clone(), embeds.provenance, twins)
+            # A copy: what is done to it does not reach the readings that are kept.
+            return copy.deepcopy(self.read_pictures([reading])[0])
 
     def load_reference(self, path: str | os.PathLike[str]) -> ReferenceEmbeds:
         """Load a file that `encode_reference(...).save(path)` wrote; a call takes the path too.
@@ -453,10 +427,10 @@ class ZImageVLPipeline(ZImagePipeline):
         with lock_of_models(self), tokenizer_lock:  # the parent sets padding and truncation on the tokenizer
             heal_model_hooks(self, self.text_encoder)
             embeds, negatives = encode(
-                list(prompt) if isinstance(prompt, list) else prompt,
+                copy.copy(prompt),
                 device,
                 do_classifier_free_guidance,
-                list(negative_prompt) if isinstance(negative_prompt, list) else negative_prompt,
+                copy.copy(negative_prompt),
                 prompt_embeds,
                 negative_prompt_embeds,
                 max_sequence_length,
@@ -665,16 +639,8 @@ class ZImageVLPipeline(ZImagePipeline):
             max_text_tokens=None if transformer is None else max_text_tokens(transformer.config.axes_lens),
             latent_channels=None if transformer is None else transformer.in_channels,
             vae_scale_factor=self.vae_scale_factor,
-            callback_inputs=self._callback_tensor_inputs,
-            is_guided=self.is_guided,
             find_reader=self.find_reader,
         )
-
-    @staticmethod
-    def is_guided(guidance_scale: float) -> bool:
-        """As diffusers decides it, which varies by version; asked of a stand-in, for this pipeline may be painting."""
-        decide: Any = ZImagePipeline.do_classifier_free_guidance
-        return decide.fget(SimpleNamespace(_guidance_scale=guidance_scale))
 
     def _check_origin(self, embeds: ReferenceEmbeds) -> None:
         """Refuse ready embeddings of another VL encoder than the pipeline's."""
@@ -689,94 +655,92 @@ class ZImageVLPipeline(ZImagePipeline):
             )
 
     def encode_text(self, plan: Plan) -> tuple[list[Tensor], list[Tensor]]:
-        """The text's own embeddings, and the negative prompt's; statistics that the blend will need are measured."""
-        for one in (*plan.references, *plan.negative_references):
-            if one.references and one.conditioning.needs_text_statistics:
-                self.text_statistics(one.conditioning.vl_exclude_sinks)
-        if plan.prompts is None:
-            return list(plan.prompt_embeds or ()), list(plan.negative_prompt_embeds or ())
-        text, negative = self.encode_prompt(
-            plan.prompts,
-            do_classifier_free_guidance=plan.guided,
-            negative_prompt=plan.negative_prompts,
-            negative_prompt_embeds=plan.negative_prompt_embeds,
-            max_sequence_length=plan.max_sequence_length,
-        )
-        return text, list(negative or ())
+        """The text's own embeddings, and the negative prompt's."""
+        text, negative = plan.prompt_embeds, plan.negative_prompt_embeds
+        if plan.prompts is not None:
+            text, negative = self.encode_prompt(
+                plan.prompts,
+                do_classifier_free_guidance=plan.guided,
+                negative_prompt=plan.negative_prompts,
+                negative_prompt_embeds=negative,
+                max_sequence_length=plan.max_sequence_length,
+            )
+        return self._to_transformer(text or ()), self._to_transformer(negative or ())
+
+    def _to_transformer(self, embeds: Sequence[Tensor]) -> list[Tensor]:
+        """Bring embeddings to a float32 transformer's type; to that of one in half precision diffusers brings them."""
+        foreign = any(one.dtype != torch.float32 for one in embeds)
+        if foreign and self.transformer is not None and self.transformer.dtype == torch.float32:
+            return [one.float() for one in embeds]
+        return list(embeds)
 
     def condition(
         self, plan: Plan, text: list[Tensor], negative: list[Tensor], states: Sequence[ReferenceEmbeds]
     ) -> PromptConditioning:
         """Blend what was read of the references into the text's embeddings."""
         remaining = iter(states)
-
-        def blend(embeds: list[Tensor], plans: Sequence[PromptPlan]) -> tuple[list[Tensor], list[ConditioningReport]]:
-            if not plans:
-                return embeds, []
-            results = [
-                self._condition_one(one, each, [next(remaining) for _ in each.pictures])
-                for one, each in zip(embeds, plans, strict=True)
-            ]
-            return [out for out, _ in results], [report for _, report in results]
-
-        blended, reports = blend(text, plan.references)
-        negative_blended, negative_reports = blend(negative, plan.negative_references)
-        return PromptConditioning(blended, negative_blended, reports, negative_reports)
+        ready = PromptConditioning(list(text), list(negative), [])
+        for embeds, plans, reports in (
+            (ready.prompt_embeds, plan.references, ready.reports),
+            (ready.negative_prompt_embeds, plan.negative_references, ready.negative_reports),
+        ):
+            for i, one in enumerate(plans):
+                embeds[i], report = self._condition_one(embeds[i], one, [next(remaining) for _ in one.pictures])
+                reports.append(replace(report, active_steps=plan.active_steps if one.pictures else None))
+        return ready
 
     def _condition_one(
         self, text: Tensor, plan: PromptPlan, states: Sequence[ReferenceEmbeds]
     ) -> tuple[Tensor, ConditioningReport]:
         knobs = plan.conditioning
         statistics = self.text_statistics(knobs.vl_exclude_sinks) if states and knobs.needs_text_statistics else None
+        *references, neutral = states if states and knobs.has_neutral_image else (*states, None)
         return condition_prompt_embeds(
             text,
             embeds_regions(self.tokenizer, len(text), plan.turn),
-            states[: len(plan.references)],
+            references,
             knobs,
             alpha=plan.alpha,
             text_statistics=None if statistics is None else statistics.to(text.device),
-            neutral=states[-1] if states and plan.neutral is not None else None,
+            neutral=neutral,
             max_tokens=None if self.transformer is None else max_text_tokens(self.transformer.config.axes_lens),
         )
 
     def read_pictures(self, pictures: Sequence[Reading | ReferenceEmbeds]) -> list[ReferenceEmbeds]:
         """The states of each picture; read are those that are neither ready nor among the last readings."""
         offload_models(self, self.text_encoder)
-        states: list[ReferenceEmbeds] = []
-        for item in pictures:
-            if isinstance(item, ReferenceEmbeds):
-                states.append(item)
-                continue
-            models = self._require_reader(item.provenance.reader)
-            key = (*((weakref.ref(m), m.dtype) for m in models), id(self.vl_processor), item.key, bool(item.with_text))
-            if key not in self._readings:
-                self._readings[key] = self._read_one(item, models)
-            self._readings.move_to_end(key)
-            states.append(self._readings[key])
-            while len(self._readings) > _KEPT_READINGS:
-                self._readings.popitem(last=False)
+        states = [item if isinstance(item, ReferenceEmbeds) else self._read(item) for item in pictures]
         offload_models(self, self.vl_encoder, self.vl_vision, self.text_encoder)
         return states
 
-    def _require_reader(self, vl_reader: str | None) -> list[Any]:
-        """The models that read, loaded if need be."""
-        if vl_reader != "text_encoder":
-            if self.vl_encoder is None:
-                self.load_vl_encoder()
-            return [self.vl_encoder]
-        if self.vl_vision is None and self.vl_encoder is None:
-            self.load_vl_vision()
-        return [self._tower, self.text_encoder]
+    def _read(self, reading: Reading) -> ReferenceEmbeds:
+        small = reading.provenance.reader == "text_encoder"
+        if self._get_reader(small) is None:
+            (self.load_vl_vision if small else self.load_vl_encoder)()
+        own = self._get_reader(small)
+        models = [own, self.text_encoder] if small else [own]
+        key = (*((weakref.ref(m), m.dtype) for m in models), id(self.vl_processor), reading.key, not reading.with_text)
+        if key not in self._readings:
+            if not model_hooks(self):
+                join_offload(self, own)
+            self._readings[key] = self._read_small(own, reading) if small else self._read_full(reading)
+        self._readings.move_to_end(key)
+        if len(self._readings) > _KEPT_READINGS:
+            self._readings.popitem(last=False)
+        return self._readings[key]
 
-    def _read_one(self, reading: Reading, models: Sequence[Any]) -> ReferenceEmbeds:
-        own = self.vl_encoder if models[0] is not self.vl_vision else self.vl_vision
-        if not model_hooks(self):
-            join_offload(self, own)
-        if len(models) > 1:
-            bring_to_device(own)
-            features = see_picture(models[0], self.vl_processor, reading)
-            offload_models(self, own)
-            return read_with_text_encoder(self.text_encoder, features, reading)
+    def _get_reader(self, small: bool) -> Any:
+        """The model that sees, None where it is not loaded."""
+        return self.vl_vision if small and self.vl_vision is not None else self.vl_encoder
+
+    def _read_small(self, own: Any, reading: Reading) -> ReferenceEmbeds:
+        bring_to_device(own)
+        tower = own if own is self.vl_vision else own.model.visual
+        features = see_picture(tower, self.vl_processor, reading)
+        offload_models(self, own)
+        return read_with_text_encoder(self.text_encoder, features, reading)
+
+    def _read_full(self, reading: Reading) -> ReferenceEmbeds:
         if reading.with_text is not None:
             text = describe_picture(self.vl_encoder, self.vl_processor, self.tokenizer, reading)
             reading = reading.with_text(text)
@@ -791,32 +755,23 @@ class ZImageVLPipeline(ZImagePipeline):
         call: Mapping[str, Any],
     ) -> Any:
         """The parent's call, with embeddings; outside the window of steps the text alone conditions."""
-        repeats, output_type = call["num_images_per_prompt"], call["output_type"]
+        output_type = call["output_type"]
         inside = {"prompt_embeds": ready.prompt_embeds, "negative_prompt_embeds": ready.negative_prompt_embeds}
         outside = {"prompt_embeds": text, "negative_prompt_embeds": negative}
-        first = inside if not plan.window or plan.window[0] else outside
-        # Repeated as the parent has them inside its loop.
-        step = StepCallback(
-            plan.window,
-            {name: [one for one in embeds for _ in range(repeats)] for name, embeds in inside.items()},
-            {name: [one for one in embeds for _ in range(repeats)] for name, embeds in outside.items()},
-            call["callback_on_step_end"],
-            call["callback_on_step_end_tensor_inputs"] or (),
-        )
+        user = call["callback_on_step_end"], call["callback_on_step_end_tensor_inputs"] or ()
+        step = StepCallback(plan.window, inside, outside, *user, repeats=call["num_images_per_prompt"])
+        given = {
+            **call,
+            **(inside if not plan.window or plan.window[0] else outside),
+            # Arrays first: in a PIL image a NaN would be black.
+            "output_type": "np" if output_type == "pil" else output_type,
+            "callback_on_step_end": step,
+            "callback_on_step_end_tensor_inputs": step.tensor_inputs,
+        }
         call_parent: Callable[..., Any] = super().__call__  # it names narrower types than it takes
         self._state = "painting"
         try:
-            images = call_parent(
-                return_dict=False,
-                **{
-                    **call,
-                    **first,
-                    # Arrays first: in a PIL image a NaN would be black.
-                    "output_type": "np" if output_type == "pil" else output_type,
-                    "callback_on_step_end": step,
-                    "callback_on_step_end_tensor_inputs": step.tensor_inputs,
-                },
-            )[0]
+            images = call_parent(return_dict=False, **given)[0]
         finally:
             self._state = "encoding"
         check_painted(images, images if output_type == "latent" else step.latents)
@@ -834,8 +789,7 @@ class ZImageVLPipeline(ZImagePipeline):
                 modules, the other pipeline's too, are cast to that one, as diffusers does; without, none is.
 
         Raises:
-            TypeError: An argument that the constructor does not take.
-            ValueError: The other pipeline lacks a component.
+            TypeError: An argument that the constructor does not take, a component that is missing.
 
         Example:
             >>> from diffusers import ZImagePipeline
@@ -859,8 +813,7 @@ class ZImageVLPipeline(ZImagePipeline):
             kwargs: Components that it needs besides (a ControlNet), or settings.
 
         Raises:
-            TypeError: An argument that the class does not take.
-            ValueError: It needs a component that is not here.
+            TypeError: An argument that the class does not take, a component that it needs besides.
         """
         return build_over_modules(pipeline_class, self, kwargs)
 
@@ -875,8 +828,12 @@ class ZImageVLPipeline(ZImagePipeline):
         """
         read_single_file(type(self))  # refuses before gigabytes are written, as does the next
         refuse_attached_adapters(self.components)
-        with image_processor_alone(self):
+        processor = self.vl_processor
+        self.register_modules(vl_processor=getattr(processor, "image_processor", processor))
+        try:
             super().save_pretrained(save_directory, *args, **kwargs)
+        finally:
+            self.register_modules(vl_processor=processor)
 
     def save_config(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         """As diffusers' own, and the pipeline's code beside it: `save_pretrained` calls this before it uploads."""

@@ -8,11 +8,9 @@ loads `pipeline.py` from a folder whose `model_index.json` names the class as `[
 from __future__ import annotations
 
 import copy
-import inspect
 import json
 import os
-from collections.abc import Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +34,6 @@ def build_over_modules(pipeline_class: Any, source: Any, given: Mapping[str, Any
     `given` takes precedence over the source's components and settings. Model offload is on if it is on in `source`;
     under sequential and group offload the modules that are new to it are offloaded like the others.
     """
-    parameters = [name for name in inspect.signature(pipeline_class.__init__).parameters if name != "self"]
-    unknown = sorted(set(given) - set(parameters))
-    if unknown:
-        raise TypeError(f"Unexpected arguments {unknown}; {pipeline_class.__name__} takes {sorted(parameters)}.")
     components, settings = pipeline_class._get_signature_keys(pipeline_class)
     taken = {name: part for name, part in source.components.items() if name in components}
     if taken.get("scheduler") is not None:
@@ -48,15 +42,9 @@ def build_over_modules(pipeline_class: Any, source: Any, given: Mapping[str, Any
         for key in (name, f"_{name}"):  # under the second a pipeline keeps the settings of the one it was made from
             if key in source.config:
                 taken.setdefault(name, source.config[key])
-    arguments = {**taken, **given}
-    optional = pipeline_class._optional_components
-    missing = [name for name in components if name not in arguments and name not in optional]
-    if missing:
-        raise ValueError(
-            f"{type(source).__name__} has no {missing}, which {pipeline_class.__name__} needs: pass them."
-        )
-    made = pipeline_class(**arguments)
-    known = {*parameters, *(f"_{name}" for name in parameters), "_class_name", "_diffusers_version"}
+    made = pipeline_class(**{**taken, **given})  # which refuses what it does not take, and names what it lacks
+    names = {*components, *settings}
+    known = {*names, *(f"_{name}" for name in names), "_class_name", "_diffusers_version"}
     kept = {name: value for name, value in source.config.items() if name not in known}
     made.register_to_config(**{f"_{name.removeprefix('_')}": value for name, value in kept.items()})
     shared = {id(part) for part in source.components.values()}
@@ -105,17 +93,6 @@ def refuse_attached_adapters(components: Mapping[str, Any]) -> None:
             "weights in its layers. Take it off with pipe.unload_lora_weights() and load it again after loading the "
             "folder; or bake it in: pipe.fuse_lora(), then pipe.unload_lora_weights()."
         )
-
-
-@contextmanager
-def image_processor_alone(pipe: Any) -> Generator[None]:
-    """Within it, `vl_processor` is the image processor of a full one, which loads only where torchvision is."""
-    full = pipe.vl_processor
-    pipe.register_modules(vl_processor=getattr(full, "image_processor", full))
-    try:
-        yield
-    finally:
-        pipe.register_modules(vl_processor=full)
 
 
 def make_self_describing(folder: str | os.PathLike[str], pipeline_class: type) -> None:

@@ -27,8 +27,9 @@ class StepCallback:
         outside: Mapping[str, Sequence[Tensor]],
         user_callback: UserCallback | None,
         user_inputs: Sequence[str],
+        repeats: int = 1,
     ) -> None:
-        self.window, self.inside, self.outside = window, inside, outside
+        self.window, self.inside, self.outside, self.repeats = window, inside, outside, repeats
         self.user_callback, self.user_inputs = user_callback, user_inputs
         self.latents: Tensor | None = None
 
@@ -43,7 +44,9 @@ class StepCallback:
         changed: dict[str, Any] = {}
         if not all(self.window):
             following = self.window[min(step + 1, len(self.window) - 1)]
-            changed = {name: list(x) for name, x in (self.inside if following else self.outside).items()}
+            side = self.inside if following else self.outside
+            # Each as often as the parent has it inside its loop.
+            changed = {name: [one for one in x for _ in range(self.repeats)] for name, x in side.items()}
             given |= {name: x for name, x in changed.items() if name in given}
         if self.user_callback is None:
             return changed

@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +96,9 @@ _CALIBRATION_BATCH = 4
 def measure_text_statistics(
     encode: Callable[[list[str]], Sequence[Tensor]], exclude_sinks: bool = False
 ) -> EmbeddingStatistics:
-    """Get the mean and standard deviation per dimension over the calibration prompts, template tokens included.
+    """Get the statistics of what `encode` makes of the calibration prompts, over all tokens, template included.
 
-    Args:
-        encode: Prompts to their unpadded `(tokens, dims)` embeddings, such as a pipeline's `encode_prompt`.
-        exclude_sinks: Leave attention sinks out: on Qwen3-4B one token per prompt gives nearly all of the variance.
-
-    Returns:
-        The statistics, on the device of the embeddings.
-
-    Example:
-        >>> measured = measure_text_statistics(lambda prompts: [torch.eye(3)[: len(text)] for text in prompts])
-        >>> measured.std.shape, measured.count
-        (torch.Size([3]), 120)
+    `exclude_sinks` leaves attention sinks out: on Qwen3-4B one token per prompt gives nearly all of the variance.
     """
     embeddings: list[Tensor] = []
     with torch.no_grad():
@@ -126,15 +116,6 @@ def calibration_prompts_sha256() -> str:
 class TextStatistics:
     """Statistics of a text encoder with where they come from.
 
-    Attributes:
-        statistics: The measured mean and standard deviation.
-        model_id: The model's name, for people.
-        fingerprint: The text encoder they belong to, as `fingerprint_text_encoder` gives it.
-        layer: The hidden states that were measured: those that Z-Image reads.
-        prompts_sha256: The prompts they were measured on.
-        dtype: Of the text encoder, such as "bfloat16".
-        versions: Library to version, zimage_vl among them.
-
     Example:
         >>> import tempfile
         >>> from zimage_vl import load_toy_pipeline
@@ -145,12 +126,12 @@ class TextStatistics:
     """
 
     statistics: EmbeddingStatistics
-    model_id: str
-    fingerprint: str
-    layer: int = TEXT_LAYER
-    prompts_sha256: str = ""
-    dtype: str = ""
-    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    model_id: str  # the model's name, for people
+    fingerprint: str  # of the text encoder they belong to, as `fingerprint_text_encoder` gives it
+    layer: int = TEXT_LAYER  # of the hidden states that were measured
+    prompts_sha256: str = ""  # of the prompts they were measured on
+    dtype: str = ""  # of the text encoder, such as "bfloat16"
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])  # library to version, zimage_vl among them
 
     @property
     def width(self) -> int:
@@ -159,13 +140,7 @@ class TextStatistics:
 
     @classmethod
     def measure(cls, pipe: Any, model_id: str, exclude_sinks: bool = False) -> TextStatistics:
-        """Measure a pipeline's text encoder; what the pipeline has measured already is not measured again.
-
-        Args:
-            pipe: A `ZImageVLPipeline`.
-            model_id: The model's name, for people.
-            exclude_sinks: Leave attention sinks out.
-        """
+        """Measure the text encoder of a `ZImageVLPipeline`, unless that has done so already."""
         return cls(
             statistics=pipe.text_statistics(exclude_sinks),
             model_id=model_id,
@@ -206,17 +181,11 @@ class TextStatistics:
 
     def to_metadata(self) -> dict[str, str]:
         """Get all but the tensors, as the texts that the file carries."""
-        return {
-            "model_id": self.model_id,
-            "fingerprint": self.fingerprint,
-            "width": str(self.width),
-            "layer": str(self.layer),
-            "count": str(self.statistics.count),
-            "exclude_sinks": json.dumps(self.statistics.exclude_sinks),
-            "prompts_sha256": self.prompts_sha256,
-            "dtype": self.dtype,
-            "versions": json.dumps(dict(self.versions), sort_keys=True),
-        }
+        known: dict[str, object] = {each.name: getattr(self, each.name) for each in fields(self)}
+        known |= {name: getattr(known["statistics"], name) for name in ("count", "exclude_sinks")}
+        known |= {"width": self.width, "versions": dict(self.versions)}
+        del known["statistics"]
+        return {name: x if isinstance(x, str) else json.dumps(x, sort_keys=True) for name, x in known.items()}
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> TextStatistics:
@@ -228,24 +197,15 @@ class TextStatistics:
         """
         tensors, metadata = read_tensor_file(path, STATISTICS_FILE)
         try:
-            exclude_sinks, versions = json.loads(metadata["exclude_sinks"]), json.loads(metadata["versions"])
-            if not isinstance(exclude_sinks, bool) or not isinstance(versions, dict):
-                raise ValueError("its metadata cannot be read")
-            if not all(tensor.is_floating_point() for tensor in tensors.values()):
-                raise ValueError("its tensors do not hold floating-point numbers")
-            loaded = cls(
-                EmbeddingStatistics(tensors["mean"], tensors["std"], int(metadata["count"]), exclude_sinks),
-                model_id=metadata["model_id"],
-                fingerprint=metadata["fingerprint"],
-                layer=int(metadata["layer"]),
-                prompts_sha256=metadata["prompts_sha256"],
-                dtype=metadata["dtype"],
-                versions=versions,
-            )
-            wrong = {name for name, _ in metadata.items() ^ loaded.to_metadata().items()}
-            if wrong:
-                raise ValueError(f"its metadata contradict its tensors, or are unknown here: {sorted(wrong)!s:.200}")
-        except (KeyError, ValueError, TypeError, AttributeError, RecursionError) as error:
-            reason = f"{error} is missing" if isinstance(error, KeyError) else str(error).rstrip(".")
+            excluded = {"true": True, "false": False}[metadata["exclude_sinks"]]
+            statistics = EmbeddingStatistics(tensors["mean"], tensors["std"], int(metadata["count"]), excluded)
+            rest: dict[str, Any] = {**metadata, "layer": int(metadata["layer"])}
+            rest["versions"] = json.loads(metadata["versions"])
+            own = {name: x for name, x in rest.items() if name not in ("count", "exclude_sinks", "width")}
+            loaded = cls(statistics, **own)
+            if loaded.to_metadata() != metadata or {x.dtype for x in tensors.values()} != {torch.float32}:
+                raise ValueError("its metadata and its tensors contradict each other")
+        except (KeyError, ValueError, TypeError, RecursionError) as error:
+            reason = str(error).rstrip(".")
             raise ValueError(f"{Path(path)} is refused: {reason}. To mend it, {STATISTICS_FILE.remedy}.") from error
         return loaded

@@ -63,9 +63,8 @@ def load_reference_image(image: ReferenceImage, name: str = "reference_image") -
 
     Raises:
         FileNotFoundError: The path does not exist.
-        ValueError: The picture cannot be read, holds more pixels than Pillow's limit (refused before it is decoded),
-            has sides over 200:1, no pixels at all, or an array's shape or values are none of the above. The message
-            has the picture's name and the reason.
+        ValueError: The picture cannot be read, has sides over 200:1 or more pixels than Pillow's limit (refused before
+            it is decoded), or an array's shape or values are none of the above; with the picture's name.
         TypeError: `image` is none of these kinds.
 
     Example:
@@ -112,19 +111,10 @@ def read_image_bytes(source: str | os.PathLike[str], name: str = "reference_imag
 
 
 def load_reference_mask(mask: ReferenceImage, size: tuple[int, int]) -> PIL.Image.Image:
-    """Get a greyscale mask that says which part of a picture counts: white counts, black does not.
+    """Get a greyscale mask, mode "L", that says which part of a picture counts: white counts, black does not.
 
-    Args:
-        mask: As `load_reference_image` takes it; its channels must agree (greyscale) and nothing may be transparent.
-        size: `(width, height)` of the picture it belongs to. A mask of another size but the same proportions is
-            resized.
-
-    Returns:
-        The mask in mode "L" at `size`.
-
-    Raises:
-        ValueError: The mask is coloured, partly transparent, of other proportions than the picture, or unreadable
-            (see `load_reference_image`).
+    It comes as `load_reference_image` takes it, and is resized to its picture's `(width, height)`. A coloured, partly
+    transparent or unreadable one, or one of other proportions, is a ValueError.
 
     Example:
         >>> load_reference_mask(np.eye(2, dtype=bool), (4, 4)).size
@@ -187,16 +177,10 @@ def treat_picture(picture: PIL.Image.Image, treatment: Treatment) -> PIL.Image.I
 
 
 def group_references(reference: object, batch_size: int, name: str = "reference_image") -> list[list[Any]]:
-    """Get the references of each prompt, by the nesting that the caller gave.
+    """Get the references of each prompt, `batch_size` new lists of at least one, by the nesting that the caller gave.
 
     One reference alone, or a list of one entry, serves all prompts; a list is one per prompt; a list inside it is
-    several for one prompt. `ReferenceEmbeds` group as images do.
-
-    Returns:
-        `batch_size` new lists of at least one reference each.
-
-    Raises:
-        ValueError: An empty list, a list nested too deep, or numbers that do not match.
+    several for one prompt. An empty list, one nested too deep, or numbers that do not match, are a ValueError.
 
     Example:
         >>> group_references("a.png", 2)
@@ -264,19 +248,10 @@ def grid_size(size: tuple[int, int], multiple: int, max_pixels: int) -> tuple[in
 
 
 def visible_tokens(mask: PIL.Image.Image, columns: int, rows: int) -> Tensor:
-    """Get the image tokens that a mask leaves: those whose patch is white by half or more.
+    """Get the image tokens that a mask leaves, `(rows * columns,)` bool: those whose patch is white by half or more.
 
-    Args:
-        mask: Greyscale PIL image (mode "L" or "1") of any size, laid over the whole picture; white counts.
-        columns: Image tokens in a row of the grid.
-        rows: Rows of image tokens.
-
-    Returns:
-        `(rows * columns,)` bool tensor, row by row.
-
-    Raises:
-        TypeError: `mask` is not a greyscale PIL image.
-        ValueError: It leaves no token.
+    The mask is a greyscale PIL image (mode "L" or "1"; else a TypeError) of any size, laid over the whole picture. One
+    that leaves no token is a ValueError.
 
     Example:
         >>> mask = PIL.Image.new("L", (64, 32))

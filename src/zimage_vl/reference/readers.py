@@ -109,20 +109,16 @@ def read_reference(
 ) -> ReferenceEmbeds:
     """Get the states of a reading's layers, from one pass that stops after the deepest: -6 of 36 runs 31 blocks.
 
+    They are `(tokens, dims)`, of the tokens that no mask removes, in the encoder's dtype, on its device.
+
     Args:
         vl_encoder: Its mode, weights, hooks and `rope_deltas` stay as they are. While one thread is in here with a
             model, others wait for it.
         processor: Its image processor, or a full `Qwen3VLProcessor`.
-        reading: By `build_reading`, from the encoder's config.
-
-    Returns:
-        `(tokens, dims)` states of the tokens that no mask removes, in the encoder's dtype, on its device.
+        reading: By `build_reading`, for this encoder; `encode_reference` shows how.
 
     Raises:
         ValueError: NaN or infinity in what the encoder gives, or a processor that makes another grid.
-
-    Example:
-        See `encode_reference`, which is made of `read_text_turn`, `build_reading` and this.
     """
     inner: Any = vl_encoder.model
     patches, grid = _cut_into_patches(processor, inner.visual, reading)
@@ -360,11 +356,15 @@ def _isolating(visual: Any, visible: Tensor | None) -> Generator[None]:
 @contextmanager
 def _running(model: nn.Module) -> Generator[torch.device]:
     """Within it, a model is this thread's alone, whichever pipeline it is in, and it is where its inputs belong."""
-    with _model_locks_lock:
-        lock = _model_locks.setdefault(model, threading.RLock())
-    with lock:
+    with lock_of_model(model):
         bring_to_device(model)
         yield execution_device(model)
+
+
+def lock_of_model(model: nn.Module) -> threading.RLock:
+    """Get the one lock of a model, whichever pipeline it is in."""
+    with _model_locks_lock:
+        return _model_locks.setdefault(model, threading.RLock())
 
 
 # ---- Devices and hooks ----
@@ -461,10 +461,12 @@ def load_vl_config(
 ) -> tuple[Qwen3VLConfig, VLImageProcessor]:
     """Load a VL encoder's config and image processor, a few small files; arguments as `load_vl_encoder_parts`."""
     with _explaining_failure(model_id):
-        config = AutoConfig.from_pretrained(model_id, **_place(revision, subfolder))
+        config = AutoConfig.from_pretrained(model_id, revision=revision or "main", subfolder=subfolder)
         check_vl_config(config)
         # AutoImageProcessor needs no torchvision, AutoProcessor does.
-        processor = AutoImageProcessor.from_pretrained(model_id, **_place(revision, processor_subfolder))
+        processor = AutoImageProcessor.from_pretrained(
+            model_id, revision=revision or "main", subfolder=processor_subfolder
+        )
     return cast("Qwen3VLConfig", config), get_image_processor(processor, cast("Any", config).vision_config)
 
 
@@ -507,10 +509,6 @@ def find_reader_source(
     return ReaderSource(vl_reader, get_image_processor(processor, vision), depth, image_token_id, name, revision)
 
 
-def _place(revision: str | None, subfolder: str) -> dict[str, Any]:
-    return {name: value for name, value in (("revision", revision), ("subfolder", subfolder)) if value}
-
-
 def load_vl_encoder_parts(
     model_id: str | os.PathLike[str],
     revision: str | None = None,
@@ -527,10 +525,8 @@ def load_vl_encoder_parts(
         model_id: Hub id or local folder.
         revision: Branch, tag or commit of a Hub id.
         dtype: Of the weights; None keeps the checkpoint's.
-        config: Its config, where `load_vl_config` has read it already.
-        processor: Its image processor, likewise.
-        subfolder: Where in the repository or folder the encoder lies.
-        processor_subfolder: Where its processor lies.
+        config: Its config, where `load_vl_config` has read it already, and so for processor.
+        subfolder: Where in the repository or folder the encoder lies, and so for processor_subfolder.
 
     Raises:
         OSError: It can neither be found locally nor be downloaded, or is not whole.
@@ -543,7 +539,7 @@ def load_vl_encoder_parts(
     with _explaining_failure(model_id):
         # Whole: the bare Qwen3VLModel would start from random weights on transformers 4.57, with only a warning.
         encoder = Qwen3VLForConditionalGeneration.from_pretrained(
-            model_id, config=config, dtype=dtype or "auto", **_place(revision, subfolder)
+            model_id, config=config, dtype=dtype or "auto", revision=revision or "main", subfolder=subfolder
         )
     _log_loaded(f"VL encoder {model_id}", revision, encoder)
     return encoder.eval(), processor
@@ -571,7 +567,7 @@ def load_vision_tower(
         model_id, revision, subfolder=subfolder, processor_subfolder=processor_subfolder
     )
     with _explaining_failure(model_id):
-        found = _read_tower(model_id, dtype, _place(revision, subfolder))
+        found = _read_tower(model_id, dtype, revision, subfolder)
         with init_empty_weights(include_buffers=False):
             tower = Qwen3VLVisionModel(cast("Any", config.vision_config))
         tower.load_state_dict(found, assign=True)
@@ -580,9 +576,10 @@ def load_vision_tower(
 
 
 def _read_tower(
-    model_id: str | os.PathLike[str], dtype: torch.dtype | None, place: Mapping[str, Any]
+    model_id: str | os.PathLike[str], dtype: torch.dtype | None, revision: str | None, subfolder: str
 ) -> dict[str, Tensor]:
     """The tower's tensors by their names within it, from a whole file or from shards."""
+    place: dict[str, Any] = {"revision": revision, "subfolder": subfolder}
     index = cached_file(model_id, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **place)
     files = ["model.safetensors"]
     if index is not None:

@@ -107,7 +107,7 @@ def build_reading(
 
     Args:
         source: The reader, by `find_reader_source`.
-        tokenizer: The tokenizer of Z-Image's text encoder, which holds Qwen's vision tokens.
+        tokenizer: Of Z-Image's text encoder; it holds Qwen's vision tokens.
         image: A PIL RGB image; its sides become multiples of one image token (32 pixels in Qwen3-VL), at least one.
         turn: The text beside it, by `read_text_turn`.
         layers: Indices as of transformers' `hidden_states`: 0 the embeddings, -1 after the final norm.

@@ -67,9 +67,8 @@ def read_text_turn(tokenizer: PreTrainedTokenizerBase, text: str, max_sequence_l
 
     Args:
         tokenizer: Z-Image's tokenizer. A slow one (transformers 4) is converted once, to know the tokens' places.
-        text: The text, without a template; `""` for none.
-        max_sequence_length: Tokens to which the sequence is cut, as `ZImagePipeline.encode_prompt` cuts it. None: no
-            cut.
+        text: Without a template; `""` for none.
+        max_sequence_length: Tokens to which the sequence is cut, as `encode_prompt` cuts it. None: no cut.
 
     Raises:
         TypeError: `text` is not a string.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import os
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -82,8 +81,8 @@ def generate_low_memory(
         >>> output.images[0].size
         (64, 64)
     """
-    source = _Source(model, revision, torch_dtype or dtype, torch.device(device), vl_model_id)
     call, references = _split_arguments({**kwargs, "prompt": prompt, "reference_image": reference_image})
+    source = _Source(model, revision, torch_dtype or dtype, torch.device(device), vl_model_id)
     plan = read_inputs(source.get_host(), call, references)
     pictures: Sequence[Reading | ReferenceEmbeds] = plan.acting_pictures
     if any(isinstance(item, Reading) and item.provenance.reader != "text_encoder" for item in pictures):
@@ -137,9 +136,7 @@ class _Source:
         """What a call is checked against, from the configs alone."""
         transformer: Any = ZImageTransformer2DModel.load_config(self.model, subfolder="transformer", **self.at)
         vae: Any = AutoencoderKL.load_config(self.model, subfolder="vae", **self.at)
-        shell = ZImageVLPipeline(*[None] * 5, vl_model_id=None)  # pyright: ignore[reportArgumentType]
-        return replace(
-            shell.get_host(),
+        return Host(
             tokenizer=self.tokenizer,
             width=AutoConfig.from_pretrained(self.model, subfolder="text_encoder", **self.at).hidden_size,
             max_text_tokens=max_text_tokens(transformer["axes_lens"]),
