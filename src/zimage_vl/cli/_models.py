@@ -126,10 +126,8 @@ class Model:
 
     def place(self, pipe: Any, offload: str) -> Any:
         """Get a pipeline on its device: as a whole, or a model or a layer at a time."""
-        if offload == "none":
-            return pipe.to(self.device)
-        enable = pipe.enable_model_cpu_offload if offload == "model" else pipe.enable_sequential_cpu_offload
-        enable(device=self.device)
+        place = {"model": pipe.enable_model_cpu_offload, "sequential": pipe.enable_sequential_cpu_offload}
+        place.get(offload, pipe.to)(device=self.device)
         return pipe
 
     def paint_in_stages(self, prompt: str, **arguments: Any) -> Any:

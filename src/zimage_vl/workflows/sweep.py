@@ -13,7 +13,7 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property, partial
 from pathlib import Path
@@ -276,7 +276,7 @@ class _Painter:
             mask = masks[place % len(masks)].content if masks else None
             encode = partial(self.pipe.encode_reference, picture.content, _reading_text(job), mask=mask, **options)
             layers = self._plan.layers[used.vl_reader]
-            embeds.append(self._readings.get(key, lambda encode=encode, layers=layers: encode(layers).to("cpu")))
+            embeds.append(self._readings.get(key, lambda encode=encode, layers=layers: _on_cpu(encode(layers))))
         return {"reference_image": None, "reference_mask": None, "reference_embeds": _call_form(embeds)}
 
     def _encode(self, job: _Job) -> dict[str, Any]:
@@ -289,6 +289,13 @@ class _Painter:
         encode = partial(self.pipe.encode_prompt_with_reference, text, do_classifier_free_guidance=False)
         made: Tensor = self._prompts.get(text, lambda: encode().prompt_embeds[0].cpu())
         return [made.to(self.pipe._execution_device)]
+
+
+def _on_cpu(embeds: ReferenceEmbeds) -> ReferenceEmbeds:
+    states, muted = (
+        {layer: x.cpu() for layer, x in held.items()} for held in (embeds.hidden_states, embeds.muted_states)
+    )
+    return replace(embeds, hidden_states=states, muted_states=muted, regions=embeds.regions.cpu())
 
 
 def _reading_text(job: _Job) -> str:
