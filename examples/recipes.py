@@ -29,7 +29,7 @@ else:
     size, steps = 1024, 9
 
 images = []
-for name in ("IMAGE_VARIATION", "CALIBRATED", "STRUCTURE"):
+for name in ("IMAGE_VARIATION", "CALIBRATED", "COLOURS"):
     recipe = getattr(recipes, name)  # a dict of keyword arguments; {**recipe, "vl_alpha": 0.7} changes one
     output = pipe(
         prompt,

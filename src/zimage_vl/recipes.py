@@ -71,13 +71,13 @@ CALIBRATED: Mapping[str, Any] = _recipe(
 # The four wishes of the command line's --take. What they take and leave was found by trying settings on the toy.
 
 # The colours, by the template's beginning alone; the prompt's own words stay as they are.
-COLOURS: Mapping[str, Any] = _recipe(vl_alpha=_recipe(prefix=1.0))
+COLOURS: Mapping[str, Any] = _recipe(vl_alpha={"prefix": 1.0})
 
 # Where things stand, and little else, from a picture without colours. Weak.
-LAYOUT: Mapping[str, Any] = _recipe(vl_alpha=_recipe(prompt=1.0), vl_treatment="greyscale")
+LAYOUT: Mapping[str, Any] = _recipe(vl_alpha={"prompt": 1.0}, vl_treatment="greyscale")
 
 # The manner in which things are drawn, by the prompt's words alone. The colours come along.
-STYLE: Mapping[str, Any] = _recipe(vl_alpha=_recipe(prompt=1.0))
+STYLE: Mapping[str, Any] = _recipe(vl_alpha={"prompt": 1.0})
 
 # The same again: the VL encoder describes the picture first. The prompt should say what the picture shows.
 VARIATION: Mapping[str, Any] = _recipe(vl_alpha=0.5, vl_describe=True)

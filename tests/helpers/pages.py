@@ -31,9 +31,9 @@ PICTURES = {
 # What stands in a page, and what runs instead: small pictures, few steps, no accelerator. The names of models need
 # nothing: on the desk they are folders.
 SUBSTITUTES = {
-    "num_inference_steps=9": "num_inference_steps=2, height=64, width=64",
-    "size, steps = 1024, 9": "size, steps = 64, 2",
-    "size, steps, strength = 1024, 9, 0.9": "size, steps, strength = 64, 2, 0.9",
+    "num_inference_steps=9": "num_inference_steps=3, height=64, width=64",
+    "size, steps = 1024, 9": "size, steps = 64, 7",
+    "size, steps, strength = 1024, 9, 0.85": "size, steps, strength = 64, 4, 0.75",
     '"pipelines/zimage_vl"': repr(str(ROOT / "pipelines" / "zimage_vl")),
     'device="cuda"': 'device="cpu"',
     "pipe.enable_model_cpu_offload()": "pass",
