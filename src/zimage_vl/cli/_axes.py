@@ -19,10 +19,10 @@ from zimage_vl.blend.registry import KNOBS
 from zimage_vl.recipes import RECIPES
 
 from ._options import Command, choose, option_names, with_options
-from ._parsing import parse_alpha, parse_layer, parse_numbers, parse_size
+from ._parsing import parse_alpha, parse_layer, parse_numbers, parse_size, parse_text
 from ._records import PICTURE_KNOBS
 from ._sources import find_sources
-from ._terminal import check_text, escape, one_line
+from ._terminal import escape, one_line
 
 
 _PAINTING = ("prompt", "negative_prompt", "recipe", "size", "steps", "guidance", "seed")
@@ -128,8 +128,7 @@ def _read_item(name: str, item: Any) -> list[Any]:
     if name in _TEXTS:
         if item is not None and not isinstance(item, str):
             raise typer.BadParameter(f"{item!r} is no text: put it in quotes.")
-        check_text(axis_option(name), item)
-        return [item]
+        return [None if item is None else parse_text(item)]
     if not isinstance(item, str):
         return [_read_plain(name, item)]
     if name in PICTURE_KNOBS:

@@ -115,7 +115,9 @@ def merge_knobs(job: Mapping[str, Any]) -> dict[str, Any]:
     """Get a job's arguments about references: those of its recipe, and its own, which take precedence."""
     own = {name: value for name, value in job.items() if name in KNOBS and value is not None}
     recipe: Mapping[str, Any] = RECIPES[job["recipe"]] if job.get("recipe") else {}
-    settled = ("vl_text", "vl_treatment", "vl_describe") if "reference_embeds" in own else ()  # when the embeddings were read
+    settled = (
+        ("vl_text", "vl_treatment", "vl_describe") if "reference_embeds" in own else ()
+    )  # when the embeddings were read
     return {**{name: value for name, value in recipe.items() if name not in settled}, **own}
 
 
