@@ -128,7 +128,7 @@ def _read_item(name: str, item: Any) -> list[Any]:
     if name in _TEXTS:
         if item is not None and not isinstance(item, str):
             raise typer.BadParameter(f"{item!r} is no text: put it in quotes.")
-        return [item if item is None else parse_text(item)]
+        return [None if item is None else parse_text(item)]
     if not isinstance(item, str):
         return [_read_plain(name, item)]
     if name in PICTURE_KNOBS:
@@ -182,6 +182,7 @@ def _read_number(word: str, least: float) -> float:
     except ValueError:
         value = nan
     if not isfinite(value) or value < least:
-        bound = f" of at least {least:g}" if isfinite(least) else ""
-        raise typer.BadParameter(f"{word!r} is no finite number{bound}.")
+        raise typer.BadParameter(
+            f"{word!r} is no finite number{f' of at least {least:g}' if isfinite(least) else ''}."
+        )
     return value
