@@ -143,8 +143,8 @@ class Run:
         head = ("reference", "reader", "time", "weights beside the text encoder", "peak beyond all weights", "both")
         return [
             "### The two readers",
-            "The whole of Qwen3-VL, and its vision tower before the text encoder that is there anyway: what each takes "
-            "to read a picture, and what it adds to a device that holds the text encoder.",
+            "The whole of Qwen3-VL, and its vision tower before the text encoder that is there anyway: what each takes"
+            " to read a picture, and what it adds to a device that holds the text encoder.",
             table(head, rows),
         ]
 

@@ -34,7 +34,7 @@ SUBSTITUTES = {
     "num_inference_steps=9": "num_inference_steps=2, height=64, width=64",
     "size, steps = 1024, 9": "size, steps = 64, 2",
     "size, steps, strength = 1024, 9, 0.9": "size, steps, strength = 64, 2, 0.9",
-    '"pipelines/zimage_vl"': repr(str(ROOT / "pipelines" / "zimage_vl")),
+    '"pipelines/zimage_vl': f'"{ROOT}/pipelines/zimage_vl',
     'device="cuda"': 'device="cpu"',
     "pipe.enable_model_cpu_offload()": "pass",
     "pipe.enable_sequential_cpu_offload()": "pass",
