@@ -34,7 +34,7 @@ SUBSTITUTES = {
     "num_inference_steps=9": "num_inference_steps=3, height=64, width=64",
     "size, steps = 1024, 9": "size, steps = 64, 7",
     "size, steps, strength = 1024, 9, 0.85": "size, steps, strength = 64, 4, 0.75",
-    '"pipelines/zimage_vl"': repr(str(ROOT / "pipelines" / "zimage_vl")),
+    '"pipelines/zimage_vl': f'"{ROOT}/pipelines/zimage_vl',
     'device="cuda"': 'device="cpu"',
     "pipe.enable_model_cpu_offload()": "pass",
     "pipe.enable_sequential_cpu_offload()": "pass",
