@@ -21,7 +21,6 @@ from pipeline_samples import (
     KNOBS,
     OTHER_PROMPT,
     PROMPT,
-    SMALL,
     call,
     make_picture,
     paint,
@@ -558,17 +557,6 @@ def test_the_calls_knobs_are_the_registrys() -> None:
     own = [p for p in parameters.values() if p.kind is p.KEYWORD_ONLY]
     assert {p.name: p.default for p in own} == {name: knob.default for name, knob in REGISTRY.items()}
     assert [p.name for p in own] == list(REGISTRY)
-
-
-@pytest.mark.parametrize(("size", "limit"), [((1, 1), 4096), ((1990, 10), 16384), ((4000, 3000), 16384)])
-def test_small_long_and_large_references(pipe: ZImageVLPipeline, size: tuple[int, int], limit: int) -> None:
-    made = pipe.encode_reference(make_picture(2, size), PROMPT, layers=(-2,), max_pixels=limit)
-    rows, columns = made.provenance.image_grid
-    assert made.num_image_tokens == rows * columns >= 1
-    assert rows * columns * 256 <= limit or min(rows, columns) == 1
-    assert np.isfinite(
-        pipe(PROMPT, reference_image=make_picture(2, size), vl_max_pixels=limit, **SMALL).images[0]
-    ).all()
 
 
 def test_a_negative_reference_meets_negative_embeddings_of_any_length(pipe: ZImageVLPipeline) -> None:

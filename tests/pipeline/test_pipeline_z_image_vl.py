@@ -336,13 +336,6 @@ def test_the_callers_lists_stay_as_they_were(pipe: ZImageVLPipeline) -> None:
     assert torch.equal(negative[0], kept[1])
 
 
-def test_tokens_of_a_prompt_are_the_rows_of_its_embeddings(pipe: ZImageVLPipeline) -> None:
-    tokens = pipe.tokenize_prompt(PROMPT)
-    (embeds,), _ = pipe.encode_prompt(PROMPT, do_classifier_free_guidance=False)
-    assert [token.index for token in tokens] == list(range(len(embeds)))
-    assert "".join(token.text for token in tokens if token.start >= 0) == PROMPT
-
-
 def test_the_recipes_are_part_of_the_class(pipe: ZImageVLPipeline) -> None:
     for name, recipe in ZImageVLPipeline.recipes.items():
         knobs = {**recipe, "vl_hidden_layer": -2}

@@ -27,7 +27,7 @@ from pipeline_samples import (
     seeded,
 )
 from tiny_models import tiny_pipeline
-from zimage_vl.workflows.image_to_image import fit_size, load_init_image, paint_from_image
+from zimage_vl.workflows.image_to_image import fit_size, load_init_image, paint_from_image, paint_like
 from zimage_vl.workflows.rounds import refine_iteratively
 
 
@@ -60,6 +60,9 @@ def test_it_is_diffusers_image_to_image_bit_for_bit(pipe: Any) -> None:
     guided = paint(pipe, reference_image=PICTURE, guidance_scale=3.0, **KNOBS).images
     same(guided, paint_by_hand(pipe, guided=True, guidance_scale=3.0))
     assert differ(guided, output.images)
+    away = paint(pipe, negative_reference_image=PICTURE, guidance_scale=3.0, **KNOBS)
+    assert differ(away.images, guided)
+    assert (away.conditioning, len(away.negative_conditioning)) == (None, 1)
 
 
 def test_reference_start_picture_and_strength_count(pipe: Any) -> None:
@@ -72,6 +75,28 @@ def test_reference_start_picture_and_strength_count(pipe: Any) -> None:
     for index, one in enumerate(pictures):
         assert all(differ(one, other) for other in pictures[index + 1 :])
     assert paint(pipe).conditioning is None
+
+
+def test_the_same_picture_two_ways_is_the_two_explicit_steps(pipe: Any, tmp_path: Path) -> None:
+    def like(picture: Any, prompt: Any = PROMPT, **kwargs: Any) -> Any:
+        return paint_like(pipe, prompt, picture, vl_hidden_layer=-2, **{**SMALL, "generator": seeded(), **kwargs})
+
+    ready = pipe.encode_prompt_with_reference(
+        PROMPT, START, do_classifier_free_guidance=False, vl_alpha=0.4, vl_hidden_layer=-2
+    )
+    other = quiet(pipe.to_pipe(ZImageImg2ImgPipeline))
+    by_hand = other(prompt_embeds=ready.prompt_embeds, image=START, strength=0.9, generator=seeded(), **SMALL).images
+    START.save(tmp_path / "start.png")
+    for picture in (START, [START], tmp_path / "start.png"):
+        same(like(picture).images, by_hand)
+    explicit = {"reference_image": START, "vl_alpha": 0.7, "vl_hidden_layer": -2}
+    same(like(START, strength=0.5, vl_alpha=0.7).images, paint(pipe, strength=0.5, **explicit).images)
+    two, generators = [START, make_picture(5, (32, 32))], [seeded(0), seeded(1)]
+    same(like(two, [PROMPT, OTHER_PROMPT], generator=generators).images[:1], by_hand)
+    with pytest.raises(TypeError, match="takes no `reference_image`: `picture` is"):
+        like(START, reference_image=PICTURE)
+    with pytest.raises(ValueError, match="`picture` has 2 entries for 1 prompts"):
+        like(two)
 
 
 def test_ready_embeddings_are_the_picture_they_are_of(pipe: Any, tmp_path: Path) -> None:

@@ -193,6 +193,8 @@ def test_nan_is_found_and_names_its_stage(pipe: Any, tmp_path: Path) -> None:
 def test_a_model_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nowhere"):
         generate_low_memory(tmp_path / "nowhere", PROMPT, **settings())
+    with pytest.raises(TypeError, match="Did you mean vl_alpha"):  # which needs no model to be told
+        generate_low_memory(tmp_path / "nowhere", PROMPT, **settings(vl_aplha=0.5))
 
 
 def test_the_toy_by_the_command_line(tmp_path: Path) -> None:
