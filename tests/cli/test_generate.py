@@ -151,7 +151,7 @@ def test_a_picture_is_repeated_from_what_stands_in_it(capsys: Any, folder: Path,
         "--alpha default=0.6 --alpha circle=0.2 --layer -6:1,-2:3 --vl-text square --tokens image --size 64x32",
         "--blend-mode style_delta --neutral-image start.png --exclude-sinks --take calibrated --normalization none",
         "--negative-reference start.png --guidance 2 --negative-prompt blue --treatment palette -r start.png -n 2",
-        "--same-picture",
+        "--same-picture --strength 0.6",
         "--iterations 2",
     )
     for number, options in enumerate(ways):
@@ -180,7 +180,7 @@ def test_a_picture_is_repeated_from_what_stands_in_it(capsys: Any, folder: Path,
 
 def test_the_same_picture_is_blended_and_painted_over(capsys: Any, folder: Path, pipe: Any) -> None:
     for options, strength, knobs in (
-        ([], 0.85, {"vl_alpha": 0.4}),
+        (["--strength", 0.6], 0.6, {"vl_alpha": 0.4}),
         (["--alpha", 0.2, "--strength", 0.5], 0.5, {"vl_alpha": 0.2}),
     ):
         assert generate(capsys, "--same-picture", "--overwrite", *options).code == 0
@@ -190,6 +190,7 @@ def test_the_same_picture_is_blended_and_painted_over(capsys: Any, folder: Path,
         pixels, said = read_png(Path("out.png"))
         same(pixels, np.asarray(expected.images[0]))
         assert (said["init_image"]["name"], said["init_image"]["strength"]) == ("reference.png", strength)
+    generate(capsys, "--same-picture", "--overwrite").refused("--strength 0.85 of 3 steps is all of them")
 
 
 def test_each_round_is_kept_and_feeds_the_next(capsys: Any, folder: Path, pipe: Any) -> None:
@@ -228,7 +229,10 @@ def test_a_start_picture_is_painted_over(capsys: Any, folder: Path, pipe: Any) -
     start = {"option": "--init-image", "name": "start.png", "sha256": sha256("start.png")}
     assert said["init_image"] == {**start, "strength": 0.5, "steps_run": 2}
     assert said["report"][0]["influence"] > 0
-    everything = generate(capsys, "--init-image", "start.png", "--strength", 0.95, "--overwrite", reference=None)
+    generate(capsys, "--init-image", "start.png", "--strength", 0.95, "--overwrite", reference=None).refused(
+        "--strength 0.95 of 3 steps is all of them"
+    )
+    everything = generate(capsys, "--init-image", "start.png", "--strength", 1, "--overwrite", reference=None)
     assert "nothing of the start picture is left" in everything.err
     assert read_png(Path("out.png"))[1]["report"] is None
 

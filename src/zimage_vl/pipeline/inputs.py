@@ -575,7 +575,7 @@ class _Side:
 
 def _check_room(host: Host, plans: Sequence[PromptPlan], embeds: Sequence[Tensor] | None) -> None:
     """Refuse what the blend would: a reference too short to truncate, more tokens than the transformer takes."""
-    for plan, text in zip(plans, embeds or [torch.empty(0)] * len(plans), strict=True):
+    for plan, text in zip(plans, embeds or [torch.empty(0)] * len(plans), strict=bool(plans)):
         knobs, length = plan.conditioning, len(text) if plan.turn is None else len(plan.turn.ids)
         if knobs.vl_alignment == "concat" and plan.pictures:
             check_caption(length, knobs.count_appended(length), host.max_text_tokens)

@@ -113,12 +113,10 @@ def _read_header(file: BinaryIO, kind: FileKind) -> tuple[dict[str, object], dic
         schema, version = metadata.get("schema"), metadata.get("schema_version")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"holds no {kind.contents}: its header has no metadata that can be read") from error
-    if schema != kind.schema:
-        raise ValueError(f"holds no {kind.contents}: expected the schema {kind.schema!r}, got {schema!r:.80}")
-    if version != kind.version:
+    if (schema, version) != (kind.schema, kind.version):
         raise ValueError(
-            f"is of schema version {version!r:.80}, this release reads version {kind.version!r}: make the file "
-            "again with this release"
+            f"holds no {kind.contents} that this release reads: expected the schema {kind.schema!r}, version "
+            f"{kind.version!r}, got {schema!r:.80}, version {version!r:.80}"
         )
     return header, metadata
 

@@ -233,7 +233,7 @@ def grid_size(size: tuple[int, int], multiple: int, max_pixels: int) -> tuple[in
     _check_image_size(size, "A reference picture")
     if max_pixels < multiple * multiple:
         raise ValueError(
-            f"A bound of {max_pixels} pixels leaves no room for one image token of {multiple}x{multiple}: raise it to "
+            f"`max_pixels` {max_pixels} leaves no room for one image token of {multiple}x{multiple}: raise it to "
             f"{multiple * multiple} at least."
         )
     columns, rows = (max(1, round(side / multiple)) for side in size)
