@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline_samples import SMALL, make_parent, make_picture
 from tiny_models import tiny_image_processor, tiny_pipeline, tiny_tokenizer, tiny_vl_encoder
-from zimage_vl.reference.readers import read_reference
+from zimage_vl.reference.readers import find_reader_source, read_reference
 
 
 BENCHMARKS = str(Path(__file__).parent.parent.parent / "benchmarks")
@@ -75,6 +75,8 @@ def test_the_arithmetic_is_what_torch_counts() -> None:
         vl_encoder, vl_processor = encoder, tiny_image_processor()
 
     Parts.tokenizer = tokenizer  # type: ignore[attr-defined]
+    source = find_reader_source("qwen3-vl", None, encoder.config, Parts.vl_processor)
+    Parts.find_reader = staticmethod(lambda: source)  # type: ignore[attr-defined]
     prepared = extraction.prepare_obvious(Parts, random_models.make_picture(64), "a red circle")
     patches, tokens = prepared["pixel_values"].shape[0], prepared["input_ids"].shape[1]
     assert patches == 64

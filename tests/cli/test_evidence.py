@@ -28,7 +28,7 @@ def test_a_page_with_its_sheet_pictures_and_numbers(
     done = call(capsys, "evidence", "--model", "toy", "--pictures", tmp_path / "photos", *prompts, *options)
     assert (done.code, done.out.strip()) == (0, str(page)), done.err
     text = page.read_text()
-    assert "2 prompts, 1 pictures; model toy, " in text
+    assert "2 prompts, 1 picture; model toy, " in text
     assert "dtype float32, seed 5, width 64, height 64, num inference steps 2" in text
     for said in ("knows only coloured shapes", "Painting at 64x64", "-6 is -2 here, of 8"):
         assert said in done.err

@@ -220,7 +220,7 @@ def test_one_file_for_one_reference(pictures: Path, capsys: pytest.CaptureFixtur
         (["--layers", "-2,-2"], "names a layer twice"),
         (["--layers", ""], "is no whole number"),
         (["--text-position", "befor"], "Did you mean before?"),
-        (["--text", "a\udcff"], "--text is no valid UTF-8 text"),
+        (["--text", "a\udcff"], "is no valid UTF-8 text"),
         (["--model", "./nowhere"], "--model './nowhere' is neither a folder"),
         (["--vl-model", "./qwen"], "--vl-model does nothing with --model toy"),
         (["--describe"], "--describe writes the text itself"),

@@ -139,7 +139,7 @@ def test_what_does_not_fit_is_refused_by_name(
         ((path, "--statistics", path), "holds no text-encoder statistics"),
         ((other, "--statistics", other), "holds no reference embeddings: --statistics is for"),
         ((tmp_path / "gone.safetensors",), "There is no file"),
-        ((tmp_path,), "is a folder"),
+        ((tmp_path,), "is no regular file"),
         ((tmp_path / "fifo",), "is no regular file"),
         ((tmp_path / "pickle.safetensors",), "is a pickle"),
         ((tmp_path / "text.safetensors",), "not a complete safetensors file"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import typer
 
-from zimage_vl.cli._parsing import parse_alpha, parse_layer, parse_layers, parse_numbers, parse_size
+from zimage_vl.cli._parsing import parse_alpha, parse_layer, parse_layers, parse_numbers, parse_size, parse_text
 
 
 def test_an_alpha_is_a_number_or_places() -> None:
@@ -48,6 +48,12 @@ def test_numbers_with_commas() -> None:
     assert parse_numbers("2, 1") == [2.0, 1.0]
     with pytest.raises(typer.BadParameter, match="'2,x' is not one or more numbers"):
         parse_numbers("2,x")
+
+
+def test_texts_are_texts() -> None:
+    assert parse_text("家 \x1b") == "家 \x1b"
+    with pytest.raises(typer.BadParameter, match="is no valid UTF-8 text"):
+        parse_text("a\udcff")
 
 
 def test_sizes() -> None:

@@ -6,18 +6,15 @@ import json
 
 import pytest
 
-from zimage_vl.cli._terminal import OutputFormat, check_text, escape, fact_lines, print_facts
+from zimage_vl.cli._terminal import OutputFormat, count_of, escape, fact_lines, print_facts
 
 
 def test_what_moves_a_cursor_or_is_no_unicode_is_escaped() -> None:
     assert escape("a\x1b[2J\udcff ä") == r"a\x1b[2J\udcff ä"
 
 
-def test_texts_are_texts() -> None:
-    check_text("--prompt", "家 \x1b")
-    check_text("--prompt", None)
-    with pytest.raises(ValueError, match=r"--prompt is no valid UTF-8 text: 'a\\udcff'"):
-        check_text("--prompt", "a\udcff")
+def test_one_thing_is_one() -> None:
+    assert (count_of(1, "reference"), count_of(0, "reference")) == ("1 reference", "0 references")
 
 
 def test_facts_are_lines_for_people_and_json_for_programs(capsys: pytest.CaptureFixture[str]) -> None:

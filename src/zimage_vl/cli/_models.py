@@ -36,11 +36,25 @@ class Model:
     dtype: str | None = None
 
     def __post_init__(self) -> None:
-        _check_names(self.model, self.vl_model, self.revision)
+        for option, given in (("--revision", self.revision), ("--vl-model", self.vl_model)):
+            if given is not None and self.is_toy:
+                raise ValueError(f"{option} does nothing with --model toy, which comes whole with this package.")
+        for option, name, toy in (("--model", self.model, ", nor 'toy'"), ("--vl-model", self.vl_model, "")):
+            known = name is None or (toy and self.is_toy) or Path(name).is_dir()
+            if not known and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name), re.ASCII) is None:
+                said = "is neither a folder that exists, nor a Hub id (owner/name)"
+                raise ValueError(f"{option} '{escape(str(name))}' {said}{toy}.")
         self.device = choose_device(self.device)
         self.dtype = self.dtype or DTYPES[not self.is_toy]
-        if not self.is_toy:
-            _check_index(self.model, self.revision)
+        if self.is_toy:
+            return
+        _check_reachable(self.model, "--model", self.revision, "model_index.json")
+        from diffusers import DiffusionPipeline
+
+        with loading(self.model):
+            index: object = DiffusionPipeline.load_config(self.model, revision=self.revision)
+            if not isinstance(index, dict):
+                raise ValueError("its model_index.json holds no JSON object.")
 
     @property
     def is_toy(self) -> bool:
@@ -88,27 +102,23 @@ class Model:
 
     def load_reader(self, vl_reader: str, layers: Sequence[int]) -> Any:
         """Get a pipeline that can read references and nothing else, on its device, checked as `check_reader` does."""
+        import torch
+        from transformers import AutoConfig
+
         small = vl_reader == "text_encoder"
         pipe = self.load(transformer=None, vae=None, **({} if small else {"text_encoder": None, "vl_vision": None}))
-        if pipe.text_encoder is None:
-            pipe.text_encoder = self._sizes_of_text_encoder()
+        if pipe.text_encoder is None:  # its sizes, which a reading is checked against, without gigabytes of weights
+            sizes: Any = torch.nn.Module()
+            at = {} if self.revision is None else {"revision": self.revision}
+            with loading(self.model):
+                sizes.config = AutoConfig.from_pretrained(self.model, subfolder="text_encoder", **at)
+            sizes.dtype, sizes.device = getattr(torch, str(self.dtype)), torch.device("cpu")
+            pipe.text_encoder = sizes
         self.check_reader(pipe, vl_reader, layers)
         if pipe.vl_encoder is None and pipe.vl_vision is None:
             with loading(pipe.config["vl_model_id"], "--vl-model"):
                 (pipe.load_vl_vision if small else pipe.load_vl_encoder)()
         return pipe.to(self.device)
-
-    def _sizes_of_text_encoder(self) -> Any:
-        """What a reading is checked against, without gigabytes of weights."""
-        import torch
-        from transformers import AutoConfig
-
-        sizes: Any = torch.nn.Module()
-        at = {} if self.revision is None else {"revision": self.revision}
-        with loading(self.model):
-            sizes.config = AutoConfig.from_pretrained(self.model, subfolder="text_encoder", **at)
-        sizes.dtype, sizes.device = getattr(torch, str(self.dtype)), torch.device("cpu")
-        return sizes
 
     def check_reader(self, pipe: Any, vl_reader: str, layers: Sequence[int]) -> None:
         """Refuse a reader that is not there, does not fit or lacks a layer, before its weights are loaded."""
@@ -161,19 +171,6 @@ def choose_device(device: str | None) -> str:
     return device
 
 
-def _check_names(model: str, vl_model: str | None, revision: str | None) -> None:
-    """Refuse what can be no model, without asking the Hub."""
-    for option, given in (("--revision", revision), ("--vl-model", vl_model)):
-        if given is not None and model == TOY_MODEL:
-            raise ValueError(f"{option} does nothing with --model toy, which comes whole with this package.")
-    for option, name, toy in (("--model", model, ", nor 'toy'"), ("--vl-model", vl_model, "")):
-        if name is None or (toy and name == TOY_MODEL) or Path(name).is_dir():
-            continue
-        if re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", name, re.ASCII) is None:
-            said = "is neither a folder that exists, nor a Hub id (owner/name)"
-            raise ValueError(f"{option} '{escape(name)}' {said}{toy}.")
-
-
 @contextmanager
 def loading(model: str, option: str = "--model") -> Generator[None]:
     """Within it, whatever a model's files make the libraries raise is an OSError that names the model."""
@@ -189,17 +186,6 @@ def loading(model: str, option: str = "--model") -> Generator[None]:
         else:
             reason = shorten(one_line(error), 400, placeholder=" ...")
         raise OSError(f"{option} '{escape(model)}' could not be loaded: {reason}") from error
-
-
-def _check_index(model: str, revision: str | None) -> None:
-    """Refuse what has no model_index.json with a JSON object in it: it is no pipeline in diffusers' layout."""
-    _check_reachable(model, "--model", revision, "model_index.json")
-    from diffusers import DiffusionPipeline
-
-    with loading(model):
-        index: object = DiffusionPipeline.load_config(model, revision=revision)
-        if not isinstance(index, dict):
-            raise ValueError("its model_index.json holds no JSON object.")
 
 
 def _check_reachable(model: str, option: str, revision: str | None, file: str) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 from zimage_vl._version import __version__
 from zimage_vl.blend.registry import KNOBS
@@ -20,19 +20,11 @@ from ._outputs import new_file
 from ._terminal import note
 
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers")
 # What is given as files, and recorded by their names and digests.
 PICTURE_KNOBS = tuple(name for name in KNOBS if not name.startswith("vl_") and name != "reference_weights")
-# The parameters behind the options that a record names; a later round's reference is the last round's picture.
-_PARAMETERS = {
-    **{option_names(knob)[0]: knob for knob in PICTURE_KNOBS},
-    "--iterations": "reference_image",
-    "--init-image": "init_image",
-    "--statistics": "statistics",
-}
+# The parameters behind the options that a record names.
+_PARAMETERS = {option: name for name in (*PICTURE_KNOBS, "init_image", "statistics") for option in option_names(name)}
 # Not repeated where one of these is typed.
 _TOGETHER: dict[str, tuple[str, ...]] = dict.fromkeys(PICTURE_KNOBS[:3], PICTURE_KNOBS[:2])
 _SAME_NAMES = ("prompt", "model", "revision", "vl_model", "negative_prompt", "steps", "guidance", "seed", "dtype")
@@ -57,7 +49,7 @@ def describe_file(path: Path, **first: str) -> dict[str, str]:
     return {**first, "name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def write_png(image: Image, path: Path, parameters: Mapping[str, Any], overwrite: bool = False) -> None:
+def write_png(image: Any, path: Path, parameters: Mapping[str, Any], overwrite: bool = False) -> None:
     """Write a PNG that holds how it was made, as JSON in its text "parameters"."""
     from PIL.PngImagePlugin import PngInfo
 
@@ -75,12 +67,9 @@ def read_png(path: Path) -> dict[str, Any]:
 
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            record: object = json.loads(getattr(image, "text", {})["parameters"])
-    except (UnidentifiedImageError, KeyError, ValueError, RecursionError) as error:
+            return dict(json.loads(getattr(image, "text", {})["parameters"]))
+    except (UnidentifiedImageError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"{path} holds no record of how it was made: it is no PNG of `zimage-vl`.") from error
-    if not isinstance(record, dict):
-        raise ValueError(f"{path} holds a record of another kind.")
-    return cast("dict[str, Any]", record)
 
 
 def repeat(context: Any, picture: Path | None) -> Path | None:
@@ -88,24 +77,26 @@ def repeat(context: Any, picture: Path | None) -> Path | None:
     if picture is None:
         return None
     record, typed = read_png(picture), {word.partition("=")[0] for word in context.find_root().meta["typed"]}
+    if not {"width", "height", "knobs", "references", "init_image", "statistics"} <= record.keys():
+        raise ValueError(f"{picture} was not made by `zimage-vl generate`, so that its settings cannot be repeated.")
     found = {name: record.get(name) for name in _SAME_NAMES}
     if not typed & {"--size", "--width", "--height"}:
         found["size"] = f"{record['width']}x{record['height']}"
     if not typed & {"--take", "--recipe"}:
-        knobs: dict[str, Any] = record["knobs"] or {}
-        changed = {name: value for name, value in knobs.items() if name in KNOBS and value != KNOBS[name].default}
+        changed = {name: value for name, value in (record["knobs"] or {}).items() if name in KNOBS}
+        changed = {name: value for name, value in changed.items() if value != KNOBS[name].default}
         found |= {name: _as_typed(name, value) for name, value in changed.items()}
-    start, statistics = record["init_image"] or {}, record["statistics"]
+    start, statistics = record["init_image"] or {}, record["statistics"] or {}
     found["strength"] = start.get("strength")
-    files = [*record["references"], *([start] if start else []), *([statistics] if statistics else [])]
-    for file in files:
-        name = _PARAMETERS[file.get("option", "--statistics")]
+    for file in filter(None, [*record["references"], start, statistics]):
+        option = file.get("option", "--statistics").replace("--iterations", "--reference")  # of a later round
+        name = _PARAMETERS[option]
         if any(typed.intersection(option_names(other)) for other in (name, *_TOGETHER.get(name, ()))):
             continue
         places = (place for place in (picture.parent / file["name"], Path(file["name"])) if place.is_file())
         place = next((str(p) for p in places if describe_file(p)["sha256"] == file["sha256"]), None)
         if place is None:
-            note(f"{option_names(name)[0]} {file['name']} of {picture} is neither beside it nor here: pass it too.")
+            note(f"{option} {file['name']} of {picture} is neither beside it nor here: pass it too.")
         else:
             found[name] = [*found.get(name, ()), place] if name in SEVERAL else place
     context.default_map = {name: value for name, value in found.items() if value is not None}

@@ -15,7 +15,7 @@ from typer.core import TyperGroup
 
 from zimage_vl._version import __version__
 
-from ._options import PanelledCommand, name_options
+from ._options import PanelledCommand, name_options, option
 from ._terminal import escape, note, one_line
 from .demo import demo
 from .env import env
@@ -30,6 +30,7 @@ from .sweep import merge, sweep
 
 _INTERRUPTED = 130  # what shells report for Ctrl-C
 _MENDABLE = 2  # as for a wrong option: something in the call has to change
+_DEBUG, _VERSION = "ZIMAGE_VL_DEBUG", "Print the version and stop."
 _PACKAGE = str(Path(__file__).parents[1])
 
 
@@ -59,9 +60,15 @@ class _Commands(TyperGroup):
         except BrokenPipeError:  # the reader of our output went away: not an error of ours
             raise
         except Exception as error:
-            if ctx.params.get("debug") or not _is_mendable(error):
+            # Bad input, files and networks, what does not exist yet, too little memory; the last is torch's own.
+            kinds = (ValueError, OSError, NotImplementedError, MemoryError)
+            mendable = isinstance(error, kinds) or type(error).__name__ == "OutOfMemoryError"
+            if ctx.params.get("debug") or not mendable:
                 raise
-            note(f"Error: {name_options(_error_line(error), ctx.meta['typed'])}")
+            line = one_line(error)
+            if isinstance(error, OSError) and error.strerror and error.filename:
+                line = f"{error.filename}: {error.strerror}."
+            note(f"Error: {name_options(line, ctx.meta['typed'])}")
             raise typer.Exit(_MENDABLE) from None
 
 
@@ -102,23 +109,9 @@ def _told_as_notes(typed: list[str]) -> Generator[None]:
             logger.propagate = propagated
 
 
-def _is_mendable(error: Exception) -> bool:
-    """Bad input, files and networks, settings that do not exist yet, too little memory."""
-    # torch's own name, so that torch need not be imported to compare
-    out_of_memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return out_of_memory or isinstance(error, (ValueError, OSError, NotImplementedError))
-
-
-def _error_line(error: Exception) -> str:
-    if isinstance(error, OSError) and error.strerror and error.filename:
-        return f"{error.filename}: {error.strerror}."
-    return one_line(error)
-
-
 app = typer.Typer(
     name="zimage-vl",
     cls=_Commands,
-    help="Let Z-Image follow a reference picture as well as a prompt, with no training.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -135,14 +128,8 @@ def _print_version(wanted: bool) -> None:
 
 @app.callback()
 def _global_options(  # pyright: ignore[reportUnusedFunction]
-    debug: Annotated[
-        bool,
-        typer.Option("--debug", envvar="ZIMAGE_VL_DEBUG", help="Show the traceback of every error."),
-    ] = False,
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop."),
-    ] = False,
+    debug: Annotated[bool, option("--debug", None, "Show the traceback of every error.", envvar=_DEBUG)] = False,
+    version: Annotated[bool, option("--version", None, _VERSION, callback=_print_version, is_eager=True)] = False,
 ) -> None:
     """Let Z-Image follow a reference picture as well as a prompt, with no training."""
 

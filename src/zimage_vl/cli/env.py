@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+from contextlib import suppress
 from importlib import import_module
 from typing import Annotated, Any
 
@@ -69,12 +70,8 @@ def _ask_torch() -> tuple[dict[str, Any], list[dict[str, Any]]]:
         found.append((f"cuda:{index}", properties.name, properties.total_memory))
     if has_mps:
         found.append(("mps", platform.processor(), torch.mps.recommended_max_memory()))
-    found.append(("cpu", f"{platform.machine()}, {os.cpu_count()} cores", _cpu_memory()))
+    memory = None
+    with suppress(AttributeError, OSError, ValueError):  # Windows has no sysconf
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    found.append(("cpu", f"{platform.machine()}, {os.cpu_count()} cores", memory))
     return facts, [dict(zip(("device", "name", "memory_bytes"), row, strict=True)) for row in found]
-
-
-def _cpu_memory() -> int | None:
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    except (AttributeError, OSError, ValueError):  # Windows has no sysconf
-        return None

@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Generator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
 from pathlib import Path
@@ -70,7 +70,12 @@ def extract(
     if to_file:
         check_output_path(output, (".safetensors",), overwrite=overwrite, inputs=[model.model, *references])
     else:
-        _check_folder(output)
+        shown = f"--output '{escape(str(output))}'"
+        if output.exists() and not output.is_dir():
+            raise ValueError(f"{shown} is a file: name a folder, or one that ends in .safetensors.")
+        check_folder(output if output.is_dir() else output.parent, shown)
+        if (output / MANIFEST).exists() and not (output / MANIFEST).is_file():
+            raise ValueError(f"{shown}: {MANIFEST} in it is no regular file.")
     mask, described = knobs.get("reference_mask"), dict[str, str]()
     if mask is not None:
         mask, described = read_picture("--mask", mask, no_urls)
@@ -141,8 +146,9 @@ class _Run:
             data = read_image_bytes(source.name, "REF")
         record["sha256"] = hashlib.sha256(data).hexdigest()
         path = self.output if self.to_file else self.output / file_name(record["sha256"], self.settings)
-        if not self.to_file and (path in self.planned or _is_whole(path)):
-            return {"status": "kept", "file": path.name}
+        with suppress(ValueError, OSError):  # a file that is damaged does not count
+            if path in self.planned or (not self.to_file and zimage_vl.ReferenceEmbeds.load(path)):
+                return {"status": "kept", "file": path.name}
         with _blamed_on_the_reference():
             image = zimage_vl.load_reference_image(data, f"REF {source.name.split('?')[0]}")
         if self.dry_run:
@@ -165,23 +171,6 @@ def file_name(sha256: str, settings: Mapping[str, Any]) -> str:
     paths = {name: str(Path(path).resolve()) if path and Path(path).is_dir() else path for name, path in paths.items()}
     digest = hashlib.sha256(json.dumps({**settings, **paths}, sort_keys=True).encode()).hexdigest()
     return f"{sha256[:16]}-{digest[:8]}.safetensors"
-
-
-def _is_whole(path: Path) -> bool:
-    """Check whether an earlier run's file lies there; one that is damaged does not count."""
-    try:
-        return bool(zimage_vl.ReferenceEmbeds.load(path).layers)
-    except (ValueError, OSError):
-        return False
-
-
-def _check_folder(folder: Path) -> None:
-    shown = f"--output '{escape(str(folder))}'"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{shown} is a file: name a folder, or one that ends in .safetensors.")
-    check_folder(folder if folder.is_dir() else folder.parent, shown)
-    if (folder / MANIFEST).exists() and not (folder / MANIFEST).is_file():
-        raise ValueError(f"{shown}: {MANIFEST} in it is no regular file.")
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:

@@ -81,7 +81,10 @@ def generate(
     for path in (round_path(p, i, iterations) for p in numbered_paths(output, num_images) for i in range(iterations)):
         check_output_path(path, overwrite=overwrite, inputs=[*files, model.model, model.vl_model])
     if statistics is not None:
-        _check_statistics(statistics, conditioning)
+        flags, wanted = ["--include-sinks", "--exclude-sinks"], conditioning.vl_exclude_sinks
+        measured = zimage_vl.TextStatistics.load(statistics).statistics.exclude_sinks
+        if measured != wanted:
+            raise ValueError(f"{statistics} is of {flags[measured]}, and this is painted with {flags[wanted]}.")
     arguments, sources = _read_files(settings, asked)
     start, described = (None, None) if init_image is None else read_picture("--init-image", init_image, no_urls)
     side, usual_steps = model.defaults
@@ -239,13 +242,6 @@ def _load_embeds(option: str, path: str, asked: Any) -> Any:
 
 def _listed(value: Any) -> list[Any]:
     return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _check_statistics(path: Path, conditioning: zimage_vl.VLConditioning) -> None:
-    measured, wanted = zimage_vl.TextStatistics.load(path).statistics.exclude_sinks, conditioning.vl_exclude_sinks
-    if measured != wanted:
-        flags = ["--include-sinks", "--exclude-sinks"]
-        raise ValueError(f"{path} was measured with {flags[measured]}, and this is painted with {flags[wanted]}.")
 
 
 def _describe_start(steps: int, strength: float) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from torch import Tensor
 from ..blend.knobs import PLACES, VLConditioning
 from ..blend.registry import CONDITIONING_NAMES, KNOBS
 from ..blend.report import make_jsonable
+from ..pipeline.inputs import is_guided
 from ..reference.embeds import ReferenceEmbeds
 from ..reference.pictures import load_reference_image, read_image_bytes
 from ..reference.reading import resolve_layers
@@ -281,7 +282,7 @@ class _Painter:
 
     def _encode(self, job: _Job) -> dict[str, Any]:
         """The prompts as embeddings, which are kept on the CPU."""
-        guided = self.pipe.is_guided(job.values["guidance"])
+        guided = is_guided(job.values["guidance"])
         negative = self._encode_prompt(job.values.get("negative_prompt") or "") if guided else None
         return {"prompt_embeds": self._encode_prompt(job.values["prompt"]), "negative_prompt_embeds": negative}
 
