@@ -27,7 +27,7 @@ if MODEL == "toy":
 else:
     pipe = ZImageVLPipeline.from_pretrained(MODEL, dtype=torch.bfloat16)
     pipe.enable_model_cpu_offload()
-    prompt, picture, size, steps, knobs = "a lighthouse at dusk", "photo.jpg", 1024, 4, {}
+    prompt, picture, size, steps, knobs = "a lighthouse at dusk", "photo.jpg", 1024, 9, {}
 
 # The picture's circle becomes the prompt's cross, in the picture's colours.
 image = paint_like(

@@ -413,7 +413,7 @@ def test_references_that_are_not_there(options: str, reason: str, capsys: Any, f
         "-r mine.png",
         "-r reference.png -r ./mine.png",
         "-r reference.png --mask mine.png",
-        "-r reference.png --neutral-image mine.png",
+        "-r reference.png --neutral-image mine.png --blend-mode style_delta",
         "--init-image mine.png",
     ],
 )

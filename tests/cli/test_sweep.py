@@ -222,7 +222,7 @@ def test_two_processes_paint_what_one_paints(capsys: Any, folder: Path) -> None:
         ("-p x -o no/where", "the folder 'no' does not exist"),
         ("-p x -o taken", "is the manifest of something else than a sweep"),
         ("-p x --model ./nowhere", "--model './nowhere' is neither a folder"),
-        ("-p x -r a.png --layer -99", "Layer -99 is out of range"),
+        ("-p x -r a.png --layer -99", "--layer -99 is out of range"),
     ],
 )
 def test_what_can_be_known_before_is_refused(options: str, reason: str, capsys: Any, folder: Path) -> None:

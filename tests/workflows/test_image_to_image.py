@@ -79,18 +79,28 @@ def test_reference_start_picture_and_strength_count(pipe: Any) -> None:
 
 def test_the_same_picture_two_ways_is_the_two_explicit_steps(pipe: Any, tmp_path: Path) -> None:
     def like(picture: Any, prompt: Any = PROMPT, **kwargs: Any) -> Any:
-        return paint_like(pipe, prompt, picture, vl_hidden_layer=-2, **{**SMALL, "generator": seeded(), **kwargs})
+        return paint_like(
+            pipe,
+            prompt,
+            picture,
+            vl_hidden_layer=-2,
+            **{**SMALL, "num_inference_steps": 7, "generator": seeded(), **kwargs},
+        )
 
     ready = pipe.encode_prompt_with_reference(
         PROMPT, START, do_classifier_free_guidance=False, vl_alpha=0.4, vl_hidden_layer=-2
     )
+    seven = {**SMALL, "num_inference_steps": 7}
     other = quiet(pipe.to_pipe(ZImageImg2ImgPipeline))
-    by_hand = other(prompt_embeds=ready.prompt_embeds, image=START, strength=0.9, generator=seeded(), **SMALL).images
+    by_hand = other(prompt_embeds=ready.prompt_embeds, image=START, strength=0.85, generator=seeded(), **seven).images
     START.save(tmp_path / "start.png")
     for picture in (START, [START], tmp_path / "start.png"):
         same(like(picture).images, by_hand)
     explicit = {"reference_image": START, "vl_alpha": 0.7, "vl_hidden_layer": -2}
-    same(like(START, strength=0.5, vl_alpha=0.7).images, paint(pipe, strength=0.5, **explicit).images)
+    same(
+        like(START, strength=0.5, vl_alpha=0.7).images,
+        paint(pipe, strength=0.5, num_inference_steps=7, **explicit).images,
+    )
     two, generators = [START, make_picture(5, (32, 32))], [seeded(0), seeded(1)]
     same(like(two, [PROMPT, OTHER_PROMPT], generator=generators).images[:1], by_hand)
     with pytest.raises(TypeError, match="takes no `reference_image`: `picture` is"):

@@ -41,7 +41,7 @@ def test_it_knows_what_all_jobs_ask_of_a_reading() -> None:
     assert not made.muted
     assert plan(reference_image=["x"], vl_blend_mode=["linear", "style_delta"]).muted
     assert not plan(reference_image=["x"], vl_blend_mode=["style_delta"], neutral_image=["y"]).muted
-    assert plan(reference_image=["x"], recipe=["appearance"]).layers["qwen3-vl"] != (-6,)
+    assert plan(reference_image=["x"], recipe=["guide"]).layers["qwen3-vl"] == (-6,)
 
 
 def test_a_job_s_own_knobs_take_precedence_over_its_recipe_s() -> None:

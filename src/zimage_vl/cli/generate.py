@@ -179,7 +179,7 @@ def _check_together(asked: Any, conditioning: zimage_vl.VLConditioning) -> None:
         ),
         (len(take) > 1, f"--take can be had once, got {' and '.join(take)}."),
         (asked.same_picture and asked.init_image, "--same-picture and --init-image exclude each other."),
-        (asked.same_picture and images != 1, "--same-picture paints over the `reference_image`, and needs one."),
+        (asked.same_picture and images != 1, "--same-picture paints over the reference, and needs one."),
         (useless, f"{_do_nothing(useless)} without `reference_image` or `reference_embeds`: add one of these."),
         (
             weights and len(weights) != images + embeds,
