@@ -130,7 +130,7 @@ def test_any_combination_works_or_is_refused_before_a_model_runs(
         knobs.setdefault("reference_image", PICTURE)
     with record_runs(pipe) as runs:
         try:
-            plan = pipe._plan(call, knobs)
+            plan = pipe.make_plan(call, knobs)
         except (ValueError, TypeError, FileNotFoundError) as error:
             expect(ROW, is_ours(error) or isinstance(error, FileNotFoundError), f"{error!r} with {knobs}")
             return
@@ -143,7 +143,7 @@ def test_any_combination_works_or_is_refused_before_a_model_runs(
     expect(ROW, all(map(torch.equal, text, kept)), f"the text was changed, with {knobs}")
     for one, out, report, own in zip(text, ready.prompt_embeds, ready.reports, plan.references, strict=False):
         check_result(one, out, report, own.alpha, knobs)
-    plain = pipe._plan(call, {**knobs, "vl_alpha": 0.0})
+    plain = pipe.make_plan(call, {**knobs, "vl_alpha": 0.0})
     expect(ROW, not plain.acting_pictures, f"alpha 0 reads, with {knobs}")
     ready = pipe.condition(plain, text, negative, [])
     expect(ROW, all(a is b for a, b in zip(ready.prompt_embeds, text, strict=True)), f"alpha 0 changes, with {knobs}")
