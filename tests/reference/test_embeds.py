@@ -6,20 +6,17 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
 
-from zimage_vl.blend.regions import Region
 from zimage_vl.reference.embeds import REFERENCE_FILE, ReferenceEmbeds, ReferenceProvenance, as_reference_embeds
 from zimage_vl.reference.files import write_tensor_file
 
 
-REGIONS = torch.tensor(
-    [Region.PREFIX, Region.MARKER, Region.IMAGE, Region.IMAGE, Region.MARKER, Region.WORDS, Region.SUFFIX],
-    dtype=torch.int8,
-)
+REGIONS = torch.tensor([0, 1, 2, 2, 1, 3, 4], dtype=torch.int8)  # a prefix, a picture of two tokens, a word, a suffix
 PROVENANCE = ReferenceProvenance(
     model_id="Qwen/Qwen3-VL-4B-Instruct",
     revision="abc",
@@ -132,26 +129,25 @@ def test_other_tools_can_read_it(tmp_path: Path):
     assert json.loads(metadata["versions"]) == PROVENANCE.versions
 
 
-@pytest.mark.parametrize(
-    "field",
-    [
-        {"num_hidden_layers": 0},
-        {"num_hidden_layers": True},
-        {"max_pixels": 1.5},
-        {"image_grid": (1, 2, 3)},
-        {"image_size": (0, 2)},
-        {"encoded_size": "64x32"},
-        {"image_sha256": "0" * 63},
-        {"mask_sha256": "G" * 64},
-        {"vl_fingerprint": "a" * 64 + "\n"},
-        {"text_position": "beside"},
-        {"versions": {"torch": 2}},
-        {"versions": ["torch"]},
-    ],
-)
-def test_provenance_of_another_kind_is_refused(field: dict[str, object]):
-    with pytest.raises(ValueError, match=f"field '{next(iter(field))}' is of another kind"):
-        replace(PROVENANCE, **field)
+OF_ANOTHER_KIND: dict[str, list[Any]] = {
+    "num_hidden_layers": [0, True],
+    "max_pixels": [1.5],
+    "image_grid": [(1, 2, 3)],
+    "image_size": [(0, 2)],
+    "encoded_size": ["64x32"],
+    "image_sha256": ["0" * 63],
+    "mask_sha256": ["G" * 64],
+    "vl_fingerprint": ["a" * 64 + "\n"],
+    "text_position": ["beside"],
+    "versions": [{"torch": 2}, ["torch"]],
+}
+
+
+@pytest.mark.parametrize("name", OF_ANOTHER_KIND)
+def test_provenance_of_another_kind_is_refused(name: str):
+    for value in OF_ANOTHER_KIND[name]:
+        with pytest.raises(ValueError, match=f"field '{name}' is of another kind"):
+            replace(PROVENANCE, **{name: value})
 
 
 def write_changed(
@@ -191,27 +187,15 @@ def test_metadata_that_contradict_are_refused(tmp_path: Path, changes: dict[str,
     assert "encode the reference again" in str(caught.value)
 
 
-@pytest.mark.parametrize(
-    ("changed", "message"),
-    [
+def test_bad_content_is_refused(tmp_path: Path):
+    for changed, message in (
         ({"hidden_states.-6": torch.full((7, 4), float("nan"))}, "layer -6 contain NaN"),
-        ({"hidden_states.-6": torch.randn(8, 4)}, "of one shape"),
-        ({"hidden_states.-6": torch.randn(7, 4).to(torch.float8_e5m2)}, "float8"),
         ({"hidden_states.-1": torch.randn(7, 4)}, "should hold"),
         ({"regions": torch.full((7,), 9, dtype=torch.int8)}, "values of Region, 0..4, got"),
-        ({"regions": torch.zeros(6, dtype=torch.int8)}, r"shape \(7,\)"),
-    ],
-)
-def test_bad_content_is_refused(tmp_path: Path, changed: dict[str, torch.Tensor], message: str):
-    write_changed(tmp_path / "a", tensors=changed)
-    with pytest.raises(ValueError, match=message):
-        ReferenceEmbeds.load(tmp_path / "a")
-
-
-def test_a_file_of_the_first_release_is_refused_with_the_remedy(tmp_path: Path):
-    write_tensor_file(tmp_path / "a", replace(REFERENCE_FILE, version="1"), {"regions": REGIONS}, {})
-    with pytest.raises(ValueError, match=r"version '2', got .*version '1'; encode the reference again and save it"):
-        ReferenceEmbeds.load(tmp_path / "a")
+    ):
+        write_changed(tmp_path / "a", tensors=changed)
+        with pytest.raises(ValueError, match=message):
+            ReferenceEmbeds.load(tmp_path / "a")
 
 
 def test_a_path_and_embeds_of_another_copy_of_the_code_serve(tmp_path: Path):

@@ -38,19 +38,14 @@ def test_what_went_in_comes_out(tmp_path: Path) -> None:
         assert tensor.dtype == TENSORS[name].dtype
         assert torch.equal(tensor, TENSORS[name])
     assert metadata == METADATA
+    with safe_open(str(tmp_path / "a.safetensors"), "pt") as opened:  # as other tools do
+        assert {name: opened.get_tensor(name).shape for name in ("a", "b")} == {"a": (2, 3), "b": (2,)}
+        kind = opened.metadata()
+    assert (kind["schema"], kind["schema_version"], len(kind["sha256"])) == ("test.numbers", "2", 64)
     # Tensors may share memory and have gradients.
     x = torch.ones(3, 4, requires_grad=True)
     write_tensor_file(tmp_path / "a", KIND, {"x": x, "y": x, "row": x.t()[0]}, {})
     assert torch.equal(read_tensor_file(tmp_path / "a", KIND)[0]["row"], torch.ones(3))
-
-
-def test_other_tools_can_read_it(tmp_path: Path) -> None:
-    with safe_open(str(write(tmp_path / "a.safetensors")), "pt") as opened:
-        assert set(opened.keys()) == {"a", "b"}
-        assert torch.equal(opened.get_tensor("a"), TENSORS["a"])
-        metadata = opened.metadata()
-    assert metadata["text"] == METADATA["text"]
-    assert (metadata["schema"], metadata["schema_version"], len(metadata["sha256"])) == ("test.numbers", "2", 64)
 
 
 def test_the_same_bytes_in_every_process(tmp_path: Path) -> None:
@@ -90,7 +85,7 @@ def test_missing_files_folders_and_pipes(tmp_path: Path) -> None:
         read_tensor_file(tmp_path / "nowhere", KIND)
     os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
     for path in (tmp_path, tmp_path / "pipe", Path(os.devnull)):
-        with pytest.raises(ValueError, match=f"{path} is no regular file"):
+        with pytest.raises(ValueError, match=f"{path} is a folder or is no regular file"):
             read_tensor_file(path, KIND)
 
 
@@ -132,28 +127,22 @@ def file_of(header: Any, data: bytes = b"") -> bytes:
     return struct.pack("<Q", len(text)) + text + data
 
 
-@pytest.mark.parametrize(
-    "header",
-    [
-        b"[" * 100_000,
-        b'{"__metadata__": ' + b"[" * 100_000,
-        b"\xff\xfe",
-        b"[]",
-        b"7",
-        {},
-        {"__metadata__": None},
-        {"__metadata__": [1]},
-        {"__metadata__": {"schema": ["test.numbers"]}},
-        {"__metadata__": {"schema": "test.numbers", "schema_version": 2}},
-        {"__metadata__": {"schema": "test.numbers", "schema_version": "2"}},
-        {"__metadata__": {"schema": "test.numbers", "schema_version": "2", "sha256": 5, "text": "\ud800"}},
-        {"__metadata__": {"schema": "test.numbers", "schema_version": "2", "x": {"y": float("nan")}}},
-    ],
-    ids=range(13),
-)
-def test_headers_of_another_kind_are_refused(tmp_path: Path, header: Any) -> None:
-    (tmp_path / "a").write_bytes(file_of(header))
-    assert_refused(tmp_path / "a")
+METADATA_OF_ANOTHER_KIND: list[Any] = [
+    None,
+    [1],
+    {"schema": ["test.numbers"]},
+    {"schema": "test.numbers", "schema_version": 2},
+    {"schema": "test.numbers", "schema_version": "2"},
+    {"schema": "test.numbers", "schema_version": "2", "sha256": 5, "text": "\ud800"},
+    {"schema": "test.numbers", "schema_version": "2", "x": {"y": float("nan")}},
+]
+
+
+def test_headers_of_another_kind_are_refused(tmp_path: Path) -> None:
+    headers = [b"[" * 100_000, b'{"__metadata__": ' + b"[" * 100_000, b"\xff\xfe", b"[]", b"7", {}]
+    for header in [*headers, *({"__metadata__": metadata} for metadata in METADATA_OF_ANOTHER_KIND)]:
+        (tmp_path / "a").write_bytes(file_of(header))
+        assert_refused(tmp_path / "a")
 
 
 @pytest.mark.parametrize(
@@ -199,13 +188,11 @@ def test_other_schemas_and_versions_are_refused(tmp_path: Path) -> None:
     )
     save_file({"weight": torch.randn(2)}, tmp_path / "model.safetensors")
     assert_refused(tmp_path / "model.safetensors", "holds no numbers")
-    save_file(
-        TENSORS, tmp_path / "old", {"schema": "test.numbers", "schema_version": "1"}
-    )  # as release 0.1.0 wrote it
+    save_file(TENSORS, tmp_path / "old", {"schema": "test.numbers", "schema_version": "1"})  # as release 0.1.0 did
     assert_refused(tmp_path / "old", "version '2', got 'test.numbers', version '1'")
 
 
-def test_a_huge_file_of_another_kind_is_refused_by_its_header(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_huge_file_of_another_kind_is_refused_by_its_header(tmp_path: Path) -> None:
     tensor = {"dtype": "U8", "shape": [2**40], "data_offsets": [0, 2**40]}
     for name, start in {"model": file_of({"weight": tensor}), "other": struct.pack("<Q", 2**30)}.items():
         (tmp_path / name).write_bytes(start)
@@ -213,10 +200,10 @@ def test_a_huge_file_of_another_kind_is_refused_by_its_header(tmp_path: Path, mo
         assert_refused(tmp_path / name)
 
 
-@pytest.mark.parametrize("zipped", [True, False])
-def test_a_pickle_under_another_name_is_refused(tmp_path: Path, zipped: bool) -> None:
-    torch.save({"a": torch.randn(7, 4)}, tmp_path / "a.safetensors", _use_new_zipfile_serialization=zipped)
-    assert_refused(tmp_path / "a.safetensors", "is a pickle")
+def test_a_pickle_under_another_name_is_refused(tmp_path: Path) -> None:
+    for zipped in (True, False):
+        torch.save({"a": torch.randn(7, 4)}, tmp_path / "a.safetensors", _use_new_zipfile_serialization=zipped)
+        assert_refused(tmp_path / "a.safetensors", "is a pickle")
 
 
 def test_a_header_that_looks_like_a_pickle_is_read(tmp_path: Path) -> None:

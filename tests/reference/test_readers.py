@@ -329,9 +329,10 @@ def assert_as_before(model: Any, before: Any) -> None:
 def test_model_is_as_before(model: Any, training: bool) -> None:
     model.train(training)
     before = snapshot(model)
-    embeds = read(model, [4, 1], mask=LEFT_HALF)
+    embeds = read(model, [4, 1], mask=LEFT_HALF, muted=True)
     assert_as_before(model, before)
     assert not any(tensor.requires_grad for tensor in embeds.hidden_states.values())
+    assert not torch.equal(embeds.muted_states[4], embeds.hidden_states[4])
 
 
 class Failure(nn.Module):

@@ -145,8 +145,8 @@ def test_the_key_tells_readings_apart() -> None:
         ({"max_pixels": 10}, ValueError, "room for one image token"),
         ({"mask": np.zeros((8, 8))}, TypeError, "A mask must be a PIL image"),
         ({"mask": Image.new("L", (64, 48))}, ValueError, "hides the whole picture"),
-        ({"processor": tiny_image_processor(patch_size=16)}, ValueError, r"of \(8, 2, 2\), got .* with \(16, 2, 2\)"),
-        ({"processor": TOKENIZER}, TypeError, "got Qwen2Tokenizer with"),
+        ({"processor": tiny_image_processor(patch_size=16)}, ValueError, "with patch_size 8, got 16"),
+        ({"processor": TOKENIZER}, TypeError, "got None of a Qwen2Tokenizer"),
     ],
 )
 def test_mistakes_are_refused(arguments: dict[str, Any], error: Any, message: str) -> None:

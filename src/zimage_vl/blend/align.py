@@ -37,10 +37,7 @@ def align_sequence(embeddings: Tensor, length: int, mode: SequenceAlignment = "p
         return embeddings.clone()
     if mode == "truncate":
         if len(x) < length:
-            raise ValueError(
-                f"Truncation needs at least {length} tokens of the reference, got {len(x)}: use another alignment "
-                "('interpolate', 'pool' or 'anchored'), or select more tokens."
-            )
+            raise ValueError(f"'truncate' needs at least {length} tokens of the reference, got {len(x)}: select more.")
         return embeddings[:length].clone()
     channels = x.T[None]  # (1, dims, tokens), as torch's resampling wants it
     if mode == "interpolate":
@@ -90,9 +87,8 @@ def align_anchored(
         theirs, ours = regions == region, text_regions == region
         if int(theirs.sum()) != int(ours.sum()):
             raise ValueError(
-                f"Anchored alignment lays the {region.name.lower()} of the reference on the prompt's one to one, but "
-                f"they have {int(theirs.sum())} and {int(ours.sum())} tokens: the chat templates differ. Use "
-                "vl_alignment 'pool' or 'interpolate', or the selection 'image', which leaves the template alone."
+                f"'anchored' needs one chat template, got a {region.name.lower()} of the reference of "
+                f"{int(theirs.sum())} tokens and {int(ours.sum())} of the text. Use 'pool' or 'interpolate'."
             )
         values[ours], covered[ours] = x[theirs], kept[theirs]
     ours = text_regions == Region.WORDS

@@ -106,13 +106,9 @@ def check_embeddings(name: str, embeddings: object, dims: int | None = None) -> 
         raise ValueError(f"`{name}` must have the shape (tokens, dims) with at least one token, got {shape}.")
     if dims is not None and shape[1] != dims:
         raise ValueError(
-            f"`{name}` must be {dims} wide, as the text embeddings or statistics it meets, got {shape[1]}: it is of a "
-            "model of another size. Qwen3-VL-2B is 2048 wide, 4B 2560, 8B 4096; a text encoder of 2560 fits "
-            "Qwen3-VL-4B."
+            f"`{name}` must be {dims} wide, as what it meets, got {shape[1]}: it is of a model of another size. "
+            "Qwen3-VL-2B is 2048 wide, 4B 2560, 8B 4096; Z-Image's text encoder of 2560 fits Qwen3-VL-4B."
         )
     if not _values_are_checked.get() and not bool(torch.isfinite(embeddings).all()):
-        raise ValueError(
-            f"`{name}` contains NaN or inf, which would give a black image. A float16 overflow is the usual cause: "
-            "run that stage in bfloat16 or float32."
-        )
+        raise ValueError(f"`{name}` contains NaN or inf, often an overflow of float16: use bfloat16 or float32.")
     return embeddings.float()

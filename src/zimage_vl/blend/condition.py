@@ -138,10 +138,8 @@ def condition_prompt_embeds(
 def check_caption(length: int, appended: int, max_tokens: int | None) -> None:
     """Refuse a text that the transformer, which takes `max_tokens`, cannot take with what "concat" appends."""
     if max_tokens is not None and length + appended > max_tokens:
-        raise ValueError(
-            f"The transformer takes {max_tokens} tokens, got {length} of the text and {appended} appended by "
-            "vl_alignment 'concat': shorten the prompt, append fewer or use another alignment."
-        )
+        got = f"{length} of the text and {appended} appended by 'concat'"
+        raise ValueError(f"The transformer takes {max_tokens} tokens, got {got}: shorten the prompt or append fewer.")
 
 
 @skip_finite_checks()
@@ -158,9 +156,7 @@ def _read_text(
         alpha = resolve_alpha(knobs.vl_alpha, tokens, None)
     if not embeds.shape[:1] == regions.shape == alpha.shape:
         got = f"{tuple(regions.shape)} and {tuple(alpha.shape)}"
-        raise ValueError(
-            f"`text_regions` and `alpha` must hold one value for each of {len(embeds)} tokens, got {got}."
-        )
+        raise ValueError(f"`text_regions` and `alpha` must have {len(embeds)} values, one per token, got {got}.")
     sinks = find_sink_tokens(embeds)
     counted = ~sinks if knobs.vl_exclude_sinks else torch.ones_like(sinks)
     alphas = embeds.new_tensor(check_alpha("alpha", alpha))
@@ -175,10 +171,10 @@ def _check_needs(
     neutral: ReferenceEmbeds | None,
 ) -> None:
     if knobs.needs_text_statistics and (statistics is None or statistics.exclude_sinks != knobs.vl_exclude_sinks):
+        got = statistics and f"exclude_sinks={statistics.exclude_sinks}"
         raise ValueError(
-            f"vl_normalization {knobs.vl_normalization!r} with vl_outlier_masking {knobs.vl_outlier_masking!r} needs "
-            f"`text_statistics` that were measured with exclude_sinks={knobs.vl_exclude_sinks}, as vl_exclude_sinks "
-            f"is, got {statistics and f'exclude_sinks={statistics.exclude_sinks}'}."
+            f"'per_dim', 'hybrid' and vl_outlier_masking need `text_statistics` with exclude_sinks="
+            f"{knobs.vl_exclude_sinks}, as vl_exclude_sinks is, got {got}."
         )
     if (neutral is not None) != knobs.has_neutral_image:
         raise ValueError(f"`neutral` goes with has_neutral_image=True alone, got {knobs.has_neutral_image}.")
@@ -187,15 +183,10 @@ def _check_needs(
         raise ValueError(f"`references` must be {expected}, as `reference_weights` are, got {len(references)}.")
     for reference in references:
         if knobs.needs_muted and not reference.muted_states:
-            raise ValueError(
-                "vl_blend_mode 'style_delta' needs a `neutral_image`, or references that were read muted too: encode "
-                "them with muted=True."
-            )
+            raise ValueError("'style_delta' needs a `neutral_image`, or references encoded with muted=True.")
         if neutral is not None and neutral.regions.tolist() != reference.regions.tolist():
-            raise ValueError(
-                f"The neutral reference must have the same tokens as the reference, got {len(neutral.regions)} and "
-                f"{len(reference.regions)}: bring it to the reference's pixels and give both the same text."
-            )
+            got = f"{len(neutral.regions)} and {len(reference.regions)}"
+            raise ValueError(f"The neutral reference must have the reference's size and text, thus tokens, got {got}.")
 
 
 def _mix_layers(name: str, reference: ReferenceEmbeds, text: _TextSide) -> Tensor:

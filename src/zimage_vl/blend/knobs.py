@@ -143,9 +143,9 @@ class VLConditioning:
         steps = check_count("num_inference_steps", num_inference_steps)
         inside = [i / steps >= self.vl_start and (i + 1) / steps <= self.vl_end for i in range(steps)]
         if not any(inside):
+            window = f"`vl_start` {self.vl_start} to `vl_end` {self.vl_end}"
             raise ValueError(
-                f"`vl_start` {self.vl_start} to `vl_end` {self.vl_end} contains none of {steps} steps, each "
-                f"1/{steps} long: widen it or take more steps."
+                f"{window} contains none of {steps} steps, each 1/{steps} long: widen it or take more steps."
             )
         return inside
 
@@ -299,11 +299,8 @@ def resolve_alpha(vl_alpha: VLAlpha, tokens: Sequence[PromptToken], prompt: str 
         for i in _find_phrase_tokens(phrase, tokens, prompt):
             other = owners.setdefault(i, phrase)
             if values[other] != values[phrase]:
-                raise ValueError(
-                    f"`vl_alpha` contradicts itself: the token {tokens[i].text!r} lies in {other!r} with "
-                    f"{values[other]} and in {phrase!r} with {values[phrase]}. Give both the same value, or use "
-                    "phrases that do not overlap."
-                )
+                where = f"{other!r} with {values[other]} and in {phrase!r} with {values[phrase]}"
+                raise ValueError(f"`vl_alpha` contradicts itself: the token {tokens[i].text!r} lies in {where}.")
             alphas[i] = values[phrase]
     return alphas
 
@@ -315,8 +312,8 @@ def _find_phrase_tokens(phrase: str, tokens: Sequence[PromptToken], prompt: str 
     starts = [i for i in range(len(prompt)) if prompt.startswith(phrase, i)]
     if not starts:
         raise ValueError(
-            f"`vl_alpha` names the phrase {phrase!r}, which the prompt {prompt!r} does not contain (case counts). "
-            f"Places that need no phrase: {PLACES}."
+            f"`vl_alpha` names the phrase {phrase!r}, which the prompt {prompt!r} does not contain (case counts); "
+            f"places that need no phrase are {PLACES}."
         )
     words = [token for token in tokens if token.region == Region.WORDS]
     found = [t.index for t in words if any(t.start < at + len(phrase) and at < t.end for at in starts)]

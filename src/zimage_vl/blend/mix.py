@@ -26,10 +26,8 @@ def _read_pair(
     text = check_embeddings("text_embeds", text_embeds)
     vl = check_embeddings(name, vl_embeds, text.shape[1]).to(text.device)
     if aligned and len(text) != len(vl):
-        raise ValueError(
-            f"`text_embeds` and `{name}` must have as many tokens, got {len(text)} and {len(vl)}. Align the reference "
-            "to the text first (align_sequence)."
-        )
+        got = f"{len(text)} and {len(vl)}: use align_sequence first"
+        raise ValueError(f"`text_embeds` and `{name}` must have as many tokens, got {got}.")
     values = check_alpha("alpha", alpha)
     if not isinstance(values, tuple):
         return text, vl, text.new_full((len(text), 1), values)
@@ -118,8 +116,7 @@ def compute_style_delta(styled: Tensor, neutral: Tensor) -> Tensor:
     x, y = check_embeddings("styled", styled), check_embeddings("neutral", neutral)
     if x.shape != y.shape:
         raise ValueError(
-            f"`styled` and `neutral` must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}: bring the "
-            "neutral picture to the reference's pixels and give both the same text."
+            f"`styled` and `neutral` must have the same shape, got {tuple(x.shape)} and {tuple(y.shape)}."
         )
     return (x - y.to(x.device)).to(styled.dtype)
 

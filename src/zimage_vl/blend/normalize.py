@@ -35,8 +35,7 @@ def scale_embeddings(embeddings: Tensor, target_std: float) -> Tensor:
     std = get_overall_std(embeddings)
     if std == 0:
         raise ValueError(
-            f"`embeddings` hold the same value everywhere, so they cannot be scaled to a std of {target_std}: use "
-            "normalization 'token_rms' or 'none', or look into where the embeddings come from."
+            f"`embeddings` hold the same value everywhere: they cannot be scaled to a std of {target_std}."
         )
     return (embeddings.float() * (target_std / std)).to(embeddings.dtype)
 
@@ -44,8 +43,8 @@ def scale_embeddings(embeddings: Tensor, target_std: float) -> Tensor:
 def _check_statistics(reference: object) -> EmbeddingStatistics:
     if not isinstance(getattr(reference, "std", None), Tensor):
         raise TypeError(
-            "`reference` must be the text encoder's statistics, to compare spreads with: take "
-            f"`pipe.text_statistics()` or EmbeddingStatistics.from_embeddings(...), got {type(reference).__name__}."
+            "`reference` must be the text encoder's statistics, pipe.text_statistics() or "
+            f"EmbeddingStatistics.from_embeddings(...), got {type(reference).__name__}."
         )
     return cast("EmbeddingStatistics", reference)
 

@@ -152,8 +152,7 @@ class ReferenceEmbeds:
             if held == layer or (-count <= layer < count and abs(held - layer) == count > 1):
                 return states
         raise ValueError(
-            f"This reference holds the hidden states of layers {list(self.layers)}, not of layer {layer}. Use one of "
-            "these, or encode the reference again with that layer among `layers`."
+            f"The reference holds the layers {list(self.layers)}, not of layer {layer}: encode it with that."
         )
 
     def select(self, selection: TokenSelection, layer: int | None = None) -> Tensor:
@@ -163,7 +162,7 @@ class ReferenceEmbeds:
         """
         first, *others = self.layers
         if layer is None and others:
-            raise ValueError(f"This reference holds the layers {list(self.layers)}: name one, layer={first}.")
+            raise ValueError(f"The reference holds the layers {list(self.layers)}: name one, layer={first}.")
         return self.get_layer(first if layer is None else layer)[select_tokens(self.regions, selection)]
 
     def check_fits(self, width: int, layers: Sequence[int]) -> None:
@@ -181,8 +180,7 @@ class ReferenceEmbeds:
         made = self.provenance.reader
         if made is not None and made != reader:
             raise ValueError(
-                f"The reference was read with vl_reader {made!r}, and {reader!r} is asked for: pass "
-                f"vl_reader={made!r}, or encode the reference again."
+                f"The reference was read with vl_reader {made!r}: pass that, or encode it with {reader!r}."
             )
 
     def check_model(self, model_id: str | None, fingerprint: str | None = None) -> bool:
@@ -198,9 +196,8 @@ class ReferenceEmbeds:
         if theirs != ours:
             raise ValueError(
                 f"The reference was read by another VL encoder: {made!r} (fingerprint {own and own[:12]}), the "
-                f"pipeline's is {model_id!r} (fingerprint {fingerprint and fingerprint[:12]}). Encode the reference "
-                f"again, or give the pipeline the file's encoder, vl_model_id={made!r} (`--vl-model {made}` on the "
-                "command line)."
+                f"pipeline's is {model_id!r} (fingerprint {fingerprint and fingerprint[:12]}). Encode it again, or "
+                f"make the pipeline with vl_model_id={made!r} (`--vl-model {made}` on the command line)."
             )
         return True
 
@@ -290,14 +287,14 @@ def _check_states(hidden_states: Mapping[int, Tensor], depth: int | None) -> Non
         if depth is not None and not -depth - 1 <= layer <= depth:
             raise ValueError(f"A language model of {depth} layers has no hidden states {layer}.")
         if states.dim() != 2 or 0 in states.shape or states.dtype not in _STATES_DTYPES:
+            got = f"{states.dtype} of shape {tuple(states.shape)}"
             raise ValueError(
-                f"The hidden states of layer {layer} must be a floating (tokens, dims) tensor with at least one "
-                f"token, got {states.dtype} of shape {tuple(states.shape)}."
+                f"The states of layer {layer} must be floating (tokens, dims), at least one token, got {got}."
             )
         if not bool(torch.isfinite(states).all()):
             raise ValueError(
-                f"The Qwen3-VL hidden states of layer {layer} contain NaN or infinity. In float16 the encoder may "
-                "overflow: load it in bfloat16 or float32, and encode the reference again."
+                f"The Qwen3-VL hidden states of layer {layer} contain NaN or infinity, often an overflow of float16: "
+                "encode the reference in bfloat16 or float32."
             )
 
 

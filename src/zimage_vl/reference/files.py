@@ -84,7 +84,7 @@ def read_tensor_file(path: str | os.PathLike[str], kind: FileKind) -> tuple[dict
     if not path.exists():
         raise FileNotFoundError(f"There is no file {path}.")
     if not path.is_file():  # reading a pipe or a device could wait for ever
-        raise ValueError(f"{path} is no regular file (perhaps a folder): name a file with {kind.contents}.")
+        raise ValueError(f"{path} is a folder or is no regular file: name a file with {kind.contents}.")
     try:
         with open(path, "rb") as file:
             header, metadata = _read_header(file, kind)

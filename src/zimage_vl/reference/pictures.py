@@ -14,7 +14,7 @@ import stat
 import threading
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Union, cast
 
@@ -205,8 +205,8 @@ def group_references(reference: object, batch_size: int, name: str = "reference_
     return entries
 
 
-def _as_list(value: Any) -> list[Any]:
-    return list(value) if isinstance(value, (list, tuple)) else [value]
+def _as_list(value: object) -> list[Any]:
+    return list(cast("Sequence[Any]", value)) if isinstance(value, (list, tuple)) else [value]
 
 
 # ---- The grid of patches ----
@@ -263,10 +263,8 @@ def visible_tokens(mask: PIL.Image.Image, columns: int, rows: int) -> Tensor:
         raise TypeError(f'A mask must be a PIL image of mode "L" or "1", got {mask!r:.80}. Use mask.convert("L").')
     visible = torch.from_numpy(_is_white(mask, (columns, rows))).flatten()
     if not bool(visible.any()):
-        raise ValueError(
-            f"The mask hides the whole picture: none of its {columns} x {rows} patches is white by half. White marks "
-            "what counts; is it inverted?"
-        )
+        patches = f"{columns} x {rows} patches"
+        raise ValueError(f"The mask hides the whole picture: none of {patches} is white by half. Is it inverted?")
     return visible
 
 

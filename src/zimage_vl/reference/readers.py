@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
     Qwen3VLConfig,
@@ -124,11 +125,17 @@ def read_reference(
     patches, grid = _cut_into_patches(processor, inner.visual, reading)
     with _running(vl_encoder) as device, _isolating(inner.visual, reading.visible):
         input_ids, grid = reading.ids.to(device)[None], grid.to(device)
+        types = _token_types(inner.get_rope_index, input_ids == inner.config.image_token_id)
+        # M-RoPE positions (3, 1, tokens), as if no token were masked: a mask with holes breaks the model's own
+        # computation in its pass, which would also keep `rope_deltas` on the module.
+        positions, _ = inner.get_rope_index(
+            input_ids, image_grid_thw=grid, attention_mask=torch.ones_like(input_ids), **types
+        )
         arguments = {
             "input_ids": input_ids,
             # Always: without a mask transformers 4 takes the jumps in M-RoPE positions for several packed sequences.
             "attention_mask": reading.kept.long().to(device)[None],
-            "position_ids": _position_ids(inner, input_ids, grid),
+            "position_ids": positions,
             "pixel_values": patches.to(device),
             "image_grid_thw": grid,
         }
@@ -151,7 +158,7 @@ def read_with_text_encoder(text_encoder: PreTrainedModel, features: Tensor, read
         features: `(image tokens, dims)` by `see_picture`.
         reading: By `build_reading`, of that reader.
     """
-    body = getattr(text_encoder, "model", text_encoder)  # the same with and without a head
+    body: Any = getattr(text_encoder, "model", text_encoder)  # the same with and without a head
     with _running(text_encoder) as device:
         ids = reading.ids.to(device)
         words = text_encoder.get_input_embeddings()(ids)  # (tokens, dims)
@@ -168,7 +175,7 @@ def read_with_text_encoder(text_encoder: PreTrainedModel, features: Tensor, read
 
 
 @torch.no_grad()
-def see_picture(vision: nn.Module, processor: object, reading: Reading) -> Tensor:
+def see_picture(vision: Qwen3VLVisionModel, processor: object, reading: Reading) -> Tensor:
     """Get Qwen3-VL's merged features of a reading's picture, `(image tokens, dims)`, in reading order.
 
     Args:
@@ -176,17 +183,16 @@ def see_picture(vision: nn.Module, processor: object, reading: Reading) -> Tenso
         processor: Its image processor, or a full `Qwen3VLProcessor`.
         reading: By `build_reading`.
     """
-    tower: Any = vision
-    patches, grid = _cut_into_patches(processor, tower, reading)
+    patches, grid = _cut_into_patches(processor, vision, reading)
     features: list[Tensor] = []
 
     def keep(_: nn.Module, __: object, output: Tensor) -> None:  # what the tower returns varies by version
         features.append(output)
 
-    with _running(vision) as device, _isolating(tower, reading.visible):
-        hook = tower.merger.register_forward_hook(keep)
+    with _running(vision) as device, _isolating(vision, reading.visible):
+        hook = vision.merger.register_forward_hook(keep)
         try:
-            tower(patches.to(device, next(vision.parameters()).dtype), grid_thw=grid.to(device))
+            vision(patches.to(device, next(vision.parameters()).dtype), grid_thw=grid.to(device))
         finally:
             hook.remove()
     return features[0]
@@ -245,7 +251,7 @@ def _make_embeds(
     return ReferenceEmbeds(states, reading.regions[reading.kept].to(first.device), provenance, muted or {})
 
 
-def _cut_into_patches(processor: object, visual: Any, reading: Reading) -> tuple[Tensor, Tensor]:
+def _cut_into_patches(processor: object, visual: Qwen3VLVisionModel, reading: Reading) -> tuple[Tensor, Tensor]:
     """(patches, patch values) and (1, 3) times, rows and columns of patches, before merging."""
     image_processor = get_image_processor(processor, visual.config)
     # The picture has its size already, so the processor must not resize it.
@@ -253,20 +259,10 @@ def _cut_into_patches(processor: object, visual: Any, reading: Reading) -> tuple
     expected = [[1, *(side * image_processor.merge_size for side in reading.grid)]]
     if features["image_grid_thw"].tolist() != expected:
         raise ValueError(
-            f"The image processor made a grid of {features['image_grid_thw'].tolist()} patches from a picture of "
-            f"{reading.picture.size} pixels, expected {expected}. Load it with transformers.AutoImageProcessor from "
-            "the VL encoder's folder."
+            f"The image processor made a grid of {features['image_grid_thw'].tolist()} patches, expected {expected}. "
+            "Load it with transformers.AutoImageProcessor from the VL encoder's folder."
         )
     return features["pixel_values"], features["image_grid_thw"]
-
-
-def _position_ids(inner: Any, input_ids: Tensor, grid: Tensor) -> Tensor:
-    """M-RoPE positions (3, 1, tokens), by Qwen3-VL's own rule, as if no token were masked.
-
-    A mask with holes breaks the model's own computation, which would also keep `rope_deltas` on the module.
-    """
-    types = _token_types(inner.get_rope_index, input_ids == inner.config.image_token_id)
-    return inner.get_rope_index(input_ids, image_grid_thw=grid, attention_mask=torch.ones_like(input_ids), **types)[0]
 
 
 def _token_types(function: Callable[..., Any], is_image: Tensor) -> dict[str, Tensor]:
@@ -278,8 +274,15 @@ def _token_types(function: Callable[..., Any], is_image: Tensor) -> dict[str, Te
 # ---- Temporary changes, undone whatever happens ----
 
 
+class _LanguageModel(Protocol):
+    """The part of Qwen3 and of Qwen3-VL's language model that is used here."""
+
+    layers: nn.ModuleList
+    norm: nn.Module
+
+
 def _read_layers(
-    model: Any, language_model: Any, reading: Reading, arguments: Mapping[str, Tensor]
+    model: Callable[..., Any], language_model: _LanguageModel, reading: Reading, arguments: Mapping[str, Tensor]
 ) -> dict[int, Tensor]:
     """(tokens, dims) of each layer asked for, without tokens that a mask removes, from one pass.
 
@@ -308,7 +311,7 @@ def _read_layers(
 
 
 @contextmanager
-def _muting(visual: Any) -> Generator[None]:
+def _muting(visual: Qwen3VLVisionModel) -> Generator[None]:
     """Within it, the vision tower's features, DeepStack's too, are 0."""
 
     def mute(_: nn.Module, __: object, output: Tensor) -> Tensor:
@@ -321,7 +324,7 @@ def _muting(visual: Any) -> Generator[None]:
 
 
 @contextmanager
-def _isolating(visual: Any, visible: Tensor | None) -> Generator[None]:
+def _isolating(visual: Qwen3VLVisionModel, visible: Tensor | None) -> Generator[None]:
     """Within it, the vision tower's patches attend only within their own kind: kept among kept, hidden among hidden.
 
     Every attention sees the patches reordered, the kept ones first, as if they were two pictures, and its output
@@ -348,8 +351,9 @@ def _isolating(visual: Any, visible: Tensor | None) -> Generator[None]:
 
     with ExitStack() as undo:
         for block in visual.blocks:
-            undo.callback(block.attn.register_forward_pre_hook(before, with_kwargs=True).remove)
-            undo.callback(block.attn.register_forward_hook(after).remove)
+            attention = block.get_submodule("attn")
+            undo.callback(attention.register_forward_pre_hook(before, with_kwargs=True).remove)
+            undo.callback(attention.register_forward_hook(after).remove)
         yield
 
 
@@ -427,20 +431,16 @@ def check_vl_encoder(vl_encoder: object, width: int | None = None) -> None:
     """
     inner = getattr(vl_encoder, "model", None)
     if not hasattr(inner, "language_model") or not hasattr(inner, "visual"):
-        raise TypeError(
-            "`vl_encoder` must be a Qwen3VLForConditionalGeneration, the whole model, got "
-            f"{type(vl_encoder).__name__}."
-        )
+        got = type(vl_encoder).__name__
+        raise TypeError(f"`vl_encoder` must be a Qwen3VLForConditionalGeneration, the whole model, got {got}.")
     check_vl_config(getattr(vl_encoder, "config", None), width)
 
 
-def check_vl_config(config: Any, width: int | None = None) -> None:
+def check_vl_config(config: PretrainedConfig | None, width: int | None = None) -> None:
     """Check that a model can serve as VL encoder, from its config alone; errors as `check_vl_encoder`."""
     family = getattr(config, "model_type", None)
-    if family != "qwen3_vl":
-        raise TypeError(
-            f"The VL encoder must be a Qwen3-VL, got a model of type {family!r}. Load Qwen/Qwen3-VL-4B-Instruct."
-        )
+    if config is None or family != "qwen3_vl":
+        raise TypeError(f"The VL encoder must be Qwen/Qwen3-VL-4B-Instruct or alike, got a model of type {family!r}.")
     _check_width(config.text_config.hidden_size, width)
 
 
@@ -472,8 +472,8 @@ def load_vl_config(
 
 def find_reader_source(
     vl_reader: str,
-    text_config: Any,
-    config: Any,
+    text_config: PretrainedConfig | None,
+    config: PretrainedConfig,
     processor: object,
     model_id: str | os.PathLike[str] | None = None,
     revision: str | None = None,
@@ -499,13 +499,14 @@ def find_reader_source(
         8
     """
     vision, image_token_id = getattr(config, "vision_config", config), None
-    width = getattr(text_config, "hidden_size", None)
+    language: Any = text_config
+    width = None if text_config is None else text_config.hidden_size
     if vl_reader == "text_encoder":
         _check_width(vision.out_hidden_size, width)
     else:
         check_vl_config(config, width)
-        text_config, image_token_id = config.text_config, config.image_token_id
-    name, depth = None if model_id is None else str(model_id), text_config.num_hidden_layers
+        language, image_token_id = config.text_config, config.image_token_id
+    name, depth = None if model_id is None else str(model_id), language.num_hidden_layers
     return ReaderSource(vl_reader, get_image_processor(processor, vision), depth, image_token_id, name, revision)
 
 
@@ -602,8 +603,7 @@ def _explaining_failure(model_id: str | os.PathLike[str]) -> Generator[None]:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise OSError(
             f"The VL encoder {str(model_id)!r} could not be loaded: {reason} Pass the Hub id of a Qwen3-VL (online, "
-            "the first time) or the path of a local folder as `vl_model_id`, or load it yourself and pass "
-            "`vl_encoder` and `vl_processor`."
+            "the first time) or the path of a local folder as `vl_model_id`."
         ) from error
 
 
@@ -627,10 +627,7 @@ def fingerprint_text_encoder(text_encoder: PreTrainedModel) -> str:
     body = getattr(text_encoder, "model", text_encoder)  # the same with and without a head
     fingerprint = _norms_digest([text_encoder.config], {"": body})
     if fingerprint is None:
-        raise ValueError(
-            "The text encoder's weights are not in memory, so that it cannot be told which one it is: take its "
-            "fingerprint before enable_sequential_cpu_offload."
-        )
+        raise ValueError("The text encoder's weights are away: fingerprint it before enable_sequential_cpu_offload.")
     return fingerprint
 
 

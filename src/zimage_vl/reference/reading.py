@@ -7,14 +7,14 @@ import json
 import os
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple, Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import PIL
 import torch
 import transformers
 from PIL import Image
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .._version import __version__
 from ..blend.regions import Region, TextPosition
@@ -163,10 +163,8 @@ def build_reading(
     # Resized here, not in the processor: the same grid in every version of transformers.
     picture = picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)
     if source.image_token_id is not None and int((ids == source.image_token_id).sum()) != rows * columns:
-        raise ValueError(
-            f"The tokenizer's <|image_pad|> is not the image token of `vl_encoder` (id {source.image_token_id}). "
-            "Pass the tokenizer that belongs to both models, Qwen3's."
-        )
+        token = f"the image token of `vl_encoder` (id {source.image_token_id})"
+        raise ValueError(f"The tokenizer's <|image_pad|> is not {token}: pass Qwen3's, which fits both models.")
     reading = Reading(picture, ids, regions, (rows, columns), visible, numbers, provenance, muted)
 
     def with_text(text: str) -> Reading:
@@ -208,17 +206,18 @@ def resolve_layers(layers: Sequence[int], num_hidden_layers: int) -> dict[int, i
     return {layer: layer % (num_hidden_layers + 1) for layer in layers}
 
 
-def get_image_processor(vl_processor: object, vision: Any) -> VLImageProcessor:
+def get_image_processor(vl_processor: object, vision: PretrainedConfig) -> VLImageProcessor:
     """Get the image processor, alone or within a full processor, if it fits; else TypeError or ValueError."""
     processor = getattr(vl_processor, "image_processor", vl_processor)
     names = ("patch_size", "merge_size", "temporal_patch_size")
     expected = (vision.patch_size, vision.spatial_merge_size, vision.temporal_patch_size)
-    found = tuple(getattr(processor, name, None) for name in names)
-    if found != expected:
-        raise (TypeError if None in found else ValueError)(
-            f"`vl_processor` must be the VL encoder's image processor or full processor, with {names} of {expected}, "
-            f"got {type(vl_processor).__name__} with {found}. Load it with transformers.AutoImageProcessor."
-        )
+    for name, value in zip(names, expected, strict=True):
+        found = getattr(processor, name, None)
+        if found != value:
+            raise (TypeError if found is None else ValueError)(
+                f"`vl_processor` must be the VL encoder's own, with {name} {value}, got {found} of a "
+                f"{type(vl_processor).__name__}. Load it with transformers.AutoImageProcessor."
+            )
     return cast("VLImageProcessor", processor)
 
 

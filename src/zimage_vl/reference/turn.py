@@ -29,6 +29,7 @@ _templates: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, tuple[object, str
 _fast_tokenizers: weakref.WeakKeyDictionary[PreTrainedTokenizerBase, PreTrainedTokenizerFast] = (
     weakref.WeakKeyDictionary()
 )
+_TOKENIZER_ADVICE = "pass the tokenizer of Z-Image (Qwen3) or of Qwen3-VL."
 _FAST_ADVICE = "the places of its tokens are unknown. Load the tokenizer with transformers.AutoTokenizer."
 #: A fast tokenizer keeps its truncation and padding as state: two threads must not call one at the same time.
 tokenizer_lock = threading.RLock()
@@ -131,8 +132,7 @@ def picture_turn(
     found = [token for token in _VISION_TOKENS if token in turn.text]
     if found:
         raise ValueError(
-            "The text beside a reference picture must not contain vision tokens, which stand for pictures; got "
-            f"{found} in {turn.text!r}. Remove them."
+            f"The text beside a picture must not contain vision tokens, got {found} in {turn.text!r:.80}."
         )
     start, pad, stop = _vision_ids(tokenizer)
     image_ids = [start, *[pad] * num_image_tokens, stop]
@@ -144,8 +144,8 @@ def picture_turn(
     is_alike = without == turn.uncut_ids or (turn.melted and text_position == "after")
     if whole[first : first + len(image_ids)] != image_ids or not is_alike:
         raise ValueError(
-            f"The tokenizer ({type(tokenizer).__name__}) splits the text beside a picture unlike the text alone, so "
-            "that the reference cannot be laid on a prompt. Pass the tokenizer of Z-Image (Qwen3) or of Qwen3-VL."
+            f"The tokenizer ({type(tokenizer).__name__}) splits the text beside a picture unlike the text alone: "
+            f"{_TOKENIZER_ADVICE}"
         )
     stands_before = (Region.PREFIX,) if text_position == "after" else (Region.PREFIX, Region.WORDS)
     at = sum(region in stands_before for region in turn.regions)
@@ -168,8 +168,8 @@ def embeds_regions(tokenizer: PreTrainedTokenizerBase, length: int, turn: TextTu
     template = read_text_turn(tokenizer, "").regions
     if length < len(template):
         raise ValueError(
-            f"`prompt_embeds` of {length} tokens are shorter than the chat template alone ({len(template)} tokens): "
-            "pass embeddings from `encode_prompt`, or the prompt itself."
+            f"`prompt_embeds` of {length} tokens are shorter than the chat template ({len(template)} tokens): pass "
+            "what `encode_prompt` gives."
         )
     prefix = template.count(Region.PREFIX)
     return _as_tensor([*template[:prefix], *[Region.WORDS] * (length - len(template)), *template[prefix:]])
@@ -190,8 +190,7 @@ def _vision_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     ids: Any = tokenizer.convert_tokens_to_ids(names)
     if None in ids or tokenizer.convert_ids_to_tokens(ids) != names:
         raise ValueError(
-            f"The tokenizer ({type(tokenizer).__name__}) does not hold Qwen's vision tokens {names} as single tokens. "
-            "Pass the tokenizer of Z-Image (Qwen3) or of Qwen3-VL."
+            f"{type(tokenizer).__name__} does not hold Qwen's vision tokens {names} as one each: {_TOKENIZER_ADVICE}"
         )
     return ids
 
@@ -218,9 +217,8 @@ def _render(tokenizer: PreTrainedTokenizerBase, content: str) -> tuple[str, int]
     rendered = _apply_template(tokenizer, content)
     if rendered != begin + content + end:
         raise ValueError(
-            "The tokenizer's chat template must render a user's string as it is between a fixed beginning and end; "
-            f"it changes, repeats or drops {content[:80]!r} (rendered: {rendered[:160]!r}). Remove leading or "
-            "trailing white space if the template strips it, or pass Z-Image's own tokenizer."
+            "The tokenizer's chat template must render a user's string as it is, between a fixed beginning and end, "
+            f"got {rendered[:160]!r} for {content[:80]!r} (does it strip white space?): {_TOKENIZER_ADVICE}"
         )
     return rendered, len(begin)
 
