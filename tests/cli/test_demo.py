@@ -10,7 +10,7 @@ import pytest
 
 from cli_calls import call, read_png
 from tiny_models import tiny_pipeline
-from zimage_vl.cli.demo import STRENGTHS, count_pictures, paint_rows
+from zimage_vl.cli.demo import STRENGTHS, paint_rows
 from zimage_vl.toy.loading import CHECKPOINT
 
 
@@ -27,7 +27,7 @@ def painted() -> tuple[list[Any], int, Any]:
 
 def test_a_row_is_a_pair_with_a_picture_for_each_strength(painted: tuple[list[Any], int, Any]) -> None:
     rows, counted, _ = painted
-    assert counted == 2 * count_pictures()
+    assert counted == 2 * len(STRENGTHS)
     assert [len(row.blocks[0]) for row in rows] == [len(STRENGTHS)] * 2
     assert all(len({picture.tobytes() for picture in row.blocks[0]}) == len(STRENGTHS) for row in rows)
     assert list(STRENGTHS.values()) == sorted(STRENGTHS.values())

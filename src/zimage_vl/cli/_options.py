@@ -15,6 +15,7 @@ from zimage_vl.blend.registry import KNOBS, Knob
 
 from ._models import DTYPES, TOY_MODEL, Model
 from ._parsing import parse_layer, parse_numbers, parse_text
+from ._terminal import escape, one_line
 
 
 Command = Callable[..., None]
@@ -97,6 +98,11 @@ def name_options(text: str, typed: Iterable[str] = ()) -> str:
     bare = "|".join(name for name in (*KNOBS, *_ARGUMENTS) if "_" in name)
     pattern = rf"`(?P<ticked>{'|'.join([*KNOBS, *_ARGUMENTS])})(?:\[\d+\])?`|(?<![\w./'-])(?P<bare>{bare})(?![\w./'-])"
     return re.sub(r"`(--[^`]+)`", r"\1", re.sub(pattern, option, text))
+
+
+def explain(error: BaseException) -> str:
+    """Get an error of the library as one line for the terminal, in the words of the command line."""
+    return escape(name_options(one_line(error)).replace("`", ""))
 
 
 def choose(choices: Sequence[str]) -> Callable[[str], str]:

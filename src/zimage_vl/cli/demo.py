@@ -60,7 +60,7 @@ def demo(
             torch.set_num_threads(threads)
         pipe = load_toy_pipeline()
         pipe.set_progress_bar_config(disable=True)  # one bar for all pictures instead of one for each
-        total = pairs * count_pictures()
+        total = pairs * len(STRENGTHS)
         with typer.progressbar(length=total, label=f"Painting {total} pictures", file=sys.stderr) as bar:
             rows = paint_rows(pipe, pairs, seed, size=int(SIZE), steps=int(STEPS), on_picture=lambda: bar.update(1))
         sheet = contact_sheet(
@@ -89,11 +89,6 @@ def _free_name(path: Path, overwrite: bool) -> Path:
         number += 1
         free = path.with_name(f"{path.stem}-{number}{path.suffix}")
     return free
-
-
-def count_pictures() -> int:
-    """Get the pictures painted per pair."""
-    return len(STRENGTHS)
 
 
 def paint_rows(

@@ -20,11 +20,11 @@ import zimage_vl
 from zimage_vl.blend.registry import KNOBS
 
 from ._models import Model
-from ._options import name_options, option, with_options
+from ._options import explain, option, with_options
 from ._outputs import PARTLY_DONE, OverwriteOption, check_folder, check_output_path, new_file, new_folder
 from ._parsing import parse_layers
 from ._sources import NoUrlsOption, Source, find_sources, read_picture
-from ._terminal import FormatOption, OutputFormat, count_of, escape, note, one_line, print_json, say
+from ._terminal import FormatOption, OutputFormat, count_of, escape, note, print_json, say
 
 
 MANIFEST = "manifest.jsonl"
@@ -105,7 +105,7 @@ def _blamed_on_the_reference() -> Generator[None]:
         # torch's own name, so that torch need not be imported to compare
         if not isinstance(error, (ValueError, OSError, MemoryError)) and type(error).__name__ != "OutOfMemoryError":
             raise
-        raise _BadReferenceError(escape(name_options(one_line(error)).replace("`", ""))) from error
+        raise _BadReferenceError(explain(error)) from error
 
 
 @dataclass

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import Annotated, Any
 
 import zimage_vl
-from zimage_vl.blend.registry import CONDITIONING_NAMES, KNOBS
+from zimage_vl.blend.registry import KNOBS
 from zimage_vl.recipes import RECIPES, WISHES
 
 from ._models import Model
@@ -26,7 +26,6 @@ from ._terminal import FormatOption, OutputFormat, count_of, note, print_json, s
 
 _STRENGTH = 0.6  # diffusers' own
 _SAME_STRENGTH, _SAME_KNOBS = 0.85, {"vl_alpha": 0.4}  # as of `paint_like`
-_SETTLED = ("vl_text", "vl_treatment", "vl_describe")  # when embeddings are read
 _SEVERAL = "name-0.png, name-1.png"
 _FROM = "Repeat a picture of `generate`, whose settings stand in it; options beside it take precedence."
 _TAKE = f"What to take of the reference: {', '.join(WISHES)}; or a recipe of `zimage-vl recipes`. Options win over it."
@@ -135,18 +134,14 @@ def round_path(path: Path, number: int, rounds: int) -> Path:
 
 def _read_knobs(asked: Any) -> tuple[dict[str, Any], zimage_vl.VLConditioning]:
     """The knobs, those of a recipe among them, and the checked ones; pictures are still names."""
+    from zimage_vl.workflows.sweep_plan import apply_recipe, make_conditioning
+
     given = dict(asked.knobs)
     if "vl_alpha" in given:
         given["vl_alpha"] = parse_alpha(given["vl_alpha"])
     base: Mapping[str, Any] = RECIPES[asked.take[0]] if asked.take else _SAME_KNOBS if asked.same_picture else {}
-    if "reference_embeds" in given:  # these were settled when they were read
-        base = {name: value for name, value in base.items() if name not in _SETTLED}
-    knobs = {**base, **given}
-    conditioning = zimage_vl.VLConditioning(
-        **{name: value for name, value in knobs.items() if name in (*CONDITIONING_NAMES, "reference_weights")},
-        has_neutral_image="neutral_image" in knobs,
-    )
-    return knobs, conditioning
+    knobs = apply_recipe(base, given)
+    return knobs, make_conditioning(knobs, "neutral_image" in knobs)
 
 
 def _check_together(asked: Any, conditioning: zimage_vl.VLConditioning) -> None:
@@ -224,13 +219,15 @@ def _read_files(knobs: dict[str, Any], asked: Any) -> tuple[dict[str, Any], list
 
 def _load_embeds(option: str, path: str, asked: Any) -> Any:
     """Embeddings from a file; said is what was read otherwise than one call with these options would read it."""
+    from zimage_vl.workflows.sweep_plan import SETTLED
+
     try:
         embeds = zimage_vl.ReferenceEmbeds.load(path)
     except (ValueError, OSError) as error:
         raise type(error)(f"{option}: {error}") from error
     made = embeds.provenance
     one_call = {"vl_text": asked.prompt, "vl_treatment": "none", "vl_describe": False}
-    one_call |= {n: value for n, value in (RECIPES[asked.take[0]] if asked.take else {}).items() if n in _SETTLED}
+    one_call |= {n: value for n, value in (RECIPES[asked.take[0]] if asked.take else {}).items() if n in SETTLED}
     read = {"vl_text": made.text, "vl_treatment": made.treatment or "none", "vl_describe": bool(made.described)}
     if read["vl_describe"]:
         one_call["vl_text"] = made.text
@@ -246,7 +243,9 @@ def _listed(value: Any) -> list[Any]:
 
 def _describe_start(steps: int, strength: float) -> dict[str, Any]:
     """How much of the start picture goes, and how many of the steps are run over it."""
-    run = steps - int(max(steps - steps * strength, 0))  # as diffusers counts
+    from zimage_vl.workflows.image_to_image import count_run_steps
+
+    run = count_run_steps(steps, strength)
     if run == steps:
         note(f"At strength {strength} all {run} steps are run: nothing of the start picture is left.")
     return {"strength": strength, "steps_run": run}

@@ -15,12 +15,12 @@ import typer
 
 from ._axes import read_plan, read_values, with_axes
 from ._models import Model
-from ._options import OffloadOption, name_options, option
+from ._options import OffloadOption, explain, option
 from ._outputs import PARTLY_DONE, check_folder
 from ._records import PICTURE_KNOBS, recorded_versions
 from ._sources import NoUrlsOption, refuse_urls
 from ._team import Team
-from ._terminal import FormatOption, OutputFormat, escape, note, one_line, print_json, say
+from ._terminal import FormatOption, OutputFormat, escape, note, print_json, say
 from ._views import describe_dry_run, dry_run_lines, write_views
 
 
@@ -97,7 +97,7 @@ def sweep(
         origin={**model.describe(), "versions": recorded_versions()},
         identity=" ".join(str(Path(n).resolve()) for n in (model.model, model.vl_model) if n and Path(n).is_dir()),
         numbers=numbers,
-        explain=lambda error: escape(name_options(one_line(error)).replace("`", "")),
+        explain=explain,
     )
     if dry_run:
         described = describe_dry_run(rows, output, model.model, model.vl_model, team.kind)

@@ -205,7 +205,7 @@ def describe_picture(
     tokenizer: PreTrainedTokenizerBase,
     reading: Reading,
 ) -> str:
-    """Let the VL encoder describe a picture in one paragraph: greedy, at most 96 tokens.
+    """Let the VL encoder say what is in a picture: greedy, at most 96 tokens.
 
     Args:
         vl_encoder: The whole model, with its head.

@@ -24,8 +24,10 @@ SOURCES = {
     "negative_reference_embeds": "--negative-embeds",
     "neutral_image": "--neutral-image",
 }
+#: What a recipe may say about the reading, which is settled in embeddings.
+SETTLED = ("vl_text", "vl_treatment", "vl_describe")
 #: What is settled when a picture is read, beside the reader.
-OF_READING = ("vl_text", "vl_treatment", "vl_describe", "vl_text_position", "vl_max_pixels")
+OF_READING = (*SETTLED, "vl_text_position", "vl_max_pixels")
 _SLOWEST = (*SOURCES, "reference_weights", "prompt", "negative_prompt", "recipe", "vl_reader", *OF_READING)
 _PAINTING = ("size", "steps", "guidance", "seed")
 #: What a plan may vary, slowest first: jobs that share a reading follow each other.
@@ -114,10 +116,12 @@ class SweepPlan:
 def merge_knobs(job: Mapping[str, Any]) -> dict[str, Any]:
     """Get a job's arguments about references: those of its recipe, and its own, which take precedence."""
     own = {name: value for name, value in job.items() if name in KNOBS and value is not None}
-    recipe: Mapping[str, Any] = RECIPES[job["recipe"]] if job.get("recipe") else {}
-    settled = (
-        ("vl_text", "vl_treatment", "vl_describe") if "reference_embeds" in own else ()
-    )  # when the embeddings were read
+    return apply_recipe(RECIPES[job["recipe"]] if job.get("recipe") else {}, own)
+
+
+def apply_recipe(recipe: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
+    """Get the arguments of a recipe and one's own, which take precedence; embeddings are what they were read as."""
+    settled = SETTLED if "reference_embeds" in own else ()
     return {**{name: value for name, value in recipe.items() if name not in settled}, **own}
 
 
