@@ -15,14 +15,14 @@ from typing import Any
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import CpuOffload, remove_hook_from_module
-from diffusers import DiffusionPipeline
+from diffusers import ZImagePipeline
 from torch import nn
 
 from ..reference.readers import group_offload_settings, lock_of_model
 
 
 @contextmanager
-def lock_of_models(pipe: DiffusionPipeline) -> Generator[None]:
+def lock_of_models(pipe: ZImagePipeline) -> Generator[None]:
     """Let one thread at a time run these modules, whichever of our pipelines they are reached through.
 
     A call keeps its state on the pipeline and its scheduler, and offload moves one model at a time.
@@ -36,7 +36,7 @@ def lock_of_models(pipe: DiffusionPipeline) -> Generator[None]:
 
 
 @contextmanager
-def freed_after_error(pipe: DiffusionPipeline) -> Generator[None]:
+def freed_after_error(pipe: ZImagePipeline) -> Generator[None]:
     """Whatever ends the block early, Ctrl-C included, leaves no model behind on the accelerator."""
     try:
         yield
@@ -45,19 +45,19 @@ def freed_after_error(pipe: DiffusionPipeline) -> Generator[None]:
         raise
 
 
-def model_hooks(pipe: DiffusionPipeline) -> list[Any]:
+def model_hooks(pipe: ZImagePipeline) -> list[Any]:
     """The hooks of `enable_model_cpu_offload`; none without it."""
     return list(getattr(pipe, "_all_hooks", ()))
 
 
-def offload_models(pipe: DiffusionPipeline, *models: object) -> None:
+def offload_models(pipe: ZImagePipeline, *models: object) -> None:
     """Send these models away from the accelerator, where model offload manages them."""
     for hook in model_hooks(pipe):
         if any(hook.model is model for model in models):
             hook.offload()
 
 
-def heal_model_hooks(pipe: DiffusionPipeline, *staying: object) -> None:
+def heal_model_hooks(pipe: ZImagePipeline, *staying: object) -> None:
     """Begin with the pipeline's own offload hooks and nothing but `staying` on the accelerator.
 
     Another pipeline that shares modules may have replaced the hooks, or left a model behind. A pipeline that was made
@@ -73,7 +73,7 @@ def heal_model_hooks(pipe: DiffusionPipeline, *staying: object) -> None:
     offload_models(pipe, *(hook.model for hook in model_hooks(pipe) if all(hook.model is not m for m in staying)))
 
 
-def place_like_others(pipe: DiffusionPipeline, model: nn.Module) -> None:
+def place_like_others(pipe: ZImagePipeline, model: nn.Module) -> None:
     """Offload a model as the pipeline's text encoder is, or bring it to the pipeline's device."""
     if any(hook.model is model for hook in model_hooks(pipe)):
         return
@@ -83,7 +83,7 @@ def place_like_others(pipe: DiffusionPipeline, model: nn.Module) -> None:
         model.to(pipe.device)
 
 
-def join_offload(pipe: DiffusionPipeline, model: nn.Module) -> bool:
+def join_offload(pipe: ZImagePipeline, model: nn.Module) -> bool:
     """Offload a component as the text encoder is, module by module or in groups; return whether either is so."""
     if is_sequentially_offloaded(pipe.text_encoder):
         if not is_sequentially_offloaded(model):
@@ -115,7 +115,7 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def forget_model(pipe: DiffusionPipeline, model: nn.Module) -> None:
+def forget_model(pipe: ZImagePipeline, model: nn.Module) -> None:
     """Take a model that is no longer registered off the accelerator's books and give its memory back."""
     if model_hooks(pipe):
         remove_hook_from_module(model, recurse=True)
