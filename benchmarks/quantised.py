@@ -1,4 +1,4 @@
-"""What 8 bits change, on the toy: a table in Markdown. The libraries that quantise lie apart, where `make test` puts them:
+"""What 8 bits change, on the toy: a table in Markdown. What quantises lies apart, where `make test` puts it:
 
     PYTHONPATH=.venv/quantised .venv/bin/python benchmarks/quantised.py
 
