@@ -179,7 +179,7 @@ SPOILT: dict[str, tuple[Path, Any, list[str]]] = {
     "stale joined files": (
         BLEND / "mix.py",
         lambda text: text + b"\n\n# Another end.\n",
-        ["pipeline.py is stale", "block.py is stale"],
+        ["zimage_vl/pipeline.py is stale", "zimage_vl_modular/pipeline.py is stale", "block.py is stale"],
     ),
     "sources that cannot be joined": (
         BLEND / "knobs.py",
@@ -242,9 +242,7 @@ def test_the_command_refuses_before_it_asks_the_hub(changed: Path, hub: UploadHu
     assert hub.requests == []
 
 
-def test_problems_an_unknown_token_and_no_hub_upload_nothing(
-    planned: publish.Plan, hub: UploadHub
-) -> None:
+def test_problems_an_unknown_token_and_no_hub_upload_nothing(planned: publish.Plan, hub: UploadHub) -> None:
     nowhere = huggingface_hub.HfApi(endpoint="http://127.0.0.1:1", token=TOKEN)
     for plan, client, reason in (
         (dataclasses.replace(planned, problems=("It rains.",)), api(hub), r"Nothing was uploaded\. It rains"),

@@ -220,7 +220,7 @@ def test_lines_that_diffusers_takes_for_imports_are_refused_in_docstrings_too(li
 
 def target(folder: Path, note: str = "") -> build_pipeline.Target:
     (folder / "map.txt").write_text(note, encoding="utf-8")
-    return build_pipeline.Target("pipeline.entry", folder / "out" / "pipeline.py", (folder / "map.txt",))
+    return build_pipeline.Target("pipeline.entry", folder / "out" / "pipeline.py", folder / "map.txt")
 
 
 def test_the_output_is_formatted_and_check_tells_missing_stale_and_fresh(
@@ -252,45 +252,48 @@ def test_a_package_that_cannot_be_joined_ends_with_1_and_the_reason(
     assert "cannot be built: blend/tools.py, line 1: `import zimage_vl`" in capsys.readouterr().err
 
 
-def test_a_file_that_ends_with_something_else_has_the_pipelines_annotations_all_the_same(tmp_path: Path) -> None:
-    entry = ENTRY.replace("from __future__ import annotations\n\n", "").replace(
-        "    version = __version__\n",
-        "    version = __version__\n\n    def __init__(self, size: int) -> None:\n        super().__init__()\n",
-    )
-    block = '"""A block."""\n\nfrom ..pipeline.entry import TinyPipeline\n\n\nmade = TinyPipeline\n'
-    root = package(tmp_path, entry=entry, block=block)
-    module = load(join_modules(collect_modules(root, "blend.block")), tmp_path)
-    assert module.made.__init__.__annotations__["size"] is int
-
-
 def test_the_committed_files_are_what_the_sources_give_and_their_maps_are_true() -> None:
     assert build_pipeline.main(["--check"]) == 0
 
 
-@pytest.mark.parametrize(("output", "lines"), [(build_pipeline.PIPELINE, 4900), (build_pipeline.BLOCK, 5100)])
-def test_a_committed_file_is_small_needs_nothing_of_the_package_and_begins_with_its_map(
-    output: build_pipeline.Target, lines: int
-) -> None:
-    text = output.output.read_text(encoding="utf-8")
+def test_the_committed_file_is_small_needs_nothing_of_the_package_and_begins_with_its_map() -> None:
+    target, lines = build_pipeline.PIPELINE, 4900
+    text = target.output.read_text(encoding="utf-8")
     check_joined(text)
     assert not re.search(r"importlib\.resources|pkgutil|__package__", text)
     assert len(text.splitlines()) <= lines
     assert len(text.encode("utf-8")) <= 52 * lines
-    note = output.note.splitlines()
-    assert len(note) <= 14
+    note = target.note.splitlines()
+    assert len(note) <= 12
     assert [f"# {line}".rstrip() for line in note] == text.splitlines()[5 : 5 + len(note)]
 
 
-@pytest.mark.parametrize("output", build_pipeline.TARGETS, ids=lambda target: target.output.name)
-def test_diffusers_own_readers_find_one_pipeline_and_nothing_relative(
-    output: build_pipeline.Target, tmp_path: Path
+def test_the_block_needs_the_pipeline_beside_it_and_refuses_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    block = build_pipeline.BLOCK.output
+    text = block.read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 250
+    assert "zimage_vl" not in text.replace("zimage_vl.toy", "")
+    assert block.with_name("pipeline.py").read_bytes() == build_pipeline.PIPELINE.output.read_bytes()
+    module = load(build_pipeline.PIPELINE.output.read_text(encoding="utf-8"), tmp_path)
+    monkeypatch.setitem(sys.modules, "local", ModuleType("local"))
+    monkeypatch.setitem(sys.modules, "local.pipeline", module)
+    code, names = compile(text, "block.py", "exec"), {"__name__": "local.block", "__package__": "local"}
+    exec(code, dict(names))
+    monkeypatch.setattr(module, "SINGLE_FILE_DIGEST", "another")
+    with pytest.raises(ImportError, match=r"pipeline.py is not the one that belongs to this file"):
+        exec(code, dict(names))
+
+
+def test_diffusers_own_readers_find_one_pipeline_and_what_lies_beside_it(tmp_path: Path) -> None:
     from diffusers import DiffusionPipeline
     from diffusers.utils import dynamic_modules_utils as readers
 
-    assert readers.get_relative_imports(output.output) == []
-    assert readers.check_imports(output.output) == []
-    module = load(output.output.read_text(encoding="utf-8"), tmp_path)
+    assert readers.check_imports(build_pipeline.BLOCK.output) == ["pipeline"]
+    output = build_pipeline.PIPELINE.output
+    assert readers.check_imports(output) == []
+    module = load(output.read_text(encoding="utf-8"), tmp_path)
     ours = [
         thing
         for thing in vars(module).values()
