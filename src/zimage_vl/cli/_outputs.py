@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
+
+from zimage_vl.workflows.files import whole_file
 
 from ._terminal import escape, one_line
 
@@ -74,32 +74,13 @@ def _exists_already(path: Path) -> ValueError:
 
 
 @contextmanager
-def new_file(path: Path, overwrite: bool = False) -> Generator[Path]:
-    """Within it, a file of a random name beside `path`, to be written to; at the end it becomes `path`.
-
-    Under its final name it is whole or not there. An OSError names `path`.
-    """
-    unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished{path.suffix}")
+def new_file(path: Path, overwrite: bool = False) -> Generator[BinaryIO]:
+    """Within it, a file to write to, which at the end becomes `path`. Under this name it is whole or not there."""
     try:
-        os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        yield unfinished
-        if overwrite:
-            os.replace(unfinished, path)
-            return
-        try:
-            os.link(unfinished, path)  # which, unlike a renaming, never replaces
-        except FileExistsError:
-            raise _exists_already(path) from None
-        except OSError:  # a file system without links
-            if os.path.lexists(path):
-                raise _exists_already(path) from None
-            os.rename(unfinished, path)
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+        with whole_file(path, overwrite) as file:
+            yield file
+    except FileExistsError:
+        raise _exists_already(path) from None
 
 
 @contextmanager

@@ -18,6 +18,7 @@ import typer
 
 import zimage_vl
 from zimage_vl.blend.registry import KNOBS
+from zimage_vl.workflows.files import remove_leftovers
 
 from ._models import Model
 from ._options import explain, option, with_options
@@ -67,6 +68,8 @@ def extract(
     to_file = output.suffix == ".safetensors" and not output.is_dir()
     if to_file and len(sources) != 1:
         raise ValueError(f"--output is one file, and there are {count_of(len(sources), 'reference')}: name a folder.")
+    if not dry_run:
+        remove_leftovers(*(output.parent, [output.name]) if to_file else (output,))
     if to_file:
         check_output_path(output, (".safetensors",), overwrite=overwrite, inputs=[model.model, *references])
     else:
@@ -159,8 +162,8 @@ class _Run:
         with _blamed_on_the_reference():
             embeds = self.reader.encode_reference(image, mask=self.mask, **self.reading)
         # A file of that name is a damaged one of ours, or one that may be replaced.
-        with new_file(path, overwrite=self.overwrite or not self.to_file) as unfinished:
-            embeds.save(unfinished)
+        with new_file(path, overwrite=self.overwrite or not self.to_file) as file:
+            embeds.save(file)
         return {"status": "written", "file": path.name, "tokens": embeds.num_tokens}
 
 
