@@ -96,8 +96,10 @@ def test_without_locks_nothing_is_removed(tmp_path: Path, monkeypatch: pytest.Mo
 
 @pytest.mark.skipif(os.name == "nt", reason="needs locks of files")
 def test_a_folder_is_claimed_once(tmp_path: Path) -> None:
-    with claimed(tmp_path):
-        with pytest.raises(ValueError, match="is being written to by another run"), claimed(tmp_path):
-            pass
-    with claimed(tmp_path):
-        pass
+    def claim_twice() -> None:
+        with claimed(tmp_path), claimed(tmp_path):
+            raise AssertionError
+
+    for _ in range(2):  # the first claim ended with its error
+        with pytest.raises(ValueError, match="is being written to by another run"):
+            claim_twice()

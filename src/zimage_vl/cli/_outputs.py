@@ -50,6 +50,14 @@ def check_output_path(
         raise _exists_already(path)
 
 
+def check_output_folder(folder: Path, else_: str = "") -> None:
+    """Refuse a folder for outputs that could not be made or written to; `else_` says what else might be named."""
+    shown = f"--output '{escape(str(folder))}'"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{shown} is a file: name a folder{else_}.")
+    check_folder(folder if folder.exists() else folder.parent, shown)
+
+
 def check_folder(folder: Path, shown: str) -> None:
     """Refuse a folder that is not there, or takes no file: one without a name is made in it, and gone at once."""
     named = f"{shown}: the folder '{escape(str(folder))}'"
@@ -84,16 +92,17 @@ def new_file(path: Path, overwrite: bool = False) -> Generator[BinaryIO]:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Generator[None]:
-    """Within it, the folder is there; one that was made for a command that failed and is empty goes again."""
-    made = not folder.is_dir()
-    folder.mkdir(exist_ok=True)
+def new_folder(folder: Path, *within: str) -> Generator[None]:
+    """Within it, the folder and those in it are there; what was made for a command that failed and is empty goes."""
+    missing = [each for each in (folder, *(folder / name for name in within)) if not each.is_dir()]
     try:
+        for each in missing:
+            each.mkdir(exist_ok=True)
         yield
     except BaseException:
-        if made:
+        for each in reversed(missing):
             with suppress(OSError):
-                folder.rmdir()
+                each.rmdir()
         raise
 
 

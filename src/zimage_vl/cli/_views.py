@@ -27,8 +27,8 @@ _DEFAULT_VL_MODEL = "Qwen/Qwen3-VL-4B-Instruct"
 
 def write_views(folder: Path) -> dict[str, Any]:
     """Write the sheets and the page of a folder; get their paths and the manifest's."""
-    from zimage_vl.workflows.gallery import Gallery, write_page
     from zimage_vl.workflows.files import whole_file
+    from zimage_vl.workflows.gallery import Gallery, write_page
     from zimage_vl.workflows.manifest import MANIFEST
 
     gallery = Gallery.read(folder)

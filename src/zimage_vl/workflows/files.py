@@ -97,7 +97,7 @@ def named_errors(path: Path) -> Generator[None]:
 def _open_locked(path: Path) -> tuple[Path, BinaryIO]:
     while True:
         unfinished = path.with_name(f".{path.name[:_MOST_OF_A_NAME]}.{secrets.token_hex(8)}.unfinished")
-        file = open(unfinished, "xb")
+        file = open(unfinished, "xb")  # noqa: SIM115 - the caller closes it
         _lock(file.fileno(), wait=True)
         if unfinished.exists():  # nobody took it for a leftover before it was locked
             return unfinished, file

@@ -132,15 +132,15 @@ def merge_folders(folders: Sequence[Path], output: Path) -> None:
             continue
         for row in Manifest(folder).rows():
             if row["file"] is not None:
-                _bring(folder / row["file"], output / row["file"])
+                bring_file(folder / row["file"], output / row["file"])
             manifest.append(row)
         for thumbnail in (folder / REFERENCES).glob("*.jpg"):
-            _bring(thumbnail, output / REFERENCES / thumbnail.name)
+            bring_file(thumbnail, output / REFERENCES / thumbnail.name)
     manifest.tidy()
 
 
-def _bring(source: Path, target: Path) -> None:
-    """Equal names are equal pictures: they are named by what decides them."""
+def bring_file(source: Path, target: Path) -> None:
+    """Link or copy a file unless it is there: equal names are equal contents, for they say what decides these."""
     if target.exists():
         return
     try:
