@@ -13,7 +13,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import diffusers
 import torch
@@ -170,8 +170,8 @@ class TextStatistics:
                     f"{own!s:.12}. Instead, {STATISTICS_FILE.remedy}."
                 )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file: all of it or nothing. Equal contents give equal bytes.
+    def save(self, path: str | os.PathLike[str] | BinaryIO) -> None:
+        """Write a safetensors file: all of it or nothing; or into an open file. Equal contents give equal bytes.
 
         Raises:
             FileNotFoundError: Its folder does not exist.
