@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from ..blend.checks import check_choice, check_count
+from ..blend.checks import check_choice, check_count, check_flag
 from ..blend.condition import condition_prompt_embeds
 from ..blend.embedding_statistics import EmbeddingStatistics
 from ..blend.knobs import DEFAULT_LAYERS, VLAlpha
@@ -306,10 +306,8 @@ class ZImageVLPipeline(ZImagePipeline):
             (16, 96)
         """
         check_choice("vl_reader", vl_reader, KNOBS["vl_reader"].choices)
-        for name, value in (("muted", muted), ("describe", describe)):
-            if type(value) is not bool:
-                raise TypeError(f"`{name}` must be True or False, got {value!r:.80}.")
-        if describe and vl_reader != "qwen3-vl":
+        check_flag("muted", muted)
+        if check_flag("describe", describe) and vl_reader != "qwen3-vl":
             raise ValueError("`describe` needs vl_reader 'qwen3-vl': the text encoder cannot write.")
         check_count("max_sequence_length", max_sequence_length)
         picture = load_reference_image(image, "image")

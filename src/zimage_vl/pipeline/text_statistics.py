@@ -17,13 +17,12 @@ from typing import Any, BinaryIO
 
 import diffusers
 import torch
-import transformers
 from torch import Tensor
 
-from .._version import __version__
 from ..blend.embedding_statistics import EmbeddingStatistics
 from ..reference.files import FileKind, read_tensor_file, write_tensor_file
 from ..reference.readers import fingerprint_text_encoder
+from ..reference.reading import VERSIONS
 
 
 # Image prompts as people write them: one word to about 100, plain lists of tags and whole sentences, ten languages in
@@ -147,12 +146,7 @@ class TextStatistics:
             fingerprint=fingerprint_text_encoder(pipe.text_encoder),
             prompts_sha256=calibration_prompts_sha256(),
             dtype=str(pipe.text_encoder.dtype).removeprefix("torch."),
-            versions={
-                "zimage_vl": __version__,
-                "torch": str(torch.__version__),
-                "transformers": transformers.__version__,
-                "diffusers": diffusers.__version__,
-            },
+            versions={**VERSIONS, "diffusers": diffusers.__version__},
         )
 
     def check_fits(self, text_encoder: Any) -> None:
