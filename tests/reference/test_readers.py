@@ -31,6 +31,7 @@ from tiny_models import (
 from zimage_vl.blend.regions import Region
 from zimage_vl.reference.embeds import ReferenceEmbeds
 from zimage_vl.reference.readers import (
+    VLPlace,
     check_vl_config,
     check_vl_encoder,
     encode_reference,
@@ -420,7 +421,7 @@ def test_the_saved_weights_come_back_whole_in_one_line(folder: Path, caplog: pyt
     logger = logging.getLogger("zimage_vl.reference.readers")
     logger.addHandler(caplog.handler)
     try:
-        encoder, processor = load_vl_encoder_parts(folder)
+        encoder, processor = load_vl_encoder_parts(VLPlace(folder))
     finally:
         logger.removeHandler(caplog.handler)
     (line,) = {record.getMessage() for record in caplog.records if record.name == logger.name}
@@ -437,7 +438,7 @@ def test_weights_that_are_cut_short_are_one_clear_sentence(folder: Path, tmp_pat
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
     with pytest.raises(OSError, match=r"^The VL encoder .* could not be loaded: .*$") as caught:
-        load_vl_encoder_parts(tmp_path)
+        load_vl_encoder_parts(VLPlace(tmp_path))
     assert "\n" not in str(caught.value)
 
 
@@ -446,27 +447,27 @@ def test_config_and_processor_come_alone_from_subfolders_too_and_are_used(folder
         (tmp_path / name).mkdir()
         for file in folder.glob(files):
             (tmp_path / name / file.name).write_bytes(file.read_bytes())  # and no weights
-    config, processor = load_vl_config(tmp_path, subfolder="vl_encoder", processor_subfolder="vl_processor")
+    config, processor = load_vl_config(VLPlace(tmp_path, None, "vl_encoder", "vl_processor"))
     assert config.image_token_id == CONFIG.image_token_id
-    encoder, same = load_vl_encoder_parts(folder, dtype=torch.float32, config=config, processor=processor)
-    assert same is processor
+    assert processor.patch_size == 8
+    encoder, _ = load_vl_encoder_parts(VLPlace(folder), torch.float32)
     assert encoder.dtype == torch.float32
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     with pytest.raises(TypeError, match="'qwen3'"):
-        load_vl_encoder_parts(tmp_path)
+        load_vl_encoder_parts(VLPlace(tmp_path))
 
 
 PROGRAM = """
 import sys
 sys.modules['torchvision'] = None  # as if it were not installed
 import PIL.Image
-from zimage_vl.reference.readers import load_vl_config, load_vl_encoder_parts
-_, processor = load_vl_encoder_parts(sys.argv[1])
+from zimage_vl.reference.readers import VLPlace, load_vl_config, load_vl_encoder_parts
+_, processor = load_vl_encoder_parts(VLPlace(sys.argv[1]))
 print(processor(images=[PIL.Image.new('RGB', (32, 48))], return_tensors='pt')['image_grid_thw'].tolist())
 for model_id in sys.argv[2:]:
     for load in (load_vl_config, load_vl_encoder_parts):
         try:
-            load(model_id)
+            load(VLPlace(model_id))
         except OSError as error:
             print(error)
 """
