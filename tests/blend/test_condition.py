@@ -111,7 +111,7 @@ def test_alpha_one_is_the_aligned_reference_and_one_equal_to_the_text_changes_no
 
 
 @pytest.mark.parametrize("selection", ["all", "text", "image", "image_no_markers"])
-@pytest.mark.parametrize("normalization", ["global", "per_dim", "hybrid"])
+@pytest.mark.parametrize("normalization", ["global", "per_dim", "hybrid", "token_rms", "none"])
 @pytest.mark.parametrize("alignment", ["anchored", "pool", "interpolate"])
 def test_the_chain_is_its_steps_in_order(selection: Any, normalization: str, alignment: Any) -> None:
     kept = select(selection)
@@ -126,12 +126,14 @@ def test_the_chain_is_its_steps_in_order(selection: Any, normalization: str, ali
         "global": lambda x: scale_embeddings(x, std),
         "per_dim": lambda x: normalize_per_dimension(x, STATISTICS),
         "hybrid": lambda x: normalize_hybrid(x, STATISTICS, std),
-    }[normalization](states[kept])
+    }.get(normalization, torch.clone)(states[kept])
     if alignment == "anchored":
         rows = replace_rows(states, kept, normalized)
         aligned, covered = align_anchored(rows, REGIONS, TEXT_REGIONS, selection)
     else:
         aligned, covered = align_sequence(normalized, len(TEXT), alignment), torch.ones(len(TEXT), dtype=torch.bool)
+    if normalization == "token_rms":
+        aligned = match_token_rms(aligned, TEXT)
     expected = torch.where(covered[:, None], blend_embeddings(TEXT, aligned, 0.4), TEXT)
     masking = {} if selection == "text" else {"vl_outlier_masking": "clamp", "vl_outlier_threshold": 3.0}
     knobs = {"vl_token_selection": selection, "vl_normalization": normalization, "vl_alignment": alignment}
@@ -141,15 +143,7 @@ def test_the_chain_is_its_steps_in_order(selection: Any, normalization: str, ali
     assert report.references[0].selected_tokens == int(kept.sum())
     assert report.references[0].covered_tokens == int(covered.sum())
     assert torch.equal(out[~covered], TEXT[~covered])
-
-
-@pytest.mark.parametrize("alignment", ["interpolate", "pool"])
-def test_token_rms_comes_after_alignment_and_undoes_any_scale(alignment: Any) -> None:
-    knobs = {"vl_alpha": 0.4, "vl_normalization": "token_rms", "vl_alignment": alignment}
-    out, _ = condition(**knobs)
-    aligned = match_token_rms(align_sequence(STATES, len(TEXT), alignment), TEXT)
-    torch.testing.assert_close(out, blend_embeddings(TEXT, aligned, 0.4))
-    torch.testing.assert_close(condition(change_reference(REFERENCE, 17 * STATES), **knobs)[0], out)
+    assert torch.equal(report.effective_alpha > 0, covered)  # pyright: ignore[reportOptionalOperand]
 
 
 def test_layers_are_mixed_by_their_weights_first() -> None:
@@ -207,17 +201,6 @@ def test_the_report_measures_what_came_out() -> None:
 ANCHORED: dict[str, Any] = {"vl_alignment": "anchored"}
 IMAGE: dict[str, Any] = {**ANCHORED, "vl_token_selection": "image"}
 WORDS: dict[str, Any] = {**ANCHORED, "vl_token_selection": "text"}
-
-
-@pytest.mark.parametrize("mode", ["linear", "slerp", "adain"])
-def test_image_tokens_leave_the_template_alone(mode: str) -> None:
-    out, report = condition(vl_alpha=0.7, **IMAGE, vl_blend_mode=mode, vl_normalization="token_rms")
-    words = TEXT_REGIONS == Region.WORDS
-    assert torch.equal((out != TEXT).any(dim=1), words)
-    assert report.references[0].covered_tokens == 5
-    if mode == "linear":
-        assert report.effective_alpha is not None
-        assert torch.equal(report.effective_alpha > 0, words)
 
 
 def test_an_image_has_nothing_to_lie_on_without_words() -> None:
