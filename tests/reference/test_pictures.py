@@ -217,20 +217,16 @@ def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
         load_reference_image(str(tmp_path / "nowhere.png"))
 
 
-def swapped_profile() -> bytes:
-    """An RGB profile that is not sRGB: its green primary is sRGB's red, and the other way round."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    for at in range(132, 132 + 12 * int.from_bytes(profile[128:132], "big"), 12):
-        name = bytes(profile[at : at + 4])
-        profile[at : at + 4] = {b"rXYZ": b"gXYZ", b"gXYZ": b"rXYZ"}.get(name, name)
-    return bytes(profile)
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+# The same with red and green exchanged.
+SWAPPED = SRGB[:400].replace(b"rXYZ", b"@@@@").replace(b"gXYZ", b"rXYZ").replace(b"@@@@", b"gXYZ") + SRGB[400:]
 
 
 def test_a_colour_profile_is_converted_to_srgb_once() -> None:
-    read = load_reference_image(encoded(PIL.Image.fromarray(pixels_of()), icc_profile=swapped_profile()))
+    read = load_reference_image(encoded(PIL.Image.fromarray(pixels_of()), icc_profile=SWAPPED))
     assert np.abs(np.asarray(read).astype(int) - pixels_of()[..., [1, 0, 2]]).max() <= 1
     assert not read.info  # or it would be converted once more
-    palette = encoded(PIL.Image.new("RGB", (4, 4), (200, 30, 40)).quantize(4), icc_profile=swapped_profile())
+    palette = encoded(PIL.Image.new("RGB", (4, 4), (200, 30, 40)).quantize(4), icc_profile=SWAPPED)
     assert load_reference_image(PIL.Image.open(io.BytesIO(palette))).getpixel((0, 0))[1] > 190
 
 
@@ -254,7 +250,7 @@ def test_a_grey_profile_is_converted_where_the_picture_is_grey() -> None:
         assert np.abs(np.asarray(read).astype(int) - expected).max() <= 1
     for other, given in (
         (PIL.Image.new("RGB", (4, 4), "red"), profile),
-        (PIL.Image.new("CMYK", (4, 4), (0, 255, 255, 0)), swapped_profile()),
+        (PIL.Image.new("CMYK", (4, 4), (0, 255, 255, 0)), SWAPPED),
     ):
         with pytest.warns(UserWarning, match="its colour profile is ignored: it is made for"):
             image = load_reference_image(encoded(other, "TIFF", icc_profile=given))
@@ -472,14 +468,22 @@ def test_strips_and_bounds_without_room_are_refused():
         grid_size((64, 64), 32, 1023)
 
 
-def test_patches_white_by_half_are_left():
-    mask = white_box((64, 32), (0, 0, 24, 32))  # the second patch of a row is white by exactly half
-    assert visible_tokens(mask, 4, 2).tolist() == [True, True, False, False] * 2
-    assert visible_tokens(white_box((64, 32), (0, 0, 23, 32)), 4, 2).tolist() == [True, False, False, False] * 2
-    assert visible_tokens(white_box((64, 32), (32, 16, 64, 32)), 4, 2).tolist() == [False] * 6 + [True] * 2
-    large = white_box((640, 320), (0, 0, 320, 320))
-    for mask in (large, white_box((2, 1), (0, 0, 1, 1)), large.convert("1")):
-        assert visible_tokens(mask, 4, 2).tolist() == [True, True, False, False] * 2
+@pytest.mark.parametrize(
+    ("mask", "visible"),
+    [
+        (white_box((64, 32), (0, 0, 24, 32)), [True, True, False, False] * 2),  # the second by exactly half
+        (white_box((64, 32), (0, 0, 23, 32)), [True, False, False, False] * 2),
+        (white_box((64, 32), (32, 16, 64, 32)), [False] * 6 + [True] * 2),
+        (white_box((640, 320), (0, 0, 320, 320)), [True, True, False, False] * 2),
+        (white_box((640, 320), (0, 0, 320, 320)).convert("1"), [True, True, False, False] * 2),
+        (white_box((2, 1), (0, 0, 1, 1)), [True, True, False, False] * 2),
+    ],
+)
+def test_patches_white_by_half_are_left(mask: PIL.Image.Image, visible: list[bool]):
+    assert visible_tokens(mask, 4, 2).tolist() == visible
+
+
+def test_masks_that_leave_nothing_or_are_none_are_refused():
     with pytest.raises(ValueError, match="hides the whole picture"):
         visible_tokens(PIL.Image.new("L", (8, 8)), 2, 2)
     for wrong in (PIL.Image.new("RGB", (8, 8)), np.zeros((8, 8))):

@@ -22,7 +22,6 @@ from tiny_models import (
     IS_OLD_TRANSFORMERS,
     noise,
     tiny_image_processor,
-    tiny_slow_tokenizer,
     tiny_text_encoder,
     tiny_tokenizer,
     tiny_vl_encoder,
@@ -185,12 +184,6 @@ def full_positions(reading: Reading) -> torch.Tensor:
     image = torch.stack([torch.zeros_like(row), row, column]).flatten(1) + first
     rest = torch.arange(len(is_image) - first - rows * columns).expand(3, -1) + first + max(rows, columns)
     return torch.cat([text, image, rest], dim=1)[:, None]
-
-
-@pytest.mark.skipif(not IS_OLD_TRANSFORMERS, reason="the slow tokenizer is gone from transformers 5 on")
-def test_slow_tokenizer_serves(model: Any, tmp_path: Path) -> None:
-    slow = tiny_slow_tokenizer(tmp_path)
-    assert_equal_states(read(model), encode_reference(model, PROCESSOR, slow, noise(SIZE), TEXT, (4,)))
 
 
 # ---- Masks ----
