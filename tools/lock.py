@@ -21,7 +21,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ("current", "oldest")
 #: The extras whose lower bounds the oldest lock pins, as it does for what the package itself needs.
-_PINNED_EXTRAS = ("evidence", "quantised")
+_PINNED_EXTRAS = ("evidence", "app", "quantised")
 _HEADER = "# Written by `make lock` from setup.cfg and requirements/{name}.in: do not edit.\n"
 
 
