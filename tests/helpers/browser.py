@@ -79,6 +79,7 @@ class Browser:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.tell("Emulation.setDeviceMetricsOverride", **metrics)
         self.tell("Page.navigate", url=address)
+        self.wait("document.body !== null")
 
     def ask(self, script: str) -> Any:
         """Get the value of a JavaScript expression."""
@@ -90,7 +91,9 @@ class Browser:
         """Wait until a JavaScript expression is true; get its value."""
         end = time.monotonic() + seconds
         while not (value := self.ask(script)):
-            assert time.monotonic() < end, f"in {seconds} s it was not so that {script}: {self.ask('document.body.innerText')}"
+            assert time.monotonic() < end, (
+                f"in {seconds} s it was not so that {script}: {self.ask('document.body.innerText')}"
+            )
             time.sleep(0.1)
         return value
 

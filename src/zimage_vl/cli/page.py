@@ -12,6 +12,7 @@ import secrets
 import shlex
 import socket
 import tempfile
+import time
 from collections.abc import Generator, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,6 @@ from ._models import Model
 from ._options import OffloadOption, option, with_options
 from ._parsing import parse_size
 from ._records import as_options, write_png
-from ._sources import read_picture
 from ._terminal import is_mendable, one_line, say
 
 
@@ -52,8 +52,11 @@ _CSS = """
 .gradio-container { max-width: 1080px !important; margin: auto !important }
 .toy img { width: 100%; height: 100%; object-fit: contain; image-rendering: pixelated }
 .takes label { width: 100% }
-.pictures .grid-wrap { padding-top: 2.5em; max-height: none }
+.pictures .grid-wrap { padding-top: 2.5em; height: auto !important; min-height: 0; max-height: none }
 .pictures .grid-container { grid-template-columns: repeat(auto-fill, minmax(145px, 1fr)) !important }
+.pictures .thumbnail-item { height: auto; aspect-ratio: auto; overflow: visible; border: none }
+.pictures .thumbnail-item img { height: auto; aspect-ratio: 1; object-fit: contain }
+.pictures .caption-label { position: static; max-width: none; border: none; white-space: normal }
 """
 _MISSING = 'The page needs gradio, which is not installed: pip install "zimage-vl[app]".'
 _HOST = "Address to listen on. The default is this machine alone; 0.0.0.0: whoever can reach it can paint."
@@ -101,7 +104,8 @@ def page(
         blocks = build_page(Studio(pipe, Path(folder), call, typed), model.is_toy)
         say(launch(blocks, host, port, share))
         try:
-            blocks.block_thread()
+            while True:
+                time.sleep(3600)
         finally:
             blocks.close(verbose=False)
 
@@ -163,12 +167,17 @@ class Studio:
         """Paint one picture; without a seed, with a random one."""
         import torch
 
+        from zimage_vl.reference.pictures import load_reference_image
+
         if not prompt.strip():
             raise ValueError("The prompt is empty: say what to paint.")
         seed = secrets.randbelow(2**32) if seed is None else seed
         knobs, told = dict[str, Any](), "No reference: this is the prompt's own picture."
         if reference is not None:
-            picture, _ = read_picture("The reference", reference, no_urls=True)
+            file = Path(reference)
+            if not file.is_file():
+                raise ValueError("The reference is no longer here: choose or drop it again.")
+            picture = load_reference_image(file.read_bytes(), f"The reference {file.name}")
             knobs = {"reference_image": picture, **choose_knobs(take, alpha)}
         # On the CPU on every machine: the same seed starts from the same noise.
         output = self.pipe(prompt, generator=[torch.Generator("cpu").manual_seed(seed)], **self.call, **knobs)
@@ -321,4 +330,5 @@ def _errors_on_the_page(gr: Any) -> Generator[None]:
     except Exception as error:
         if not is_mendable(error):
             raise
-        raise gr.Error(html.escape(one_line(error), quote=False), print_exception=False) from error
+        message = html.escape(one_line(error).replace("`", ""), quote=False)
+        raise gr.Error(message, print_exception=False) from error
