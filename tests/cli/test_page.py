@@ -216,7 +216,7 @@ def test_the_page_is_clicked_through(address: str, studio: Studio, browser: Brow
     browser.wait(f"{ALPHA} == '1'")
     press(browser, "Paint")
     browser.wait(f"{ROWS} == '2'")
-    assert "alpha 1, colours, seed 0, a circle" in browser.ask(TEXT)
+    assert "alpha 1, colours, seed 0, a circle in the middle" in browser.ask(TEXT)
     assert "It acted on" in browser.ask(TEXT)
     press(browser, "Compare alphas")
     browser.wait(f"{ROWS} == '{len(STRIP)},2'")
@@ -229,7 +229,7 @@ def test_the_page_is_clicked_through(address: str, studio: Studio, browser: Brow
     browser.upload("input[type=file]", [folder / "broken.png"])
     browser.wait("document.querySelector('img[src*=broken]')")
     press(browser, "Paint")
-    browser.wait(f"{TEXT}.includes('The reference broken.png (23 bytes) is in none of the formats')")
+    browser.wait(f"{TEXT}.includes('The reference broken.png (24 bytes) is in none of the formats')")
     assert browser.ask(ROWS) == f"{len(STRIP)},2"
     # Another visitor, with a telephone.
     browser.open(address, 390, 844)

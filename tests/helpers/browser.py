@@ -79,7 +79,7 @@ class Browser:
         metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
         self.tell("Emulation.setDeviceMetricsOverride", **metrics)
         self.tell("Page.navigate", url=address)
-        self.wait("document.body !== null")
+        self.wait("document.body")
 
     def ask(self, script: str) -> Any:
         """Get the value of a JavaScript expression."""
@@ -87,15 +87,13 @@ class Browser:
         assert "exceptionDetails" not in got, (script, got)
         return got["result"].get("value")
 
-    def wait(self, script: str, seconds: float = 60) -> Any:
-        """Wait until a JavaScript expression is true; get its value."""
+    def wait(self, script: str, seconds: float = 60) -> None:
+        """Wait until a JavaScript expression is true."""
         end = time.monotonic() + seconds
-        while not (value := self.ask(script)):
-            assert time.monotonic() < end, (
-                f"in {seconds} s it was not so that {script}: {self.ask('document.body.innerText')}"
-            )
+        while not self.ask(f"Boolean({script})"):
+            text = self.ask("document.body.innerText") if time.monotonic() > end else ""
+            assert time.monotonic() < end, f"in {seconds} s it was not so that {script}: {text}"
             time.sleep(0.1)
-        return value
 
     def upload(self, selector: str, files: Sequence[Path]) -> None:
         """Choose files in an input."""

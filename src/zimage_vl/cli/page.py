@@ -44,9 +44,16 @@ _TOY = (
     " The toy paints. It knows only coloured shapes, such as *a striped red circle on the left on a white "
     "background*; for more, start with `--model Tongyi-MAI/Z-Image-Turbo`."
 )
+_SCENES = (
+    "cross blue gray hollow bottom",
+    "square red black plain left",
+    "circle yellow brown dotted middle",
+    "triangle green white striped right",
+    "square purple white hollow top",
+)
 _ALPHA = "How much the reference counts: 0 is the prompt alone, 1 the reference alone."
 _NOISE = "The same seed starts from the same noise. Empty: another one each time."
-_ROW = "From the prompt alone to the reference alone: click one to take its alpha"
+_ROW = "Alphas side by side: click one to take it"
 _PAST = "Painted so far: click one to take its settings"
 _CSS = """
 .gradio-container { max-width: 1080px !important; margin: auto !important }
@@ -172,28 +179,23 @@ class Studio:
         if not prompt.strip():
             raise ValueError("The prompt is empty: say what to paint.")
         seed = secrets.randbelow(2**32) if seed is None else seed
-        knobs, told = dict[str, Any](), "No reference: this is the prompt's own picture."
+        knobs, typed = dict[str, Any](), list[str]()
         if reference is not None:
-            file = Path(reference)
-            if not file.is_file():
+            if not (file := Path(reference)).is_file():
                 raise ValueError("The reference is no longer here: choose or drop it again.")
             picture = load_reference_image(file.read_bytes(), f"The reference {file.name}")
             knobs = {"reference_image": picture, **choose_knobs(take, alpha)}
+            typed = as_options({"reference_image": file.name, "vl_alpha": knobs["vl_alpha"]})
         # On the CPU on every machine: the same seed starts from the same noise.
         output = self.pipe(prompt, generator=[torch.Generator("cpu").manual_seed(seed)], **self.call, **knobs)
-        given: dict[str, Any] = {"prompt": prompt, "seed": seed, **self.typed}
-        if reference is not None:
-            told = tell_report(alpha, output.conditioning[0], described=bool(knobs.get("vl_describe")))
-            given |= {"reference": Path(reference).name, "take": take if take in RECIPES else None}
-        words = [[f"--{n.replace('_', '-')}", str(value)] for n, value in given.items() if value is not None]
-        words += [shlex.split(one) for one in as_options({n: knobs[n] for n in ("vl_alpha",) if n in knobs})]
-        command = shlex.join(
-            ["zimage-vl", "generate", *(word for pair in words for word in pair), "-o", "picture.png"]
-        )
+        given = {"prompt": prompt, "take": take if knobs and take in RECIPES else None, "seed": seed, **self.typed}
+        options = [(f"--{name.replace('_', '-')}", str(value)) for name, value in given.items() if value is not None]
+        command = " ".join(["zimage-vl generate", *map(shlex.join, options), *typed, "--output picture.png"])
+        report = tell_report(alpha, output.conditioning, described=bool(knobs.get("vl_describe")))
         file = self.folder / secrets.token_hex(16) / "picture.png"
         file.parent.mkdir()
         write_png(output.images[0], file, {"command": command})
-        return Painted(reference, prompt, take, alpha, seed, str(file), told, command)
+        return Painted(reference, prompt, take, alpha, seed, str(file), report, command)
 
     def paint_strip(self, reference: str | None, prompt: str, take: str, seed: int | None) -> Iterator[list[Painted]]:
         """Paint some alphas over one noise, with one reading of the reference; yield what there is after each."""
@@ -205,25 +207,25 @@ class Studio:
             yield [*strip]
 
 
-def tell_report(alpha: float, report: Any, described: bool) -> str:
+def tell_report(alpha: float, reports: Any, described: bool) -> str:
     """Get in plain words, as Markdown, what a reference did."""
-    if not report.references:
+    if not reports:
+        return "No reference: this is the prompt's own picture."
+    if not (report := reports[0]).references:
         return "Alpha is 0: the reference was not read, and this is the prompt's own picture."
     acted = report.effective_alpha[report.effective_alpha > 0]
     effective = float(acted.median())
-    size = "larger" if effective > alpha else "smaller"
-    why = (
-        "as asked for"
-        if abs(effective - alpha) < 0.02
-        else f"for the reference's embeddings are {size} than the prompt's"
-    )
-    told = f"**Effective alpha {effective:.2f}**: what alpha {alpha:g} came to, {why}.  \n"
-    told += f"**Influence {report.influence:.2f}**: how far the prompt's embeddings turned; 0 is not at all.  \n"
+    why = f"as the reference's embeddings are {'larger' if effective > alpha else 'smaller'} than the prompt's"
+    why = "as was asked for" if abs(effective - alpha) < 0.02 else why
+    told = [
+        f"**Effective alpha {effective:.2f}**: what alpha {alpha:g} came to, {why}.",
+        f"**Influence {report.influence:.2f}**: how far the prompt's embeddings turned; 0 is not at all.",
+    ]
     if len(acted) < report.text_tokens:
-        told += (
-            f"It acted on {len(acted)} of {report.text_tokens} tokens, of the prompt and the template around it.  \n"
-        )
-    return told + (f"It was put into words as *{html.escape(report.references[0].text)}*" if described else "")
+        told.append(f"It acted on {len(acted)} of {report.text_tokens} tokens of the prompt and its template.")
+    if described:
+        told.append(f"The reference was put into words as *{html.escape(report.references[0].text)}*")
+    return "  \n".join(told)
 
 
 def launch(blocks: Any, host: str = "127.0.0.1", port: int | None = None, share: bool = False) -> str:
@@ -253,7 +255,7 @@ def build_page(studio: Studio, is_toy: bool) -> Any:
                 reference.preprocess = lambda given: given and given.path
                 if is_toy:
                     gr.Examples(examples, reference, label="Pictures of the toy world")
-                like = "a circle" if is_toy else "a lighthouse at dusk"
+                like = "a circle in the middle" if is_toy else "a lighthouse at dusk"
                 prompt = gr.Textbox(like if is_toy else "", label="Prompt", placeholder=like, max_lines=6)
                 choices = [(text, name) for name, text in TAKES.items()]
                 take = gr.Radio(
@@ -309,13 +311,7 @@ def draw_examples(folder: Path) -> list[str]:
     """Draw some references of the toy world into files that are named as what they show."""
     from zimage_vl.toy.world import Scene, draw_scene
 
-    scenes = [
-        Scene("triangle", "green", "white", "striped", "right"),
-        Scene("square", "red", "black", "plain", "left"),
-        Scene("circle", "yellow", "brown", "dotted", "middle"),
-        Scene("cross", "blue", "gray", "hollow", "bottom"),
-        Scene("square", "purple", "white", "hollow", "top"),
-    ]
+    scenes = [Scene(*words.split()) for words in _SCENES]
     files = [folder / f"{scene.caption()}.png" for scene in scenes]
     for scene, file in zip(scenes, files, strict=True):
         draw_scene(scene).save(file)
