@@ -160,7 +160,9 @@ def test_two_visitors_at_once_get_their_own_pictures(address: str, studio: Studi
         paint_alone(studio.pipe, prompt, seed, reference_image=name, **choose_knobs(take, alpha))
         for name, prompt, take, alpha, seed in wishes
     ]
-    clients = [Client(address, verbose=False, download_files=str(folder)) for _ in wishes]
+    clients = [
+        Client(address, verbose=False, download_files=str(folder), httpx_kwargs={"timeout": 120}) for _ in wishes
+    ]
 
     def visit(client: Client, wish: tuple[Any, ...]) -> list[Any]:
         name, *others = wish

@@ -252,7 +252,7 @@ def build_page(studio: Studio, is_toy: bool) -> Any:
                 shown = {"value": examples[0] if is_toy else None, "type": "filepath", "image_mode": None}
                 reference = gr.Image(label="Reference", height=260, **shown, **upload)
                 # The pipeline opens pictures itself, and says what is wrong with one.
-                reference.preprocess = lambda given: given and given.path
+                reference.preprocess = _get_path
                 if is_toy:
                     gr.Examples(examples, reference, label="Pictures of the toy world")
                 like = "a circle in the middle" if is_toy else "a lighthouse at dusk"
@@ -316,6 +316,10 @@ def draw_examples(folder: Path) -> list[str]:
     for scene, file in zip(scenes, files, strict=True):
         draw_scene(scene).save(file)
     return [str(file) for file in files]
+
+
+def _get_path(given: Any) -> str | None:
+    return given and given.path
 
 
 @contextmanager
