@@ -29,7 +29,7 @@ INSTALL = $*/bin/python -m pip install --disable-pip-version-check $($*_LOCK) $(
 # $(call suite,environment)
 suite = OMP_NUM_THREADS=1 $(1)/bin/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
 
-.PHONY: help setup demo test test-oldest test-newest fuzz check lock bundle evidence bench dist try-wheel publish clean
+.PHONY: help setup demo test test-oldest test-newest test-app fuzz check lock bundle evidence bench dist try-wheel publish clean
 .DEFAULT_GOAL := help
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo "make test    run the tests                    (ARGS=\"-k images\" for some of them)"
 	@echo "make test-oldest  run them with the oldest versions of all that the package needs, in .venv-oldest"
 	@echo "make test-newest  run them with the newest, unlocked, in .venv-newest; says how it went, never fails"
+	@echo "make test-app     run those of the page, with gradio and, where there is one, Chromium"
 	@echo "make fuzz    try hostile input and faults for minutes, other ones each time   (FUZZ=100 for longer)"
 	@echo "make check   ruff, pyright, the layering of the package, the files for the Hub"
 	@echo "make lock    write requirements/*.txt anew    (ARGS=--upgrade for newer versions)"
@@ -72,6 +73,11 @@ $(STAMPS): %/.setup-stamp: setup.cfg setup.py pyproject.toml
 	$(INSTALL) --quiet --no-deps --target $@-new torchao bitsandbytes
 	@mv $@-new $@ && touch $@
 
+# The page's gradio is no part of the set-up: it brings 200 MB, and all other tests do without.
+%/app: %/.setup-stamp
+	$(INSTALL) --quiet --no-build-isolation -e ".[app]"
+	@touch $@
+
 demo: $(STAMP)
 	@$(BIN)/zimage-vl demo $(ARGS)
 
@@ -80,6 +86,9 @@ test: .venv/quantised
 
 test-oldest: .venv-oldest/quantised
 	@$(call suite,.venv-oldest)
+
+test-app: .venv/app
+	@$(call suite,.venv) tests/cli/test_page.py tests/test_space.py
 
 test-newest:
 	@rm -rf .venv-newest

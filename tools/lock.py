@@ -20,8 +20,8 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCKS = ("current", "oldest")
-#: The extras whose lower bounds the oldest lock pins, as it does for what the package itself needs.
-_PINNED_EXTRAS = ("evidence", "quantised")
+#: The extras that are locked beside dev; the oldest lock pins their lower bounds, as those of the package itself.
+_EXTRAS = {"current": ("evidence", "app", "quantised"), "oldest": ("evidence", "quantised")}
 _HEADER = "# Written by `make lock` from setup.cfg and requirements/{name}.in: do not edit.\n"
 
 
@@ -31,7 +31,7 @@ def read_requirements(name: str) -> list[str]:
     settings.read(ROOT / "setup.cfg", encoding="utf-8")
     extras = settings["options.extras_require"]
     bounds = _split(settings["options"]["install_requires"])
-    bounds += [line for extra in _PINNED_EXTRAS for line in _split(extras[extra])]
+    bounds += [line for extra in _EXTRAS[name] for line in _split(extras[extra])]
     if name == "oldest":
         bounds = [line.replace(">=", "==") for line in bounds]
     added = _split((ROOT / "requirements" / f"{name}.in").read_text(encoding="utf-8"))

@@ -75,6 +75,15 @@ def one_line(error: BaseException) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def is_mendable(error: BaseException) -> bool:
+    """Check that something in the call or around it has to change, and nothing in the code.
+
+    Bad input, files and networks, what does not exist yet, too little memory; the last is torch's own.
+    """
+    kinds = (ValueError, OSError, NotImplementedError, MemoryError)
+    return isinstance(error, kinds) or type(error).__name__ == "OutOfMemoryError"
+
+
 def count_of(count: int, thing: str) -> str:
     """Get a number of things in words, as "1 reference"."""
     return f"{count} {thing}{'s' * (count != 1)}"

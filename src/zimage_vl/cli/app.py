@@ -16,13 +16,14 @@ from typer.core import TyperGroup
 from zimage_vl._version import __version__
 
 from ._options import PanelledCommand, name_options, option
-from ._terminal import escape, note, one_line
+from ._terminal import escape, is_mendable, note, one_line
 from .demo import demo
 from .env import env
 from .evidence import evidence
 from .extract import extract
 from .generate import generate
 from .inspect import inspect
+from .page import page
 from .recipes import recipes
 from .statistics import statistics
 from .sweep import merge, sweep
@@ -60,10 +61,7 @@ class _Commands(TyperGroup):
         except BrokenPipeError:  # the reader of our output went away: not an error of ours
             raise
         except Exception as error:
-            # Bad input, files and networks, what does not exist yet, too little memory; the last is torch's own.
-            kinds = (ValueError, OSError, NotImplementedError, MemoryError)
-            mendable = isinstance(error, kinds) or type(error).__name__ == "OutOfMemoryError"
-            if ctx.params.get("debug") or not mendable:
+            if ctx.params.get("debug") or not is_mendable(error):
                 raise
             line = one_line(error)
             if isinstance(error, OSError) and error.strerror and error.filename:
@@ -134,8 +132,8 @@ def _global_options(  # pyright: ignore[reportUnusedFunction]
     """Let Z-Image follow a reference picture as well as a prompt, with no training."""
 
 
-for command in (demo, generate, sweep, merge, recipes, extract, inspect, statistics, evidence, env):
-    app.command(command.__name__, cls=PanelledCommand)(command)
+for command in (demo, generate, page, sweep, merge, recipes, extract, inspect, statistics, evidence, env):
+    app.command("app" if command is page else command.__name__, cls=PanelledCommand)(command)
 
 
 def main() -> None:
