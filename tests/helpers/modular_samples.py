@@ -14,7 +14,6 @@ from zimage_vl.pipeline.modular import ZImageVLReferenceStep
 #: The oldest pair has Modular Diffusers without Z-Image.
 HAS_MODULAR = hasattr(diffusers, "ZImageAutoBlocks")
 needs_modular = pytest.mark.skipif(not HAS_MODULAR, reason="this diffusers has no modular Z-Image")
-CFG = {"guidance_scale": 3.0, "use_original_formulation": True}  # as ZImagePipeline reckons it
 
 
 def insert_block(step: Any) -> Any:

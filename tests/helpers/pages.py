@@ -64,7 +64,7 @@ def run_page(page: Path, extra: dict[str, str] | None = None) -> None:
     blocks = python_blocks(page)
     assert blocks
     if not HAS_MODULAR:
-        blocks = [block for block in blocks if "ZImageAutoBlocks" not in block]
+        blocks = [block for block in blocks if not re.search("ZImageAutoBlocks|ComponentsManager", block)]
     for block in blocks:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):

@@ -81,26 +81,21 @@ def test_refuses_what_does_not_fit(states: dict[int, torch.Tensor], regions: tor
         ReferenceEmbeds(states, regions)
 
 
-def test_get_layer_knows_both_names():
+def test_layers_are_known_by_both_names_and_selections_give_their_tensor():
     embeds = make_embeds()
-    assert embeds.get_layer(-6) is embeds.hidden_states[-6]
-    assert embeds.get_layer(31) is embeds.hidden_states[-6]
-    assert embeds.get_layer(-25) is embeds.hidden_states[12]
+    for layer, same in ((-6, -6), (31, -6), (-25, 12)):
+        assert embeds.get_layer(layer) is embeds.hidden_states[same]
+    assert torch.equal(embeds.select("image", layer=-6), embeds.hidden_states[-6][1:5])
+    assert torch.equal(embeds.select("image_no_markers", 12), embeds.hidden_states[12][2:4])
+    alone = ReferenceEmbeds({-6: torch.randn(7, 4)}, REGIONS)
+    assert torch.equal(alone.select("text"), alone.hidden_states[-6][[0, 5, 6]])
     for missing in (-5, 30, 49, 68, -43):
         with pytest.raises(ValueError, match=rf"\[-6, 12\], not of layer {missing}"):
             embeds.get_layer(missing)
-
-
-def test_select_gives_the_tensor():
-    embeds = make_embeds()
-    assert torch.equal(embeds.select("image", layer=-6), embeds.hidden_states[-6][1:5])
-    assert torch.equal(embeds.select("image_no_markers", 48 - 36), embeds.hidden_states[12][2:4])
     with pytest.raises(ValueError, match=r"holds the layers \[-6, 12\]: name one, layer=-6"):
         embeds.select("text")
     with pytest.raises(ValueError, match="must be one of"):
         embeds.select("words", -6)  # type: ignore[arg-type]
-    alone = ReferenceEmbeds({-6: torch.randn(7, 4)}, REGIONS)
-    assert torch.equal(alone.select("text"), alone.hidden_states[-6][[0, 5, 6]])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -141,11 +136,12 @@ OF_ANOTHER_KIND: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("name", OF_ANOTHER_KIND)
-def test_provenance_of_another_kind_is_refused(name: str):
-    for value in OF_ANOTHER_KIND[name]:
-        with pytest.raises(ValueError, match=f"field '{name}' is of another kind"):
-            replace(PROVENANCE, **{name: value})
+@pytest.mark.parametrize(
+    ("name", "value"), [(name, value) for name in OF_ANOTHER_KIND for value in OF_ANOTHER_KIND[name]]
+)
+def test_provenance_of_another_kind_is_refused(name: str, value: Any):
+    with pytest.raises(ValueError, match=f"field '{name}' is of another kind"):
+        replace(PROVENANCE, **{name: value})
 
 
 def assert_file_refused(

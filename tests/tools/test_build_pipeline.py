@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import re
 import sys
 from pathlib import Path
@@ -83,17 +82,12 @@ def joined(folder: Path, **modules: str) -> str:
 
 def load(text: str, folder: Path) -> ModuleType:
     """The text as a module, loaded as diffusers loads it: registered before it runs."""
-    file = folder / "joined_pipeline.py"
+    module, file = ModuleType("joined_pipeline"), folder / "joined_pipeline.py"
     file.write_text(text, encoding="utf-8")
-    spec = importlib.util.spec_from_file_location("joined_pipeline", file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["joined_pipeline"] = module
-    try:
-        spec.loader.exec_module(module)
-    finally:
-        del sys.modules["joined_pipeline"]
+    module.__file__ = str(file)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, module.__name__, module)
+        exec(compile(text, str(file), "exec"), module.__dict__)
     return module
 
 
