@@ -173,17 +173,12 @@ class Run:
         )
         return [title, self.judge(findings), seconds]
 
+    def memory_call(self) -> tuple[Any, ...]:
+        call = self.call(min(MEMORY_STEPS, self.plan.steps))
+        return self.pipe, self.plain, self.prompt, self.picture, call, self.accelerator
+
     def resident(self) -> list[str]:
-        findings, peaks = measure_resident(
-            *(
-                self.pipe,
-                self.plain,
-                self.prompt,
-                self.picture,
-                self.call(min(MEMORY_STEPS, self.plan.steps)),
-                self.accelerator,
-            )
-        )
+        findings, peaks = measure_resident(*self.memory_call())
         return ["### Peak memory, all on the device", peaks, self.judge(findings)]
 
     def offloaded(self) -> list[str]:
@@ -191,16 +186,7 @@ class Run:
             encoder = empty_models(self.plan.scale, self.pipe.tokenizer)["vl_encoder"]
             encoder = materialise(encoder, self.accelerator.device, self.dtype)
             self.pipe.register_modules(vl_encoder=encoder, vl_processor=make_image_processor())
-        findings, base = measure_offload(
-            *(
-                self.pipe,
-                self.plain,
-                self.prompt,
-                self.picture,
-                self.call(min(MEMORY_STEPS, self.plan.steps)),
-                self.accelerator,
-            )
-        )
+        findings, base = measure_offload(*self.memory_call())
         return ["### Peak memory, model offload", base, self.judge(findings)]
 
 

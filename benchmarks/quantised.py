@@ -1,4 +1,6 @@
-"""What 8 bits change, on the toy: `python benchmarks/quantised.py` prints a table in Markdown.
+"""What 8 bits change, on the toy: a table in Markdown. What quantises lies apart, where `make test` puts it:
+
+    PYTHONPATH=.venv/quantised .venv/bin/python benchmarks/quantised.py
 
     embeds     relative difference of the conditioned text embeddings, ||quantised - full|| / ||full||, mean
     picture    mean absolute difference of the pictures' pixels, as a share of their range

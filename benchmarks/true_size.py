@@ -1,10 +1,11 @@
 #!/usr/bin/env python
 """Paint at the real sizes on the CPU, each way in a process of its own: python benchmarks/true_size.py
 
-Writes a folder of random bfloat16 weights with the real shapes, in shards as they are published (29 GB on disk, in
-some minutes), and prints for each way of painting, at 256 px in one step, how long it takes and the most memory that
-its process held. `--folder` keeps the weights and takes them again. The ordinary call holds all models at once and is
-left out where the machine has too little memory for it.
+Writes random bfloat16 weights with the real shapes, in shards as they are published, Qwen3-VL's in its own folder:
+29 GB on disk, in some minutes. Prints for each way of painting, at 256 px in one step, and for encoding prompt and
+reference alone, how long it takes and the most memory that its process held: weights count once they have been read
+from their file. `--folder` keeps them for another run. The ordinary call holds all models at once, and is left out
+where the machine has too little memory for it.
 """
 
 from __future__ import annotations
@@ -45,25 +46,22 @@ def save_folder(folder: Path, scale: int = 1, tell: Callable[[str], None] = prin
 
     tokenizer = load_tokenizer()
     parts = empty_models(scale, tokenizer)
-    pipe = ZImageVLPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULER),
-        tokenizer=tokenizer,
-        vl_processor=make_image_processor(),
-        vl_model_id=None,
-        **parts,
-    )
+    own = {name: part for name, part in parts.items() if name != "vl_encoder"}
+    scheduler = FlowMatchEulerDiscreteScheduler(**SCHEDULER)
+    pipe = ZImageVLPipeline(scheduler=scheduler, tokenizer=tokenizer, vl_model_id=str(folder / "qwen3-vl"), **own)
     pipe.save_config(folder)
-    for name in ("scheduler", "tokenizer", "vl_processor"):
-        getattr(pipe, name).save_pretrained(folder / name)
-    del pipe
+    scheduler.save_pretrained(folder / "scheduler")
+    tokenizer.save_pretrained(folder / "tokenizer")
+    del pipe, own
     for seed, name in enumerate(list(parts)):
         model = materialise(parts.pop(name), torch.device("cpu"), torch.bfloat16, seed)
-        model.save_pretrained(folder / name, max_shard_size=SHARD)
+        model.save_pretrained(folder / name.replace("vl_encoder", "qwen3-vl"), max_shard_size=SHARD)
         tell(f"{name}: {count_parameters(model) / 1e9:.2f} B parameters")
+    make_image_processor().save_pretrained(folder / "qwen3-vl")
 
 
 def paint(way: str, folder: str) -> None:
-    """In its own process: paint, and print the seconds and the peak in GiB."""
+    """In its own process: encode or paint, and print the seconds and the peak in GiB."""
     from zimage_vl import ZImageVLPipeline, generate_low_memory
 
     settings: dict[str, Any] = {"height": 256, "width": 256, "num_inference_steps": 1, "guidance_scale": 0.0}
@@ -72,8 +70,11 @@ def paint(way: str, folder: str) -> None:
     reader = {"vl_reader": "text_encoder"} if way.endswith("small reader") else {}
     begun = time.perf_counter()
     if way.startswith("ordinary"):
-        pipe = ZImageVLPipeline.from_pretrained(folder, torch_dtype=torch.bfloat16)
+        pipe = ZImageVLPipeline.from_pretrained(folder, dtype=torch.bfloat16)
         pipe("a red circle", reference_image=reference, **settings, **reader)
+    elif way.startswith("encoding"):
+        pipe = ZImageVLPipeline.from_pretrained(folder, transformer=None, vae=None, dtype=torch.bfloat16)
+        pipe.encode_prompt_with_reference("a red circle", reference, do_classifier_free_guidance=False, **reader)
     elif not way.startswith("imports"):
         generate_low_memory(folder, "a red circle", reference, torch_dtype=torch.bfloat16, **settings, **reader)
     print(json.dumps({"seconds": time.perf_counter() - begun, "peak": read_peak() / 2**10}))
@@ -81,6 +82,8 @@ def paint(way: str, folder: str) -> None:
 
 WAYS = (
     "imports alone",
+    "encoding alone, full reader",
+    "encoding alone, small reader",
     "low memory, no reference",
     "low memory, full reader",
     "low memory, small reader",

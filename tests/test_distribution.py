@@ -81,18 +81,12 @@ class Built:
     def sdist_contents(self) -> dict[str, bytes]:
         """Without the folder that everything lies in."""
         with tarfile.open(self.sdist) as archive:
-            members = [member for member in archive.getmembers() if member.isfile()]
-            return {member.name.split("/", 1)[1]: read_member(archive, member) for member in members}
+            files = ((member.name, archive.extractfile(member)) for member in archive.getmembers())
+            return {name.split("/", 1)[1]: file.read() for name, file in files if file is not None}
 
     def metadata(self) -> email.message.Message:
         (text,) = (data for name, data in self.wheel_contents().items() if name.endswith(".dist-info/METADATA"))
         return email.message_from_bytes(text)
-
-
-def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    file = archive.extractfile(member)
-    assert file is not None
-    return file.read()
 
 
 @pytest.fixture(scope="module")
@@ -113,52 +107,37 @@ def lines(section: Mapping[str, str], key: str) -> list[str]:
     return [line.split("#")[0].strip() for line in section[key].splitlines() if line.split("#")[0].strip()]
 
 
-def test_the_wheel_holds_the_package_and_nothing_else(built: Built) -> None:
+def test_both_hold_the_sources_byte_for_byte_and_nothing_else(built: Built) -> None:
+    sources = {name: (ROOT / "src" / name).read_bytes() for name in package_files()}
+    single_file, licence = (ROOT / SINGLE_FILE).read_bytes(), (ROOT / "LICENSE").read_bytes()
     version = re.search(r"zimage_vl-(.+?)-py3-none-any\.whl", built.wheel.name)
     assert version is not None, "the wheel must suit every system"
-    info = f"zimage_vl-{version[1]}.dist-info"
-    about = {"METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt", "licenses/LICENSE"}
-    single_file = {"zimage_vl/single_file_pipeline.txt"}
-    assert set(built.wheel_contents()) == package_files() | single_file | {f"{info}/{name}" for name in about}
-
-
-def test_the_sdist_holds_what_a_wheel_is_built_from_and_nothing_else(built: Built) -> None:
-    about = {"LICENSE", "MANIFEST.in", "PKG-INFO", "docs/package.md", "pyproject.toml", "setup.cfg", "setup.py"}
-    about.add(SINGLE_FILE)
-    names = {name for name in built.sdist_contents() if ".egg-info/" not in name}
-    assert names == about | {f"src/{name}" for name in package_files()}
-
-
-def test_both_hold_the_sources_byte_for_byte(built: Built) -> None:
-    wheel, sdist = built.wheel_contents(), built.sdist_contents()
-    for name in package_files():
-        source = (ROOT / "src" / name).read_bytes()
-        assert wheel[name] == source, name
-        assert sdist[f"src/{name}"] == source, name
-    assert wheel["zimage_vl/single_file_pipeline.txt"] == sdist[SINGLE_FILE] == (ROOT / SINGLE_FILE).read_bytes()
-    (licence,) = (data for name, data in wheel.items() if name.endswith("/licenses/LICENSE"))
-    assert licence == sdist["LICENSE"] == (ROOT / "LICENSE").read_bytes()
-
-
-def test_they_are_small_enough_to_be_had_at_once(built: Built) -> None:
-    assert built.wheel.stat().st_size < MAX_BYTES
-    assert built.sdist.stat().st_size < MAX_BYTES
+    info, wheel = f"zimage_vl-{version[1]}.dist-info", built.wheel_contents()
+    about = {f"{info}/{name}" for name in ("METADATA", "WHEEL", "RECORD", "entry_points.txt", "top_level.txt")}
+    expected = {"zimage_vl/single_file_pipeline.txt": single_file, f"{info}/licenses/LICENSE": licence, **sources}
+    assert {name: data for name, data in wheel.items() if name not in about} == expected
+    assert about < set(wheel)
+    sdist = {name: data for name, data in built.sdist_contents().items() if ".egg-info/" not in name}
+    about = {"MANIFEST.in", "PKG-INFO", "docs/package.md", "pyproject.toml", "setup.cfg", "setup.py"}
+    expected = {SINGLE_FILE: single_file, "LICENSE": licence, **{f"src/{name}": sources[name] for name in sources}}
+    assert {name: data for name, data in sdist.items() if name not in about} == expected
+    assert about < set(sdist)
+    assert max(path.stat().st_size for path in (built.wheel, built.sdist)) < MAX_BYTES
 
 
 def test_the_metadata_say_what_the_settings_say(built: Built, settings: configparser.ConfigParser) -> None:
     from zimage_vl import __version__
 
-    metadata, options = built.metadata(), settings["options"]
+    metadata, options, extras = built.metadata(), settings["options"], settings["options.extras_require"]
     assert metadata["Name"] == "zimage-vl"
     assert metadata["Version"] == __version__
     assert metadata["License-Expression"] == "Apache-2.0"
     assert metadata["Requires-Python"] == ">=3.10"
     required = metadata.get_all("Requires-Dist", [])
     assert [line for line in required if ";" not in line] == lines(options, "install_requires")
-    assert set(metadata.get_all("Provides-Extra", [])) == set(settings["options.extras_require"])
-    for extra in settings["options.extras_require"]:
-        wanted = [f'{line}; extra == "{extra}"' for line in lines(settings["options.extras_require"], extra)]
-        assert [line for line in required if line.endswith(f'extra == "{extra}"')] == wanted
+    assert set(metadata.get_all("Provides-Extra", [])) == set(extras)
+    wanted = [f'{line}; extra == "{extra}"' for extra in extras for line in lines(extras, extra)]
+    assert sorted(line for line in required if ";" in line) == sorted(wanted)
     (points,) = (data for name, data in built.wheel_contents().items() if name.endswith("/entry_points.txt"))
     assert points.decode().split() == ["[console_scripts]", "zimage-vl", "=", "zimage_vl.cli:main"]
 
@@ -170,19 +149,6 @@ def test_the_page_for_an_index_needs_no_file_of_the_repository(built: Built) -> 
     assert page.strip() == (ROOT / "docs" / "package.md").read_text(encoding="utf-8").strip()
     assert "Experimental" in page
     assert re.findall(r"\]\((?!https?://)[^)]*\)|<img|make \w+", page) == []
-
-
-def test_the_call_on_that_page_uses_arguments_that_exist() -> None:
-    import inspect
-
-    from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
-
-    (block,) = re.findall(
-        r"```python\n(.*?)```", (ROOT / "docs" / "package.md").read_text(encoding="utf-8"), re.DOTALL
-    )
-    calls = [node for node in ast.walk(ast.parse(block)) if isinstance(node, ast.Call)]
-    (call,) = (node for node in calls if isinstance(node.func, ast.Name) and node.func.id == "pipe")
-    assert {keyword.arg for keyword in call.keywords} <= set(inspect.signature(ZImageVLPipeline.__call__).parameters)
 
 
 def names_of(requirements: list[str]) -> set[str]:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
 import sys
-from collections.abc import Callable, Generator
 from pathlib import Path
 
 import diffusers
@@ -15,55 +13,25 @@ import pytest
 from PIL import Image
 
 from command_line import environment
+from forked_scripts import run_forked
 from pages import desk, substitute  # noqa: F401 - desk is a fixture
 
 
 FOLDER = Path(__file__).parent.parent / "examples"
 EXAMPLES = sorted(FOLDER.glob("*.py"))
+HAS_FORK = hasattr(os, "fork")
 FIRST = FOLDER / "first_call.py"
 # Those whose branch for the real weights downloads nothing more: the ControlNet's does.
 COMPLETE = [path for path in EXAMPLES if path.stem != "controlnet"]
 # What an example needs that the oldest version of diffusers does not have.
 NEEDED = {"inpaint": "ZImageInpaintPipeline", "controlnet": "ZImageControlNetPipeline"}
-Run = Callable[[Path, Path], "tuple[int, str, str]"]
 
 
-def run_alone(script: Path, target: Path) -> tuple[int, str, str]:
+def run_alone(script: Path, target: Path) -> tuple[int | None, str, str]:
     """`python SCRIPT TARGET`: exit code, stdout, stderr."""
     command = [sys.executable, str(script), str(target)]
     done = subprocess.run(command, capture_output=True, text=True, env=environment(), cwd=target.parent, check=False)
     return done.returncode, done.stdout, done.stderr
-
-
-@pytest.fixture(scope="module")
-def run() -> Generator[Run]:
-    """The same; where the system can fork, from a process that has the libraries already."""
-    if not hasattr(os, "fork"):
-        yield run_alone
-        return
-    server = subprocess.Popen(
-        [sys.executable, str(Path(__file__).parent / "helpers" / "example_server.py")],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=environment(),
-    )
-    assert server.stdin is not None
-    assert server.stdout is not None
-    orders, answers = server.stdin, server.stdout
-
-    def run_forked(script: Path, target: Path) -> tuple[int, str, str]:
-        out, err = target.with_suffix(".out"), target.with_suffix(".err")
-        order = {"script": str(script), "arguments": [str(target)], "cwd": str(target.parent)}
-        orders.write(json.dumps({**order, "out": str(out), "err": str(err)}) + "\n")
-        orders.flush()
-        code = int(answers.readline())
-        return code, out.read_text(encoding="utf-8"), err.read_text(encoding="utf-8")
-
-    yield run_forked
-    orders.close()
-    server.wait(timeout=60)
 
 
 def check_picture(path: Path) -> None:
@@ -77,9 +45,9 @@ def check_picture(path: Path) -> None:
 
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
-def test_the_example_runs(example: Path, run: Run, tmp_path: Path) -> None:
+def test_the_example_runs(example: Path, tmp_path: Path) -> None:
     target = tmp_path / f"{example.stem}.png"
-    code, out, err = (run_alone if example == FIRST else run)(example, target)
+    code, out, err = (run_forked if HAS_FORK and example != FIRST else run_alone)(example, target)
     if not hasattr(diffusers, NEEDED.get(example.stem, "ZImagePipeline")):
         assert (code, f"has no {NEEDED[example.stem]}: install a newer one" in err) == (1, True)
         pytest.skip(f"diffusers {diffusers.__version__} has no {NEEDED[example.stem]}; the example says so")
@@ -89,7 +57,7 @@ def test_the_example_runs(example: Path, run: Run, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("example", COMPLETE, ids=lambda path: path.stem)
-def test_its_branch_for_the_real_weights_runs(example: Path, run: Run, desk: Path) -> None:  # noqa: F811
+def test_its_branch_for_the_real_weights_runs(example: Path, desk: Path) -> None:  # noqa: F811
     if not hasattr(diffusers, NEEDED.get(example.stem, "ZImagePipeline")):
         pytest.skip(f"diffusers {diffusers.__version__} has no {NEEDED[example.stem]}")
     code = example.read_text(encoding="utf-8")
@@ -97,7 +65,7 @@ def test_its_branch_for_the_real_weights_runs(example: Path, run: Run, desk: Pat
     script = desk / example.name
     real = code.replace('MODEL = "toy"', 'MODEL = "Tongyi-MAI/Z-Image-Turbo"')
     script.write_text(substitute(real), encoding="utf-8")
-    status, _, err = run(script, desk / f"{example.stem}.png")
+    status, _, err = (run_forked if HAS_FORK else run_alone)(script, desk / f"{example.stem}.png")
     assert status == 0, err
 
 
@@ -108,11 +76,3 @@ def test_settings_of_the_toy_stay_with_the_toy(example: Path) -> None:
     toy, rest = text.split('if MODEL == "toy":\n', 1)[1].split("\nelse:\n", 1)
     assert not re.search(r"vl_hidden_layer|token_rms|vl_alpha=(?!0\.3)", rest)
     assert "vl_alpha" in toy + rest or example.stem == "recipes"
-
-
-def test_an_example_that_fails_is_seen_to_fail(run: Run, tmp_path: Path) -> None:
-    broken = tmp_path / "broken.py"
-    broken.write_text("print('so far')\nraise ValueError('no further')\n", encoding="utf-8")
-    code, out, err = run(broken, tmp_path / "broken.png")
-    assert (code, out) == (1, "so far\n")
-    assert err.endswith("ValueError: no further\n")

@@ -33,15 +33,8 @@ def test_every_public_name_resolves(name: str) -> None:
         assert getattr(zimage_vl, name) is value
 
 
-def test_the_type_checker_sees_the_same_names() -> None:
-    assert {*names_for_the_type_checker(), "__version__"} == set(zimage_vl.__all__)
-
-
-def test_the_public_names_are_listed_once_and_in_order() -> None:
-    assert zimage_vl.__all__ == sorted(set(zimage_vl.__all__))
+def test_the_names_are_those_of_the_type_checker_once_and_in_order_and_no_other() -> None:
+    assert sorted({*names_for_the_type_checker(), "__version__"}) == zimage_vl.__all__
     assert set(zimage_vl.__all__) <= set(dir(zimage_vl))
-
-
-def test_an_unknown_name_is_an_attribute_error() -> None:
     with pytest.raises(AttributeError, match="no attribute 'ZImagePipeline'"):
         zimage_vl.ZImagePipeline  # noqa: B018

@@ -26,29 +26,17 @@ def conditioning(recipe: Mapping[str, Any]) -> VLConditioning:
     return VLConditioning(**{name: value for name, value in recipe.items() if name not in OF_READING})
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_each_is_a_valid_set_of_knobs(name: str) -> None:
-    made = conditioning(RECIPES[name])
-    assert not made.is_inert
-    assert set(RECIPES[name]) <= set(KNOBS)
-    assert made.unused == ()
-
-
 def test_the_names_are_those_of_the_module() -> None:
     constants = {name.lower().replace("_", "-") for name in vars(recipes) if re.fullmatch("[A-Z][A-Z_]+", name)}
     assert constants - {"recipes", "wishes"} == set(NAMES)
     assert all(RECIPES[name] is getattr(recipes, name.upper().replace("-", "_")) for name in NAMES)
 
 
-def test_no_two_are_the_same() -> None:
-    made = [RECIPES[name] for name in NAMES]
-    assert all(one != other for i, one in enumerate(made) for other in made[:i])
-
-
 def test_the_guides_alphas_and_layer() -> None:
     alphas = {"style-transfer": 0.5, "image-variation": 0.5, "composition": 0.2, "colour-palette": 0.15, "guide": 0.3}
     assert {name: conditioning(RECIPES[name]).vl_alpha for name in alphas} == alphas
     assert {conditioning(RECIPES[name]).vl_hidden_layer for name in alphas} == {-6}
+    assert {name: RECIPES[name]["vl_text"] for name in NAMES if "vl_text" in RECIPES[name]} == {"composition": ""}
     assert {conditioning(RECIPES[name]).vl_target_std for name in RECIPES if name != "guide"} == {None}
 
 
@@ -59,31 +47,23 @@ def test_the_guide_to_the_letter_and_its_authors_correction() -> None:
     assert conditioning(recipes.ALL_TOKENS) == VLConditioning(vl_alpha=0.4)
 
 
-def test_composition_reads_the_picture_without_words() -> None:
-    assert recipes.COMPOSITION["vl_text"] == ""
-    assert [name for name in NAMES if "vl_text" in RECIPES[name]] == ["composition"]
-    assert conditioning(recipes.COMPOSITION).needs_text_statistics
-
-
-@pytest.mark.parametrize("recipe", [recipes.GUIDE, recipes.COLOURS])
-def test_what_calls_share_cannot_be_changed(recipe: Any) -> None:
-    before = dict(recipe)
-    with pytest.raises(TypeError, match="does not support item assignment"):
-        recipe["vl_alpha"] = 1.0
-    copy = {**recipe}
-    copy["vl_alpha"] = 0.9
-    assert recipe == before
-    assert not any(hasattr(recipe, name) for name in ("update", "pop", "popitem", "setdefault", "clear"))
+def test_what_calls_share_cannot_be_changed() -> None:
+    for recipe in RECIPES.values():
+        with pytest.raises(TypeError, match="does not support item assignment"):
+            recipe["vl_alpha"] = 1.0  # pyright: ignore[reportIndexIssue]
+        assert not any(hasattr(recipe, name) for name in ("update", "pop", "popitem", "setdefault", "clear"))
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_each_blends_and_stays_as_it_is(name: str) -> None:
-    before = repr(RECIPES)
-    knobs = {name: value for name, value in RECIPES[name].items() if name not in OF_READING}
+def test_each_is_a_valid_set_of_knobs_that_blends_and_is_like_no_other(name: str) -> None:
+    recipe = RECIPES[name]
+    assert set(recipe) <= set(KNOBS)
+    assert conditioning(recipe).unused == ()
+    assert [other for other in NAMES if RECIPES[other] == recipe] == [name]
+    knobs = {knob: value for knob, value in recipe.items() if knob not in OF_READING}
     out, report = condition(make_reference(layers=(-2, -6)), **knobs)
     assert not torch.equal(out, TEXT)
     assert report.influence
-    assert repr(RECIPES) == before
 
 
 @pytest.mark.parametrize(("name", "touched"), [("colours", Region.PREFIX), ("style", Region.WORDS)])

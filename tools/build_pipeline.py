@@ -1,10 +1,11 @@
 #!/usr/bin/env python
-"""Join the package into the files that diffusers loads from the Hub: the pipeline, and the block of modular ones.
+"""Write the files that diffusers loads from the Hub: the pipeline, joined from the package, and the modular block.
 
-    python tools/build_pipeline.py            # writes pipeline.py and block.py to the folders of pipelines/
+    python tools/build_pipeline.py            # writes them to the folders of pipelines/
     python tools/build_pipeline.py --check    # exits with 1 when they are not what the sources give, or a map is wrong
 
-setup.py copies the pipeline into the wheel, so that one that the installed package saves can carry its own code.
+The block takes from a pipeline.py beside it what it needs, so that its folder has that file too. setup.py copies the
+pipeline into the wheel, so that one that the installed package saves can carry its own code.
 """
 
 from __future__ import annotations
@@ -15,13 +16,13 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from bundling.joining import join_modules
+from bundling.joining import join_modules, write_beside
 from bundling.modules import BundleError, collect_modules
 from bundling.reach import compare_with_map
 
@@ -38,27 +39,28 @@ class Target:
     Attributes:
         entry: The module that it ends with, by its name within the package.
         output: Where it goes.
-        maps: What in it reaches outside of it, written by hand and checked against the code.
+        map: What in it reaches outside of it, written by hand and checked against the code.
+        beside: The entry of a joined file beside it, from which the one module of this file takes what it needs.
     """
 
     entry: str
     output: Path
-    maps: tuple[Path, ...]
+    map: Path
+    beside: str | None = None
 
     @property
     def note(self) -> str:
-        return "".join(file.read_text(encoding="utf-8") for file in self.maps)
+        return self.map.read_text(encoding="utf-8")
 
 
-PIPELINE = Target(
-    "pipeline.pipeline_z_image_vl", ROOT / "pipelines" / "zimage_vl" / "pipeline.py", (MAPS / "map.txt",)
-)
+PIPELINE = Target("pipeline.pipeline_z_image_vl", ROOT / "pipelines" / "zimage_vl" / "pipeline.py", MAPS / "map.txt")
 BLOCK = Target(
     "pipeline.modular",
     ROOT / "pipelines" / "zimage_vl_modular" / "block.py",
-    (MAPS / "map.txt", MAPS / "map_block.txt"),
+    MAPS / "map_block.txt",
+    beside=PIPELINE.entry,
 )
-TARGETS = (PIPELINE, BLOCK)
+TARGETS = (PIPELINE, replace(PIPELINE, output=BLOCK.output.with_name("pipeline.py")), BLOCK)
 
 
 def format_source(source: str) -> str:
@@ -82,7 +84,11 @@ def build(target: Target, package: Path = PACKAGE) -> str:
     Raises:
         BundleError: The package cannot be joined; the message names the module and the line.
     """
-    return format_source(join_modules(collect_modules(package, target.entry), _public_names(package), target.note))
+    modules, public = collect_modules(package, target.beside or target.entry), _public_names(package)
+    if target.beside is None:
+        return format_source(join_modules(modules, public, target.note))
+    own = collect_modules(package, target.entry)[-1]
+    return format_source(write_beside(own, PIPELINE.output.stem, modules, public, target.note))
 
 
 def _public_names(package: Path) -> list[str]:
@@ -118,7 +124,7 @@ def main(arguments: Sequence[str] | None = None, package: Path = PACKAGE, target
         except BundleError as error:
             print(f"{_shown(target.output)} cannot be built: {error}", file=sys.stderr)
             return 1
-        mistakes += [f"{_shown(target.maps[-1])}: {mistake}." for mistake in compare_with_map(target.note, text)]
+        mistakes += [f"{_shown(target.map)}: {mistake}." for mistake in compare_with_map(target.note, text)]
         if options.check:
             mistakes += filter(None, [describe_staleness(text, target.output)])
             continue

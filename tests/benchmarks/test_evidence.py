@@ -5,6 +5,7 @@ from __future__ import annotations
 import doctest
 import importlib.util
 import sys
+from itertools import combinations
 from pathlib import Path
 from statistics import stdev
 from typing import Any
@@ -74,14 +75,9 @@ def test_layers_keep_their_depth_and_the_last_stays_the_last() -> None:
 # ---- Pairs ----
 
 
-def test_prompt_reference_and_the_third_scene_share_nothing(bench: pairs.Pairs) -> None:
-    for (prompt, reference), other in zip(bench.scenes, bench.others, strict=True):
-        for first, second in ((prompt, reference), (prompt, other), (reference, other)):
-            assert first.disagrees_with(second)
-
-
-def test_open_prompts_leave_open_what_naming_ones_name(bench: pairs.Pairs) -> None:
-    for index in range(3):
+def test_scenes_of_a_pair_share_nothing_and_open_prompts_leave_open_what_naming_ones_name(bench: pairs.Pairs) -> None:
+    for index, (scenes, other) in enumerate(zip(bench.scenes, bench.others, strict=True)):
+        assert all(one.disagrees_with(two) for one, two in combinations([*scenes, other], 2))
         assert list(bench.get_named(index, {}, "naming")) == list(pairs.ATTRIBUTES)
         assert set(bench.get_named(index, {}, "open")) < set(pairs.ATTRIBUTES)
     assert bench.get_prompt(0, {"names": ("colour",)}, "open") == f"a {bench.scenes[0][0].colour} shape"
@@ -89,22 +85,20 @@ def test_open_prompts_leave_open_what_naming_ones_name(bench: pairs.Pairs) -> No
 
 def test_the_drawings_of_a_pair_are_counted_as_what_they_show(bench: pairs.Pairs, monkeypatch: Any) -> None:
     """A pipeline that copied the reference would keep nothing and follow everything; one that paints the prompt's
-    scene is the other way round."""
-    for side, letter in ((0, "P"), (1, "R")):
+    scene is the other way round. What a prompt about the reference names is kept, the rest follows."""
+    others = len(pairs.ATTRIBUTES) - 1
+    shape: dict[str, Any] = {"names": ("shape",)}
+    about: dict[str, Any] = {**shape, "about": "reference"}
+    for side, row, kind, expected in (
+        (0, {}, "naming", "P" + "P" * others),
+        (0, shape, "open", "P" + "p" * others),
+        (1, {}, "naming", "R" + "R" * others),
+        (1, shape, "open", "R" + "r" * others),
+        (1, about, "open", "P" + "r" * others),
+    ):
         drawn = [pairs.draw_scene(pair[side], n) for n, pair in enumerate(bench.scenes)]
         monkeypatch.setattr(bench, "paint", lambda row, kind, drawn=drawn: ((image, None) for image in drawn))
-        assert bench.measure({}, "naming")["seen"] == " ".join([letter * len(pairs.ATTRIBUTES)] * 3)
-        opened = bench.measure({"names": ("shape",)}, "open")["seen"]
-        assert opened == " ".join([letter + letter.lower() * (len(pairs.ATTRIBUTES) - 1)] * 3)
-
-
-def test_a_prompt_about_the_reference_is_kept_where_it_names_and_follows_where_it_does_not(
-    bench: pairs.Pairs, monkeypatch: Any
-) -> None:
-    drawn = [pairs.draw_scene(reference, n) for n, (_, reference) in enumerate(bench.scenes)]
-    monkeypatch.setattr(bench, "paint", lambda row, kind: ((image, None) for image in drawn))
-    seen = bench.measure({"names": ("shape",), "about": "reference"}, "open")["seen"]
-    assert seen == " ".join(["P" + "r" * (len(pairs.ATTRIBUTES) - 1)] * 3)
+        assert bench.measure(row, kind)["seen"] == " ".join([expected] * 3)
 
 
 def test_a_row_is_painted_and_an_unknown_knob_is_told(bench: pairs.Pairs, monkeypatch: Any) -> None:
@@ -184,15 +178,16 @@ def test_shares_are_counted_over_pairs() -> None:
     assert made.get_pairs(opened, "followed", "colour") == [1.0, 0.0, 1.0]
     assert made.get_pairs(opened, "kept", "colour") == [None] * 3
     assert made.get_pairs(opened, "second") == [0.5, 0.0, 0.0]
-    mean, error, count = made.get_share(naming, "kept") or (0.0, 0.0, 0)
-    assert (mean, count) == (pytest.approx(5 / 9), 3)
-    assert error == pytest.approx(stdev([1 / 3, 2 / 3, 2 / 3]) / 3**0.5)
-    assert made.look_up(f"{naming}/kept/error") == pytest.approx(error)
-    assert made.look_up(f"{opened}/followed/colour") == pytest.approx(2 / 3)
-    assert made.look_up(f"{opened}/kept - {naming}/kept") == pytest.approx(2 / 3 - 5 / 9)
-    assert made.look_up(f"{opened}/form") == 0.9
     changes = [1 - 1 / 3, 1 - 2 / 3, 0 - 2 / 3]
-    assert made.look_up(f"{opened}/kept - {naming}/kept/error") == pytest.approx(stdev(changes) / 3**0.5)
+    for name, expected in {
+        f"{naming}/kept": 5 / 9,
+        f"{naming}/kept/error": stdev([1 / 3, 2 / 3, 2 / 3]) / 3**0.5,
+        f"{opened}/followed/colour": 2 / 3,
+        f"{opened}/form": 0.9,
+        f"{opened}/kept - {naming}/kept": 2 / 3 - 5 / 9,
+        f"{opened}/kept - {naming}/kept/error": stdev(changes) / 3**0.5,
+    }.items():
+        assert made.look_up(name) == pytest.approx(expected), name
 
 
 def test_numbers_of_a_page_must_be_measured() -> None:

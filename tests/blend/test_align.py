@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
@@ -62,15 +64,14 @@ def test_truncate_takes_the_first_tokens_or_refuses() -> None:
 
 
 def test_bad_alignments_are_refused() -> None:
-    with pytest.raises(
-        ValueError, match=r"`mode` must be one of \['pool', 'interpolate', 'truncate'\], got 'anchored'"
+    for mode, length, error, message in (
+        ("anchored", 4, ValueError, r"`mode` must be one of \['pool', 'interpolate', 'truncate'\], got 'anchored'"),
+        ("pool", 0, ValueError, "at least 1, got 0"),
+        ("pool", True, TypeError, "`length`"),
+        ("pool", 2.0, TypeError, "`length`"),
     ):
-        align_sequence(VL, 4, "anchored")  # pyright: ignore[reportArgumentType]
-    with pytest.raises(ValueError, match="at least 1, got 0"):
-        align_sequence(VL, 0)
-    for length in (True, 2.0, "2"):
-        with pytest.raises(TypeError, match="`length`"):
-            align_sequence(VL, length)  # pyright: ignore[reportArgumentType]
+        with pytest.raises(error, match=message):
+            align_sequence(VL, length, mode)  # pyright: ignore[reportArgumentType]
 
 
 def of(region: Region, states: Tensor = STATES, regions: Tensor = REGIONS) -> Tensor:
@@ -93,50 +94,25 @@ def drop(*positions: int) -> Tensor:
     return dropped
 
 
-@pytest.mark.parametrize("selection", ["all", "text"])
-def test_the_template_meets_the_template_and_words_the_words(selection: TokenSelection) -> None:
-    values, covered = lay(selection)
-    assert torch.equal(values[:PREFIX], of(Region.PREFIX))
-    assert torch.equal(values[-SUFFIX:], of(Region.SUFFIX))
-    words, pooled = of(Region.WORDS), align_sequence(of(Region.IMAGE), WORDS)
-    expected = mix(words, pooled) if selection == "all" else words.double()
-    torch.testing.assert_close(values[PREFIX:-SUFFIX].double(), expected, rtol=1e-4, atol=1e-4)
-    assert covered.all()
-
-
-@pytest.mark.parametrize("selection", ["image", "image_no_markers"])
-def test_image_alone_lies_on_the_words_and_nothing_on_the_template(selection: TokenSelection) -> None:
-    values, covered = lay(selection)
-    assert torch.equal(values[PREFIX:-SUFFIX], align_sequence(of(Region.IMAGE), WORDS))
-    assert covered.tolist() == [False] * PREFIX + [True] * WORDS + [False] * SUFFIX
-    assert not values[~covered].any()
-
-
-@pytest.mark.parametrize("reference_words", [1, 3, 9])
-def test_other_words_are_pooled_to_the_prompts_number(reference_words: int) -> None:
+@pytest.mark.parametrize("selection", get_args(TokenSelection))
+@pytest.mark.parametrize(("reference_words", "text_words"), [(5, 5), (1, 5), (3, 5), (9, 5), (0, 5), (5, 0)])
+def test_anchored_is_its_formula(reference_words: int, text_words: int, selection: TokenSelection) -> None:
     regions = make_regions(reference_words, PATCHES)
     states = make_states(len(regions))
-    values, _ = align_anchored(states, regions, TEXT_REGIONS, "text")
-    words = align_sequence(of(Region.WORDS, states, regions), WORDS)
-    assert torch.equal(values[PREFIX:-SUFFIX], words)
-    values, covered = align_anchored(states, regions, TEXT_REGIONS, "all")
-    expected = mix(words, align_sequence(of(Region.IMAGE, states, regions), WORDS))
-    torch.testing.assert_close(values[PREFIX:-SUFFIX].double(), expected, rtol=1e-4, atol=1e-4)
-    assert covered.all()
-
-
-def test_without_words_the_image_or_the_template_is_alone() -> None:
-    regions = make_regions(0, PATCHES)
-    states = make_states(len(regions))
-    values, covered = align_anchored(states, regions, TEXT_REGIONS, "all")
-    assert torch.equal(values[PREFIX:-SUFFIX], align_sequence(of(Region.IMAGE, states, regions), WORDS))
-    assert covered.all()
-    _, covered = align_anchored(states, regions, TEXT_REGIONS, "text")
-    assert covered.tolist() == [True] * PREFIX + [False] * WORDS + [True] * SUFFIX
-    values, covered = align_anchored(STATES, REGIONS, make_regions(0), "all")
-    assert torch.equal(values, torch.cat([of(Region.PREFIX), of(Region.SUFFIX)]))
-    assert covered.all()
-    assert not align_anchored(STATES, REGIONS, make_regions(0), "image")[1].any()
+    values, covered = align_anchored(states, regions, make_regions(text_words), selection)
+    with_text, parts = selection in ("all", "text"), []
+    if with_text and reference_words and text_words:
+        parts.append(align_sequence(of(Region.WORDS, states, regions), text_words))
+    if selection != "text" and text_words:
+        parts.append(align_sequence(of(Region.IMAGE, states, regions), text_words))
+    assert covered.tolist() == [with_text] * PREFIX + [bool(parts)] * text_words + [with_text] * SUFFIX
+    assert not values[~covered].any()
+    if with_text:
+        assert torch.equal(values[:PREFIX], of(Region.PREFIX, states, regions))
+        assert torch.equal(values[-SUFFIX:], of(Region.SUFFIX, states, regions))
+    if parts:
+        expected = mix(*parts) if len(parts) == 2 else parts[0].double()
+        torch.testing.assert_close(values[PREFIX:-SUFFIX].double(), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_the_partner_of_a_dropped_token_gets_nothing() -> None:

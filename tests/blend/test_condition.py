@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from typing import Any
 
 import pytest
@@ -39,10 +38,10 @@ from embedding_samples import (
 from zimage_vl.blend import checks
 from zimage_vl.blend.align import align_anchored, align_sequence
 from zimage_vl.blend.condition import condition_prompt_embeds
-from zimage_vl.blend.embedding_statistics import EmbeddingStatistics
 from zimage_vl.blend.knobs import VLConditioning
 from zimage_vl.blend.mix import blend_adain_per_dim, blend_embeddings, blend_with_style_delta
 from zimage_vl.blend.normalize import (
+    OutlierMaskingInfo,
     mask_outlier_dimensions,
     match_token_rms,
     normalize_hybrid,
@@ -65,24 +64,9 @@ def test_alpha_zero_is_the_text_itself_and_half_is_not(way: str) -> None:
     assert (out[len(TEXT) :] if "concat" in way else out != TEXT).any()
     assert torch.isfinite(out).all()
     assert report.out_tokens == len(out)
-    plain = report.to_dict()
-    assert json.loads(json.dumps(plain, allow_nan=False)) == plain
     if way not in ("default", "zero"):
         default, _ = condition(vl_alpha=0.5)
         assert out.shape != default.shape or not torch.allclose(out, default)
-
-
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_inputs_stay_and_the_dtype_too(way: str, dtype: torch.dtype) -> None:
-    text, states = TEXT.to(dtype), STATES.to(dtype)
-    reference, before = change_reference(REFERENCE, states.clone()), text.clone()
-    out, _ = condition(reference, text=text, **WAYS[way])
-    assert out.dtype == dtype
-    assert torch.equal(text, before)
-    assert torch.equal(reference.hidden_states[-6], states)
-    exact, _ = condition(change_reference(REFERENCE, states.float()), text=text.float(), **WAYS[way])
-    assert torch.equal(out, exact.to(dtype))
 
 
 @pytest.mark.parametrize("way", [way for way in WAYS if "concat" not in way])
@@ -127,11 +111,11 @@ def test_alpha_one_is_the_aligned_reference_and_one_equal_to_the_text_changes_no
 
 
 @pytest.mark.parametrize("selection", ["all", "text", "image", "image_no_markers"])
-@pytest.mark.parametrize("normalization", ["global", "per_dim", "hybrid"])
+@pytest.mark.parametrize("normalization", ["global", "per_dim", "hybrid", "token_rms", "none"])
 @pytest.mark.parametrize("alignment", ["anchored", "pool", "interpolate"])
 def test_the_chain_is_its_steps_in_order(selection: Any, normalization: str, alignment: Any) -> None:
     kept = select(selection)
-    states = STATES
+    states, info = STATES, OutlierMaskingInfo()
     if selection != "text":
         image = REGIONS == Region.IMAGE
         masked, info = mask_outlier_dimensions(states[image], STATISTICS, 3.0, "clamp")
@@ -142,29 +126,24 @@ def test_the_chain_is_its_steps_in_order(selection: Any, normalization: str, ali
         "global": lambda x: scale_embeddings(x, std),
         "per_dim": lambda x: normalize_per_dimension(x, STATISTICS),
         "hybrid": lambda x: normalize_hybrid(x, STATISTICS, std),
-    }[normalization](states[kept])
+    }.get(normalization, torch.clone)(states[kept])
     if alignment == "anchored":
         rows = replace_rows(states, kept, normalized)
         aligned, covered = align_anchored(rows, REGIONS, TEXT_REGIONS, selection)
     else:
         aligned, covered = align_sequence(normalized, len(TEXT), alignment), torch.ones(len(TEXT), dtype=torch.bool)
+    if normalization == "token_rms":
+        aligned = match_token_rms(aligned, TEXT)
     expected = torch.where(covered[:, None], blend_embeddings(TEXT, aligned, 0.4), TEXT)
     masking = {} if selection == "text" else {"vl_outlier_masking": "clamp", "vl_outlier_threshold": 3.0}
     knobs = {"vl_token_selection": selection, "vl_normalization": normalization, "vl_alignment": alignment}
     out, report = condition(vl_alpha=0.4, **knobs, **masking)
     torch.testing.assert_close(out, expected)
+    assert report.references[0].masking == info
     assert report.references[0].selected_tokens == int(kept.sum())
     assert report.references[0].covered_tokens == int(covered.sum())
     assert torch.equal(out[~covered], TEXT[~covered])
-
-
-@pytest.mark.parametrize("alignment", ["interpolate", "pool"])
-def test_token_rms_comes_after_alignment_and_undoes_any_scale(alignment: Any) -> None:
-    knobs = {"vl_alpha": 0.4, "vl_normalization": "token_rms", "vl_alignment": alignment}
-    out, _ = condition(**knobs)
-    aligned = match_token_rms(align_sequence(STATES, len(TEXT), alignment), TEXT)
-    torch.testing.assert_close(out, blend_embeddings(TEXT, aligned, 0.4))
-    torch.testing.assert_close(condition(change_reference(REFERENCE, 17 * STATES), **knobs)[0], out)
+    assert torch.equal(report.effective_alpha > 0, covered)  # pyright: ignore[reportOptionalOperand]
 
 
 def test_layers_are_mixed_by_their_weights_first() -> None:
@@ -177,11 +156,11 @@ def test_layers_are_mixed_by_their_weights_first() -> None:
 
 
 def test_the_target_is_the_std_of_the_text_or_the_one_given() -> None:
-    _, report = condition(vl_alignment="pool")
-    assert report.references[0].std_after == pytest.approx(float(TEXT.std()), rel=1e-5)
-    _, report = condition(vl_target_std=70.0)
-    assert report.references[0].std_after == pytest.approx(70.0, rel=1e-5)
-    assert report.scale_factor == pytest.approx(70.0 / float(STATES.std()), rel=1e-5)
+    for target in (None, 70.0):
+        _, report = condition(vl_target_std=target)
+        expected = target or float(TEXT.std())
+        assert report.references[0].std_after == pytest.approx(expected, rel=1e-5)
+        assert report.scale_factor == pytest.approx(expected / float(STATES.std()), rel=1e-5)
     for normalization in ("per_dim", "hybrid", "token_rms", "none"):
         assert condition(vl_normalization=normalization)[1].scale_factor is None
 
@@ -191,38 +170,9 @@ def test_an_alpha_over_regions_is_resolved_without_a_tokenizer() -> None:
     assert torch.equal(out[:-SUFFIX], TEXT[:-SUFFIX])
     assert report.effective_alpha is not None
     assert report.effective_alpha.tolist() == [0.0] * (len(TEXT) - SUFFIX) + [1.0] * SUFFIX
-    with pytest.raises(ValueError, match="text is not known"):
-        condition(vl_alpha={"car": 1.0})
 
 
 # -- outliers
-
-
-@pytest.mark.parametrize("mode", ["zero", "clamp", "scale"])
-def test_masking_touches_image_tokens_alone_and_is_reported(mode: Any) -> None:
-    knobs = {"vl_normalization": "none", "vl_alpha": 1, "vl_outlier_threshold": 3.0, "vl_alignment": "anchored"}
-    out, report = condition(**knobs, vl_outlier_masking=mode)
-    plain, nothing = condition(**knobs)
-    template = TEXT_REGIONS != Region.WORDS
-    assert torch.equal(out[template], plain[template])
-    assert not torch.allclose(out[~template], plain[~template])
-    _, info = mask_outlier_dimensions(STATES[REGIONS == Region.IMAGE], STATISTICS, 3.0, mode)
-    assert report.masked_dimensions == info.masked_dimensions != []
-    assert report.masked_dim_ratios == info.masked_dim_ratios
-    assert report.left_dim_ratios == info.left_dim_ratios
-    assert report.masked_dim_directions == {dim: info.directions[dim] for dim in info.masked_dimensions}
-    assert report.references[0].masking == info
-    assert nothing.masked_dimensions == []
-
-
-def test_statistics_are_asked_for_and_must_match() -> None:
-    for knobs in ({"vl_normalization": "per_dim"}, {"vl_outlier_masking": "zero"}):
-        for statistics, got in ((None, "None"), (WITHOUT_SINKS, "exclude_sinks=True")):
-            with pytest.raises(ValueError, match=f"need `text_statistics`.*exclude_sinks=False.*got {got}"):
-                condition(**knobs, text_statistics=statistics)
-    narrow = EmbeddingStatistics.from_embeddings(make_states(9, 8))
-    with pytest.raises(ValueError, match="8 wide"):
-        condition(vl_normalization="per_dim", text_statistics=narrow)
 
 
 # -- the report
@@ -253,32 +203,11 @@ IMAGE: dict[str, Any] = {**ANCHORED, "vl_token_selection": "image"}
 WORDS: dict[str, Any] = {**ANCHORED, "vl_token_selection": "text"}
 
 
-@pytest.mark.parametrize("mode", ["linear", "slerp", "adain"])
-@pytest.mark.parametrize("normalization", ["global", "token_rms"])
-def test_image_tokens_leave_the_template_alone(mode: str, normalization: str) -> None:
-    out, report = condition(vl_alpha=0.7, **IMAGE, vl_blend_mode=mode, vl_normalization=normalization)
-    template = TEXT_REGIONS != Region.WORDS
-    assert torch.equal(out[template], TEXT[template])
-    assert (out[~template] != TEXT[~template]).any(dim=1).all()
-    assert report.references[0].covered_tokens == 5
-    if mode == "linear":
-        assert report.effective_alpha is not None
-        assert not report.effective_alpha[template].any()
-        assert (report.effective_alpha[~template] > 0).all()
-
-
-def test_without_words_here_or_there() -> None:
+def test_an_image_has_nothing_to_lie_on_without_words() -> None:
     text, regions = make_text(words=0)
-    out, report = condition(text=text, regions=regions, **ANCHORED)
-    assert (out != text).any(dim=1).all()
     out, report = condition(text=text, regions=regions, **IMAGE)
     assert torch.equal(out, text)
     assert (report.influence, report.references[0].covered_tokens, report.aligned_std) == (0.0, 0, None)
-    silent = make_reference(words=0)
-    assert (condition(silent, **ANCHORED)[0] != TEXT).any(dim=1).all()
-    out, report = condition(silent, **WORDS)
-    assert torch.equal(out[PREFIX:-SUFFIX], TEXT[PREFIX:-SUFFIX])
-    assert report.references[0].covered_tokens == PREFIX + SUFFIX
 
 
 def test_where_one_of_two_references_lies_it_lies_alone() -> None:
@@ -306,9 +235,9 @@ def test_the_mean_of_references_has_their_mean_loudness() -> None:
 def test_each_reference_is_normalized_alone_and_huge_weights_still_weigh() -> None:
     out, report = condition(REFERENCE, OTHER)
     for one, reference in zip(report.references, (REFERENCE, OTHER), strict=True):
-        assert one.std_before == pytest.approx(float(reference.hidden_states[-6].std()), rel=1e-5)
-        assert one.std_after == pytest.approx(float(TEXT.std()), rel=1e-5)
-        assert one.scale_factor == pytest.approx(one.std_after / one.std_before, rel=1e-4)
+        stds = float(reference.hidden_states[-6].std()), float(TEXT.std())
+        assert (one.std_before, one.std_after) == pytest.approx(stds, rel=1e-5)
+        assert one.scale_factor == pytest.approx(stds[1] / stds[0], rel=1e-4)
     assert report.scale_factor is None
     huge, report = condition(REFERENCE, OTHER, reference_weights=[1e308, 1e308])
     assert torch.equal(out, huge)
@@ -330,11 +259,8 @@ def test_concat_appends_a_share_of_the_texts_length_or_what_is_asked(
     torch.testing.assert_close(out[len(TEXT) :], align_sequence(STATES, appended))
     assert report.references[0].aligned_tokens == report.appended_tokens == appended
     assert (report.effective_alpha, report.influence) == (None, None)  # nothing turned: tokens were added
-
-
-def test_concat_with_token_rms_takes_the_texts_median() -> None:
-    out, _ = condition(vl_alignment="concat", vl_alpha=0.5, vl_normalization="token_rms")
-    torch.testing.assert_close(rms_of(out[len(TEXT) :]), rms_of(TEXT).median().expand(6), rtol=1e-5, atol=0)
+    out, _ = condition(vl_alignment="concat", vl_alpha=alpha, vl_concat_tokens=tokens, vl_normalization="token_rms")
+    torch.testing.assert_close(rms_of(out[12:]), rms_of(TEXT).median().expand(appended), rtol=1e-5, atol=0)
 
 
 def test_concat_respects_the_limit_and_goes_by_its_own_alpha() -> None:
@@ -373,16 +299,13 @@ def test_style_delta_is_the_aligned_difference(selection: Any) -> None:
 
 def test_masking_is_the_same_on_both_sides_of_a_style_delta() -> None:
     """Masked apart, two pictures that agree in a dimension would differ in it."""
-    knobs = {**WAYS["style_delta"], "vl_outlier_masking": "scale", "vl_outlier_threshold": 2.0}
-    image = REGIONS == Region.IMAGE
-    shifted = change_reference(REFERENCE, STATES + 1.0)
-    out, report = condition(**knobs, neutral=shifted, vl_token_selection="image", vl_alignment="pool", vl_alpha=0.4)
+    masking = {"vl_outlier_masking": "scale", "vl_outlier_threshold": 2.0, "vl_token_selection": "image"}
+    shifted, image, kept = change_reference(REFERENCE, STATES + 1.0), REGIONS == Region.IMAGE, select("image")
+    out, report = condition(**WAYS["style_delta"], **masking, neutral=shifted, vl_alignment="pool", vl_alpha=0.4)
     _, info = mask_outlier_dimensions(STATES[image], STATISTICS, 2.0, "scale")
-    factors = torch.ones(16)
+    delta = -torch.ones_like(STATES)
     for dim, factor in info.factors.items():
-        factors[dim] = factor
-    kept = select("image")
-    delta = torch.where((REGIONS == Region.IMAGE)[:, None], -factors.expand_as(STATES), torch.full_like(STATES, -1.0))
+        delta[image, dim] = -factor
     expected = blend_with_style_delta(TEXT, align_sequence(delta[kept], len(TEXT)), 0.4)
     torch.testing.assert_close(out, expected, rtol=1e-3, atol=1e-3)
     assert report.masked_dimensions == info.masked_dimensions
@@ -406,16 +329,19 @@ SINK_TEXT = put_sink(TEXT)
 SINK_REFERENCE = change_reference(REFERENCE, put_sink(STATES))
 
 
-def test_sinks_are_reported_whether_or_not_they_are_excluded() -> None:
+def test_sinks_are_reported_and_count_for_no_influence_whether_or_not_they_are_excluded() -> None:
     image = {"vl_token_selection": "image"}
-    for knobs, dropped in (({}, ()), ({"vl_exclude_sinks": True}, (0,)), ({"vl_exclude_sinks": True, **image}, ())):
-        _, report = condition(SINK_REFERENCE, text=SINK_TEXT, **knobs)
+    for knobs, dropped, selected in (
+        ({}, (), 23),
+        ({"vl_exclude_sinks": True}, (0,), 22),
+        ({"vl_exclude_sinks": True, **image}, (), 11),
+    ):
+        out, report = condition(SINK_REFERENCE, text=SINK_TEXT, **knobs)
         assert (report.text_sinks, report.reference_sinks) == ((0,), ((0,),))
         one = report.references[0]
-        assert (one.dropped_sinks, one.selected_tokens) == (
-            dropped,
-            (11 if knobs.get("vl_token_selection") else 23 - len(dropped)),
-        )
+        assert (one.dropped_sinks, one.selected_tokens) == (dropped, selected)
+        cosine = torch.cosine_similarity(out[1:], SINK_TEXT[1:])
+        assert report.influence == pytest.approx(1 - cosine.mean().item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("way", ["default", "slerp", "adain", "adain_per_dim", "style_delta", "per_dim", "sinks"])
@@ -434,15 +360,6 @@ def test_a_sink_of_the_neutral_alone_is_dropped_from_the_delta_too() -> None:
     assert torch.equal(out[1], TEXT[1])
     assert report.references[0].dropped_sinks == (1,)
     assert report.reference_sinks == ((),)
-
-
-@pytest.mark.parametrize("selection", ["all", "text"])
-def test_the_partner_of_a_dropped_sink_stays(selection: str) -> None:
-    """Here the reference has a sink at its second token and the text has none."""
-    reference = change_reference(REFERENCE, put_sink(STATES, 1))
-    out, _ = condition(reference, **ANCHORED, vl_exclude_sinks=True, vl_token_selection=selection, vl_alpha=1.0)
-    assert torch.equal(out[1], TEXT[1])
-    assert (out[[0, 2]] != TEXT[[0, 2]]).any(dim=1).all()
 
 
 @pytest.mark.parametrize("alignment", ["pool", "interpolate", "truncate"])
@@ -474,8 +391,7 @@ def make_published_pair(patches: int = 256) -> tuple[Tensor, Tensor, ReferenceEm
     return text, regions, ReferenceEmbeds({-6: states}, reference_regions)
 
 
-@pytest.mark.parametrize("alpha", [0.1, 0.3, 0.5, 0.8])
-@pytest.mark.parametrize("selection", ["all", "text", "image"])
+@pytest.mark.parametrize(("alpha", "selection"), [(0.1, "all"), (0.3, "text"), (0.8, "image")])
 def test_without_sinks_global_normalization_restores_nominal_alpha(alpha: float, selection: str) -> None:
     text, regions, reference = make_published_pair()
     knobs = {"vl_alpha": alpha, "vl_token_selection": selection, "vl_alignment": "anchored"}
@@ -518,48 +434,44 @@ def test_on_states_of_the_real_sizes_the_default_is_felt_and_anchored_is_not(wor
     assert measure(**ANCHORED) < measure(vl_alpha=1.0, **ANCHORED) < 0.2
 
 
-def test_influence_leaves_sinks_out() -> None:
-    out, report = condition(SINK_REFERENCE, text=SINK_TEXT)
-    cosine = torch.cosine_similarity(out[1:], SINK_TEXT[1:])
-    assert report.influence == pytest.approx(1 - cosine.mean().item(), abs=1e-6)
-
-
 # -- refusals
 
 
+BROKEN = make_reference()
+BROKEN.hidden_states[-6][3, 3] = float("nan")
+WORDY = ReferenceEmbeds({-6: TEXT}, TEXT_REGIONS)
+
+
 @pytest.mark.parametrize(
-    ("changes", "message"),
+    ("references", "changes", "message"),
     [
-        ({"text": TEXT.log()}, "`text_embeds` contains NaN"),
-        ({"text": TEXT[:0], "regions": TEXT_REGIONS[:0]}, "at least one token"),
-        ({"regions": TEXT_REGIONS[:3]}, r"12 values, one per token, got \(3,\)"),
-        ({"alpha": torch.ones(3)}, r"12 values, one per token, got \(12,\) and \(3,\)"),
-        ({"alpha": torch.tensor(0.5)}, "`alpha` must have 12 values"),
-        ({"alpha": torch.full((12,), 1.5)}, "`alpha"),
-        ({"vl_hidden_layer": -2}, r"layers \[-6\], not of layer -2"),
-        ({"reference_weights": [1, 1]}, "must be 2, as `reference_weights` are, got 1"),
-        ({"vl_alignment": "truncate", "vl_token_selection": "image_no_markers"}, "at least 12 tokens.*, got 9"),
-        ({"text": TEXT.half(), "vl_target_std": 1e6, "vl_alpha": 1}, "`the blended embeddings` contains NaN or inf"),
+        ([], {"text": TEXT.log()}, "`text_embeds` contains NaN"),
+        ([], {"text": TEXT[:0], "regions": TEXT_REGIONS[:0]}, "at least one token"),
+        ([], {"regions": TEXT_REGIONS[:3]}, r"12 values, one per token, got \(3,\)"),
+        ([], {"alpha": torch.ones(3)}, r"12 values, one per token, got \(12,\) and \(3,\)"),
+        ([], {"alpha": torch.tensor(0.5)}, "`alpha` must have 12 values"),
+        ([], {"alpha": torch.full((12,), 1.5)}, "`alpha"),
+        ([], {"vl_hidden_layer": -2}, r"layers \[-6\], not of layer -2"),
+        ([], {"reference_weights": [1, 1]}, "must be 2, as `reference_weights` are, got 1"),
+        ([], {"vl_alignment": "truncate", "vl_token_selection": "image_no_markers"}, "at least 12 tokens.*, got 9"),
+        ([], {"text": TEXT.half(), "vl_target_std": 1e6, "vl_alpha": 1}, "`the blended embeddings` contains NaN or"),
+        ([REFERENCE, make_reference(dims=32)], {}, r"`reference 1, layer -6` must be 16 wide.*got 32"),
+        ([BROKEN], {}, "`reference 0, layer -6` contains NaN"),
+        ([WORDY], {"vl_token_selection": "image"}, "'image' keeps none of the 12 tokens of reference 0"),
     ],
 )
-def test_what_does_not_fit_is_refused(changes: dict[str, Any], message: str) -> None:
+def test_what_does_not_fit_is_refused(references: list[Any], changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        condition(**changes)
+        condition(*references, **changes)
 
 
-def test_bad_references_are_refused_by_name() -> None:
-    with pytest.raises(ValueError, match=r"`reference 1, layer -6` must be 16 wide.*got 32"):
-        condition(REFERENCE, make_reference(dims=32))
+def test_references_and_statistics_that_are_needed_are_asked_for() -> None:
     with pytest.raises(ValueError, match=r"must be at least one.*got 0"):
         condition_prompt_embeds(TEXT, TEXT_REGIONS, [], VLConditioning())
-    broken = make_reference()
-    broken.hidden_states[-6][3, 3] = float("nan")
-    with pytest.raises(ValueError, match="`reference 0, layer -6` contains NaN"):
-        condition(broken)
-    wordy = ReferenceEmbeds({-6: TEXT}, TEXT_REGIONS)
-    for selection in ("image", "image_no_markers"):
-        with pytest.raises(ValueError, match=f"'{selection}' keeps none of the 12 tokens of reference 0"):
-            condition(wordy, vl_token_selection=selection)
+    for knobs in ({"vl_normalization": "per_dim"}, {"vl_outlier_masking": "zero"}):
+        for statistics, got in ((None, "None"), (WITHOUT_SINKS, "exclude_sinks=True")):
+            with pytest.raises(ValueError, match=f"need `text_statistics`.*exclude_sinks=False.*got {got}"):
+                condition(**knobs, text_statistics=statistics)
 
 
 @pytest.mark.parametrize("way", WAYS)

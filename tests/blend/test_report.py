@@ -7,31 +7,18 @@ from typing import Any
 import pytest
 import torch
 
+from conditioning_samples import condition
 from embedding_samples import make_states
 from zimage_vl.blend.normalize import OutlierMaskingInfo
 from zimage_vl.blend.report import ConditioningReport, ReferenceReport, get_effective_alpha, get_influence
 
 
 def make_reference_report(ratios: dict[int, float], scale_factor: float | None = None) -> ReferenceReport:
-    return ReferenceReport(
-        tokens=20,
-        selected_tokens=15,
-        aligned_tokens=12,
-        covered_tokens=5,
-        weight=0.5,
-        layer_weights={-6: 1.0},
-        std_before=7.0,
-        std_after=10.0,
-        scale_factor=scale_factor,
-        masking=OutlierMaskingInfo(
-            ratios,
-            {9: float("inf")},
-            {dim: "deficit" if ratio > 100 else "excess" for dim, ratio in ratios.items()},
-            dict.fromkeys(ratios, 0.0),
-        ),
-        sinks=(0,),
-        dropped_sinks=(),
-    )
+    """What conditioning reports of a reference of 23 tokens, of which the first is a sink, with this masking."""
+    directions = {dim: "deficit" if ratio > 100 else "excess" for dim, ratio in ratios.items()}
+    masking = OutlierMaskingInfo(ratios, {9: float("inf")}, directions, dict.fromkeys(ratios, 0.0))
+    _, report = condition()
+    return dataclasses.replace(report.references[0], masking=masking, scale_factor=scale_factor, sinks=(0,))
 
 
 def make_report(*references: ReferenceReport) -> ConditioningReport:
@@ -78,12 +65,12 @@ def test_references_are_summed_up() -> None:
     assert report.masked_dim_ratios == {396: 617.9, 4: 42.0}
     assert report.masked_dim_directions == {396: "deficit", 4: "excess"}
     assert report.left_dim_ratios == {9: float("inf")}
-    assert (report.scale_factor, report.reference_tokens, report.reference_sinks) == (2.5, 20, ((0,),))
+    assert (report.scale_factor, report.reference_tokens, report.reference_sinks) == (2.5, 23, ((0,),))
     report = make_report(make_reference_report({4: 42.0, 7: 11.0}, 2.5), make_reference_report({4: 142.0, 5: 50.0}))
     assert report.masked_dim_ratios == {4: 142.0, 5: 50.0, 7: 11.0}
     assert report.masked_dimensions == [4, 5, 7]
     assert report.masked_dim_directions == {4: "deficit", 5: "excess", 7: "excess"}
-    assert (report.scale_factor, report.reference_tokens, report.reference_sinks) == (None, 40, ((0,), (0,)))
+    assert (report.scale_factor, report.reference_tokens, report.reference_sinks) == (None, 46, ((0,), (0,)))
     nothing = make_report()
     assert (nothing.reference_tokens, nothing.scale_factor, nothing.appended_tokens) == (0, None, 0)
     assert (nothing.masked_dimensions, nothing.left_dim_ratios) == ([], {})

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cli_calls import Call, call
-from command_line import run
+from command_line import TWO_PROCESSES, run
 from zimage_vl.cli._models import Model
 from zimage_vl.cli.extract import append_line, file_name
 from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
@@ -40,8 +40,8 @@ def extract(capsys: pytest.CaptureFixture[str], *arguments: object) -> tuple[Cal
     return done, json.loads(done.out) if done.out else None
 
 
-def manifest() -> list[dict[str, Any]]:
-    return [json.loads(line) for line in Path("out/manifest.jsonl").read_text(encoding="utf-8").splitlines()]
+def manifest(folder: str = "out") -> list[dict[str, Any]]:
+    return [json.loads(line) for line in Path(folder, "manifest.jsonl").read_text(encoding="utf-8").splitlines()]
 
 
 def no_model(*_: object) -> Any:
@@ -290,3 +290,31 @@ def test_in_a_process_of_its_own(pictures: Path) -> None:
     paths = done.stdout.splitlines()
     assert [ReferenceEmbeds.load(path).provenance.text for path in paths] == ["", ""]
     assert "2 written" in done.stderr
+
+
+def test_shards_and_processes_read_what_one_reads(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, colour in {"c": "green", "d": "cyan"}.items():
+        draw_scene(Scene("cross", colour, "white")).save(f"refs/{name}.png")
+    given = ("refs", "--layers=-2", "--device", "cpu")
+    assert call(capsys, "extract", *given, "-o", "out").code == 3  # one is broken
+    whole = {path.name: path.read_bytes() for path in Path("out").glob("*.safetensors")}
+    lines = manifest()
+    for index in range(6):  # one of them has nothing to do
+        options = ("--num-shards", 6, "--shard-index", index, "-o", f"part{index}")
+        assert call(capsys, "extract", *given, *options).code in (0, 3)
+    for _ in range(2):
+        merged = call(capsys, "merge", *(f"part{index}" for index in range(6)), "-o", "all", "--format", "json")
+        assert json.loads(merged.out)["counts"] == {"written": 4, "failed": 1}
+    done = run("extract", *given, "-o", "two", start=TWO_PROCESSES)
+    assert done.returncode == 1, done.stderr  # torchrun's own, where a process ends with 3
+    assert done.stdout.split() == [f"two/{line['file']}" for line in lines if line["file"]]
+    for folder in ("all", "two"):
+        assert {path.name: path.read_bytes() for path in Path(folder).glob("*.safetensors")} == whole
+        found = sorted(manifest(folder), key=lambda line: line["source"])
+        assert [{**line, "seconds": 0, "time": ""} for line in found] == [
+            {**line, "seconds": 0, "time": ""} for line in lines
+        ]
+    call(capsys, "merge", "part5", "refs", "-o", "new").refused("refs: has no manifest.jsonl")
+    call(capsys, "extract", "refs", "-o", "x", "--num-shards", 2, "--shard-index", 2).refused("below --num-shards 2")
+    assert not Path("new").exists()
+    assert not Path("x").exists()

@@ -50,16 +50,15 @@ def test_a_file_that_comes_up_meanwhile_stays(links: bool, tmp_path: Path, monke
     path = tmp_path / "a.png"
 
     def lose() -> None:
-        with new_file(path, overwrite=False) as unfinished:
-            unfinished.write_bytes(b"ours")
+        with new_file(path) as file:
+            file.write(b"ours")
             path.write_bytes(b"theirs")
 
     with pytest.raises(ValueError, match="exists already"):
         lose()
     assert path.read_bytes() == b"theirs"
-    with new_file(tmp_path / "b.png", overwrite=False) as unfinished:
-        unfinished.write_bytes(b"ours")
-        assert unfinished.suffix == ".png"
+    with new_file(tmp_path / "b.png") as file:
+        file.write(b"ours")
     assert (tmp_path / "b.png").read_bytes() == b"ours"
     assert names(tmp_path) == ["a.png", "b.png"]
 

@@ -35,7 +35,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
 
 @pytest.fixture(scope="module")
 def address(studio: Studio) -> Generator[str]:
-    pytest.importorskip("gradio", reason='no gradio here: `make test-app` brings it, or pip install "zimage-vl[app]"')
+    pytest.importorskip("gradio", reason='no gradio here: `make test-app` brings it')
     with pytest.MonkeyPatch.context() as patch:
         for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY"):
             patch.setenv(name, "")  # and forgotten afterwards
@@ -130,7 +130,7 @@ def test_what_is_missing_or_broken_is_refused(studio: Studio, folder: Path) -> N
 
 def test_a_missing_gradio_is_one_line(capsys: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gradio", None)
-    call(capsys, "app").refused('pip install "zimage-vl[app]"')
+    call(capsys, "app").refused('pip install "gradio>=6.31"')
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,6 @@ import re
 import shlex
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 import pytest
 
 from cli_calls import Call, call, read_png
-from command_line import START, environment
+from command_line import START, TWO_PROCESSES, environment, run
 from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
 
 
@@ -174,19 +173,7 @@ def test_a_killed_run_is_gone_on_with(capsys: Any, folder: Path) -> None:
 
 def test_two_processes_paint_what_one_paints(capsys: Any, folder: Path) -> None:
     options = [*GIVEN, "-r", "none.png", "-r", "b.png", "--alpha", "0.3,0.7", "--device", "cpu"]
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc_per_node=2",
-        "-m",
-        "zimage_vl",
-        "sweep",
-    ]
-    done = subprocess.run(
-        [*map(str, (*command, *options, "-o", "two"))], env=environment(), capture_output=True, text=True, check=False
-    )
+    done = run("sweep", *options, "-o", "two", start=TWO_PROCESSES)
     assert done.stdout.split() == ["two/sheet.png", "two/index.html"], done.stderr
     assert "4 done, 2 failed" in done.stderr
     assert done.returncode == 1  # of torchrun, one of whose processes ended with 3

@@ -5,11 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
 SOURCE = Path(__file__).parent.parent.parent / "src"
 START = (sys.executable, "-m", "zimage_vl")
+_TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+TWO_PROCESSES = (*_TORCHRUN, "-m", "zimage_vl")
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -19,7 +22,7 @@ def environment(**variables: str) -> dict[str, str]:
     return {**inherited, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **variables}
 
 
-def run(*arguments: object, **variables: str) -> subprocess.CompletedProcess[str]:
+def run(*arguments: object, start: Sequence[str] = START, **variables: str) -> subprocess.CompletedProcess[str]:
     """`zimage-vl ARGUMENTS` with these environment variables."""
-    command = [*START, *map(str, arguments)]
+    command = [*start, *map(str, arguments)]
     return subprocess.run(command, env=environment(**variables), capture_output=True, text=True, check=False)

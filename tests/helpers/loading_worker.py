@@ -51,7 +51,8 @@ def answer_block(order: dict[str, Any]) -> dict[str, Any]:
     state = pipe(**call, generator=torch.Generator().manual_seed(0), output_type="np")
     np.save(order["out"], state.get("images"))
     module = type(step).__module__
-    return {"class": type(step).__name__, "module": module, "version": sys.modules[module].__version__}
+    joined = sys.modules[f"{module.rpartition('.')[0]}.pipeline"]
+    return {"class": type(step).__name__, "module": module, "version": joined.__version__}
 
 
 def answer(order: dict[str, Any]) -> dict[str, Any]:

@@ -105,17 +105,15 @@ def test_select_gives_the_tensor():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_file_gives_back_what_went_in(tmp_path: Path, dtype: torch.dtype):
-    embeds = make_embeds(dtype)
-    embeds.save(tmp_path / "a.safetensors")
-    loaded = ReferenceEmbeds.load(tmp_path / "a.safetensors")
-    assert_same(embeds, loaded)
-    unknown = ReferenceEmbeds(embeds.hidden_states, REGIONS, muted_states=embeds.hidden_states)
-    unknown.save(tmp_path / "unknown")
-    again = ReferenceEmbeds.load(tmp_path / "unknown")
-    assert_same(unknown, again)
-    assert_same(unknown.muted, again.muted)
-    loaded.save(tmp_path / "b.safetensors")
-    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+    known = make_embeds(dtype)
+    unknown = ReferenceEmbeds(known.hidden_states, REGIONS, muted_states=make_embeds(dtype, seed=1).hidden_states)
+    for embeds in (known, unknown):
+        embeds.save(tmp_path / "a")
+        loaded = ReferenceEmbeds.load(tmp_path / "a")
+        assert_same(embeds, loaded)
+        loaded.save(tmp_path / "b")
+        assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert_same(unknown.muted, loaded.muted)
 
 
 def test_other_tools_can_read_it(tmp_path: Path):
@@ -150,8 +148,8 @@ def test_provenance_of_another_kind_is_refused(name: str):
             replace(PROVENANCE, **{name: value})
 
 
-def write_changed(
-    path: Path, metadata: dict[str, str | None] | None = None, tensors: dict[str, torch.Tensor] | None = None
+def assert_file_refused(
+    path: Path, message: str, metadata: dict[str, Any] | None = None, tensors: dict[str, torch.Tensor] | None = None
 ) -> None:
     """The file of `make_embeds` with some of it changed, or left out where None, and with a right digest."""
     embeds = make_embeds()
@@ -159,6 +157,10 @@ def write_changed(
     said = {**embeds._metadata(), **(metadata or {})}
     known = {name: text for name, text in said.items() if text is not None}
     write_tensor_file(path, REFERENCE_FILE, {**held, **(tensors or {})}, known)
+    with pytest.raises(ValueError, match=message) as caught:
+        ReferenceEmbeds.load(path)
+    assert str(caught.value).startswith(f"{path} is refused: ")
+    assert "encode the reference again" in str(caught.value)
 
 
 @pytest.mark.parametrize(
@@ -169,33 +171,23 @@ def write_changed(
         ({"layers": None}, "should hold"),
         ({"layers": "[-6, 12, 12]"}, r"contradict.*\['layers'\]"),
         ({"width": "2560"}, r"contradict.*\['width'\]"),
-        ({"num_image_tokens": "3"}, r"contradict.*\['num_image_tokens'\]"),
         ({"num_tokens": None}, r"contradict.*\['num_tokens'\]"),
         ({"somebody": "else"}, r"unknown here: \['somebody'\]"),
-        ({"num_hidden_layers": "[]"}, "'num_hidden_layers' is of another kind"),
         ({"num_hidden_layers": "5"}, "of 5 layers has no hidden states 12"),
-        ({"max_pixels": "1" * 5000}, "'max_pixels' is of another kind"),
         ({"versions": "[" * 100_000}, "'versions' is of another kind"),
-        ({"image_grid": "[1,2]"}, "'image_grid' is of another kind"),
     ],
 )
 def test_metadata_that_contradict_are_refused(tmp_path: Path, changes: dict[str, str | None], message: str):
-    write_changed(tmp_path / "a.safetensors", changes)
-    with pytest.raises(ValueError, match=message) as caught:
-        ReferenceEmbeds.load(tmp_path / "a.safetensors")
-    assert str(caught.value).startswith(f"{tmp_path / 'a.safetensors'} is refused: ")
-    assert "encode the reference again" in str(caught.value)
+    assert_file_refused(tmp_path / "a.safetensors", message, changes)
 
 
-def test_bad_content_is_refused(tmp_path: Path):
+def test_bad_tensors_are_refused(tmp_path: Path):
     for changed, message in (
         ({"hidden_states.-6": torch.full((7, 4), float("nan"))}, "layer -6 contain NaN"),
         ({"hidden_states.-1": torch.randn(7, 4)}, "should hold"),
         ({"regions": torch.full((7,), 9, dtype=torch.int8)}, "values of Region, 0..4, got"),
     ):
-        write_changed(tmp_path / "a", tensors=changed)
-        with pytest.raises(ValueError, match=message):
-            ReferenceEmbeds.load(tmp_path / "a")
+        assert_file_refused(tmp_path / "a", message, tensors=changed)
 
 
 def test_a_path_and_embeds_of_another_copy_of_the_code_serve(tmp_path: Path):

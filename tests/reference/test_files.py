@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import random
 import struct
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -33,13 +31,12 @@ def write(path: Path, kind: FileKind = KIND) -> Path:
 
 def test_what_went_in_comes_out(tmp_path: Path) -> None:
     tensors, metadata = read_tensor_file(write(tmp_path / "a.safetensors"), KIND)
-    assert tensors.keys() == TENSORS.keys()
-    for name, tensor in tensors.items():
-        assert tensor.dtype == TENSORS[name].dtype
-        assert torch.equal(tensor, TENSORS[name])
+    assert {name: (x.dtype, x.tolist()) for name, x in tensors.items()} == {
+        name: (x.dtype, x.tolist()) for name, x in TENSORS.items()
+    }
     assert metadata == METADATA
     with safe_open(str(tmp_path / "a.safetensors"), "pt") as opened:  # as other tools do
-        assert {name: opened.get_tensor(name).shape for name in ("a", "b")} == {"a": (2, 3), "b": (2,)}
+        assert opened.get_tensor("a").shape == (2, 3)
         kind = opened.metadata()
     assert (kind["schema"], kind["schema_version"], len(kind["sha256"])) == ("test.numbers", "2", 64)
     # Tensors may share memory and have gradients.
@@ -96,100 +93,41 @@ def assert_refused(path: Path, reason: str = ".") -> None:
     assert str(caught.value).endswith("count them again.")
 
 
-def test_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
-    content = write(tmp_path / "whole").read_bytes()
-    for length in range(len(content)):
-        (tmp_path / "cut").write_bytes(content[:length])
-        assert_refused(tmp_path / "cut")
+def file_of(header: object) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text
 
 
-def test_a_flipped_bit_anywhere_is_refused_or_is_in_the_padding(tmp_path: Path) -> None:
-    content = write(tmp_path / "whole").read_bytes()
-    expected, numbers = read_tensor_file(tmp_path / "whole", KIND), random.Random(0)
-    refusals: list[str] = []
-    for place in range(len(content)):
-        broken = bytearray(content)
-        broken[place] ^= 1 << numbers.randrange(8)
-        (tmp_path / "broken").write_bytes(broken)
-        try:
-            tensors, metadata = read_tensor_file(tmp_path / "broken", KIND)
-        except ValueError as error:
-            refusals.append(str(error))
-            continue
-        assert metadata == expected[1]
-        assert all(torch.equal(tensors[name], TENSORS[name]) for name in TENSORS)
-    assert all(refusal.startswith(str(tmp_path / "broken")) for refusal in refusals)
-    assert len(refusals) > 0.95 * len(content)
-
-
-def file_of(header: Any, data: bytes = b"") -> bytes:
-    text = header if isinstance(header, bytes) else json.dumps(header).encode()
-    return struct.pack("<Q", len(text)) + text + data
-
-
-METADATA_OF_ANOTHER_KIND: list[Any] = [
-    None,
-    [1],
-    {"schema": ["test.numbers"]},
-    {"schema": "test.numbers", "schema_version": 2},
-    {"schema": "test.numbers", "schema_version": "2"},
-    {"schema": "test.numbers", "schema_version": "2", "sha256": 5, "text": "\ud800"},
-    {"schema": "test.numbers", "schema_version": "2", "x": {"y": float("nan")}},
-]
-
-
-def test_headers_of_another_kind_are_refused(tmp_path: Path) -> None:
-    headers = [b"[" * 100_000, b'{"__metadata__": ' + b"[" * 100_000, b"\xff\xfe", b"[]", b"7", {}]
-    for header in [*headers, *({"__metadata__": metadata} for metadata in METADATA_OF_ANOTHER_KIND)]:
-        (tmp_path / "a").write_bytes(file_of(header))
-        assert_refused(tmp_path / "a")
-
-
-@pytest.mark.parametrize(
-    "entry",
-    [
-        {"dtype": "F8_NONE", "shape": [1], "data_offsets": [0, 4]},
-        {"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 4]},
-        {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]},
-        {"dtype": "F32", "shape": [1], "data_offsets": [4, 0]},
-        {"dtype": "F32", "shape": [1], "data_offsets": [0, 400]},
-        {"dtype": "F32", "shape": "x", "data_offsets": None},
-        None,
-    ],
-)
-def test_tensors_that_cannot_be_are_refused_also_with_a_right_digest(tmp_path: Path, entry: Any) -> None:
-    from zimage_vl.reference.files import _digest
-
-    metadata = {"schema": KIND.schema, "schema_version": KIND.version}
-    header = {"__metadata__": metadata, "a": entry}
-    metadata["sha256"] = _digest(header, b"\0\0\0\0")
-    (tmp_path / "a").write_bytes(file_of(header, b"\0\0\0\0"))
-    assert_refused(tmp_path / "a", "cannot be read")
-
-
-def swapped(content: bytes) -> bytes:
+def swap_names(content: bytes) -> bytes:
     return content.replace(b'"a":{', b'"x":{').replace(b'"b":{', b'"a":{').replace(b'"x":{', b'"b":{')
 
 
-@pytest.mark.parametrize("change", [swapped, lambda content: content.replace(b'"a/b"', b'"a/c"')])
-def test_names_and_metadata_are_in_the_digest(tmp_path: Path, change: Callable[[bytes], bytes]) -> None:
+CHANGES: dict[str, Callable[[bytes], bytes]] = {
+    "a bit of the tensors": lambda content: content[:-1] + bytes([content[-1] ^ 1]),
+    "names of the tensors": swap_names,
+    "metadata": lambda content: content.replace(b'"a/b"', b'"a/c"'),
+    "the end": lambda content: content[:-1],
+}
+
+
+@pytest.mark.parametrize("what", CHANGES)  # any other change: tests/reliability/test_files.py
+def test_tensors_names_and_metadata_are_in_the_digest(tmp_path: Path, what: str) -> None:
     content = write(tmp_path / "a").read_bytes()
-    changed = change(content)
-    assert changed != content
-    assert len(changed) == len(content)
-    (tmp_path / "a").write_bytes(changed)
+    (tmp_path / "a").write_bytes(CHANGES[what](content))
+    assert (tmp_path / "a").read_bytes() != content
     assert_refused(tmp_path / "a", "do not give the digest")
 
 
 def test_other_schemas_and_versions_are_refused(tmp_path: Path) -> None:
-    write(tmp_path / "a", FileKind("letters", "test.letters", "2", ""))
-    assert_refused(
-        tmp_path / "a", "holds no numbers.*expected the schema 'test.numbers', version '2', got 'test.letters'"
-    )
-    save_file({"weight": torch.randn(2)}, tmp_path / "model.safetensors")
-    assert_refused(tmp_path / "model.safetensors", "holds no numbers")
+    expected = "expected the schema 'test.numbers', version '2'"
+    write(tmp_path / "other", FileKind("letters", "test.letters", "2", ""))
     save_file(TENSORS, tmp_path / "old", {"schema": "test.numbers", "schema_version": "1"})  # as release 0.1.0 did
-    assert_refused(tmp_path / "old", "version '2', got 'test.numbers', version '1'")
+    save_file({"weight": torch.randn(2)}, tmp_path / "model")
+    (tmp_path / "text").write_bytes(file_of([1]))
+    assert_refused(tmp_path / "other", f"holds no numbers.*{expected}, got 'test.letters'")
+    assert_refused(tmp_path / "old", f"{expected}, got 'test.numbers', version '1'")
+    for name in ("model", "text"):
+        assert_refused(tmp_path / name, "holds no numbers: its header has no metadata that can be read")
 
 
 def test_a_huge_file_of_another_kind_is_refused_by_its_header(tmp_path: Path) -> None:

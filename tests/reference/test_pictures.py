@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import functools
+import contextlib
+import copy
 import http.server
 import io
 import os
-import random
 import struct
 import subprocess
 import threading
@@ -61,7 +61,7 @@ def png_that_claims(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
 
 
-def test_every_kind_of_input_gives_the_same_picture(tmp_path: Path) -> None:
+def test_every_kind_of_input_gives_the_same_picture_and_stays_as_it_is(tmp_path: Path) -> None:
     pixels = pixels_of()
     image = PIL.Image.fromarray(pixels)
     path = tmp_path / "picture.png"
@@ -71,7 +71,10 @@ def test_every_kind_of_input_gives_the_same_picture(tmp_path: Path) -> None:
     inputs += [scaled.astype(np.float64), torch.from_numpy(pixels).permute(2, 0, 1)]
     inputs += [torch.from_numpy(scaled).permute(2, 0, 1).requires_grad_(), PIL.Image.open(path)]
     for given in inputs:
-        assert same(load_reference_image(given), pixels), type(given)
+        for _ in "twice":  # the second time it is what it was, whatever is done to what was returned
+            loaded = load_reference_image(given)
+            assert same(loaded, pixels_of()), type(given)
+            loaded.paste((0, 0, 0), (0, 0, 8, 8))
 
 
 def test_grey_arrays_bools_and_half_precision() -> None:
@@ -94,12 +97,6 @@ def test_every_mode_of_pillow_keeps_what_is_seen(mode: str) -> None:
     assert same(load_reference_image(image), pixels)
 
 
-def test_cmyk_and_palette_keep_their_colours() -> None:
-    red = PIL.Image.new("RGB", (4, 4), (200, 30, 40))
-    for image in (red.convert("CMYK"), red.quantize(4)):
-        assert np.abs(np.asarray(load_reference_image(image)).astype(int) - (200, 30, 40)).max() <= 1
-
-
 @pytest.mark.parametrize("mode", ["I;16", "I;16B", "I", "F"])
 def test_deep_greyscale_is_rescaled_and_not_clipped(mode: str) -> None:
     values = np.linspace(0, 65535, 64).reshape(8, 8).round()
@@ -108,25 +105,6 @@ def test_deep_greyscale_is_rescaled_and_not_clipped(mode: str) -> None:
     assert image.mode == mode
     read = np.asarray(load_reference_image(image))[..., 0].astype(float)
     assert np.abs(read - values / 257).max() <= 0.51
-
-
-@pytest.mark.parametrize("file_format", ["PNG", "TIFF"])
-def test_deep_files_are_rescaled(file_format: str) -> None:
-    values = np.linspace(0, 65535, 64).reshape(8, 8).astype(np.uint16)
-    read = np.asarray(load_reference_image(encoded(PIL.Image.fromarray(values), file_format)))
-    assert np.abs(read[..., 0] - values / 257).max() <= 0.51
-    dark = PIL.Image.fromarray(np.full((8, 8), 200, dtype=np.uint16))  # nearly black, light grey if taken for 8 bits
-    assert np.asarray(load_reference_image(encoded(dark, file_format))).max() <= 1
-
-
-def test_transparent_parts_lie_on_white() -> None:
-    pixels = pixels_of(channels=4)
-    image = PIL.Image.fromarray(pixels, "RGBA")
-    alpha = pixels[..., 3:].astype(float) / 255
-    expected = pixels[..., :3] * alpha + 255 * (1 - alpha)
-    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
-    for given in (image, encoded(image), pixels, pixels.astype(np.float32) / 255, tensor):
-        assert np.abs(np.asarray(load_reference_image(given)) - expected).max() <= 1
 
 
 def test_a_transparent_colour_of_a_file_is_white() -> None:
@@ -138,24 +116,6 @@ def test_a_transparent_colour_of_a_file_is_white() -> None:
     files = [encoded(grey, transparency=7), encoded(deep, transparency=700), encoded(palette, transparency=index), rgb]
     for data in files:
         assert load_reference_image(data).getcolors() == [(16, (255, 255, 255))]
-
-
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_applied(orientation: int) -> None:
-    pixels = pixels_of()
-    turned = {
-        1: pixels,
-        2: pixels[:, ::-1],
-        3: pixels[::-1, ::-1],
-        4: pixels[::-1],
-        5: pixels.transpose(1, 0, 2),
-        6: np.rot90(pixels, -1),
-        7: np.rot90(pixels, 2).transpose(1, 0, 2),
-        8: np.rot90(pixels, 1),
-    }[orientation]
-    exif = PIL.Image.Exif()
-    exif[0x0112] = orientation
-    assert same(load_reference_image(encoded(PIL.Image.fromarray(pixels), exif=exif)), turned)
 
 
 @pytest.mark.parametrize("file_format", ["GIF", "PNG", "WEBP"])
@@ -174,95 +134,65 @@ def test_an_animation_gives_one_frame_and_one_warning(file_format: str) -> None:
     assert opened.tell() == 2
 
 
-def test_the_given_picture_is_not_the_returned_one() -> None:
-    image = PIL.Image.fromarray(pixels_of())
-    load_reference_image(image).paste((0, 0, 0), (0, 0, 8, 8))
-    assert same(image, pixels_of())
-    for size in ((1, 1), (1990, 10), (10, 2000), (4000, 3000)):
-        assert load_reference_image(PIL.Image.new("RGB", size)).size == size
-    pixels = pixels_of()
-    load_reference_image(pixels).paste((0, 0, 0), (0, 0, 8, 8))
-    assert np.array_equal(pixels, pixels_of())
-
-
-@pytest.fixture
-def server(tmp_path: Path) -> Iterator[str]:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, format: str, *arguments: object) -> None:
-            pass
-
-    (tmp_path / "picture.png").write_bytes(encoded(PIL.Image.fromarray(pixels_of())))
-    (tmp_path / "page.png").write_text("<!DOCTYPE html><html>Sign in to see the picture</html>")
-    handler = functools.partial(Quiet, directory=str(tmp_path))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as listening:
-        thread = threading.Thread(target=listening.serve_forever, args=(0.02,))
-        thread.start()
-        yield f"http://127.0.0.1:{listening.server_port}"
-        listening.shutdown()
-        thread.join()
-
-
-def test_a_url_is_fetched_or_says_why_in_one_sentence(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert same(load_reference_image(f"{server}/picture.png?size=large"), pixels_of())
-    with pytest.raises(ValueError, match=r"missing.png' could not be downloaded: HTTP 404\.$") as error:
-        load_reference_image(f"{server}/missing.png?token=secret")
-    assert "secret" not in str(error.value)
-    with pytest.raises(ValueError, match="HTML page"):
-        load_reference_image(f"{server}/page.png")
-    with pytest.raises(ValueError, match="could not be downloaded: no answer, or no connection") as error:
-        load_reference_image("http://127.0.0.1:9/picture.png?token=secret")
-    assert "secret" not in str(error.value)
-    monkeypatch.setattr(pictures, "_MOST_BYTES", 100)
-    with pytest.raises(ValueError, match="it is larger than 100 bytes"):
-        load_reference_image(f"{server}/picture.png")
-
-
-class Dribbling(http.server.BaseHTTPRequestHandler):
-    """A byte now and then, for ever: of the content, or of the headers already."""
+class Answers(http.server.BaseHTTPRequestHandler):
+    """A picture, a page, nothing; or a byte now and then, for ever: of the content, or of the headers already."""
 
     def do_GET(self) -> None:
-        self.wfile.write(b"HTTP/1.0 200 OK\r\n" + (b"\r\n" if self.path == "/content" else b""))
-        try:
-            while True:
-                self.wfile.write(b"x")
-                self.wfile.flush()
-                time.sleep(0.02)
-        except OSError:
-            return
+        page = b"<!DOCTYPE html><html>Sign in to see the picture</html>"
+        files = {"/picture.png": encoded(PIL.Image.fromarray(pixels_of())), "/page.png": page}
+        path = self.path.partition("?")[0]
+        if path in ("/content", "/headers"):
+            self.wfile.write(b"HTTP/1.0 200 OK\r\n" + (b"\r\n" if path == "/content" else b""))
+            with contextlib.suppress(OSError):
+                while True:
+                    self.wfile.write(b"x")
+                    time.sleep(0.02)
+        self.send_response(200 if path in files else 404)
+        self.end_headers()
+        self.wfile.write(files.get(path, b""))
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
 
 
-@pytest.mark.parametrize("part", ["content", "headers"])
-def test_a_download_has_a_total_deadline(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "_DOWNLOAD_SECONDS", 0.3)
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Dribbling) as listening:
-        listening.daemon_threads = True
-        listening.block_on_close = False
+@pytest.fixture
+def server() -> Iterator[str]:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Answers) as listening:
+        listening.daemon_threads, listening.block_on_close = True, False
         threading.Thread(target=listening.serve_forever, args=(0.02,), daemon=True).start()
-        begin = time.monotonic()
-        with pytest.raises(ValueError, match=r"could not be downloaded: it took longer than 0\.3 seconds"):
-            load_reference_image(f"http://127.0.0.1:{listening.server_port}/{part}")
+        yield f"http://127.0.0.1:{listening.server_port}"
         listening.shutdown()
-    assert time.monotonic() - begin < 5
+
+
+def test_a_url_is_fetched_or_says_why_in_one_sentence(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert same(load_reference_image(f"{server}/picture.png?size=large"), pixels_of())
+    monkeypatch.setattr(pictures, "_MOST_BYTES", 100)
+    monkeypatch.setattr(pictures, "_DOWNLOAD_SECONDS", 0.3)
+    for url, reason in (
+        (f"{server}/missing.png", r"missing.png' could not be downloaded: HTTP 404\.$"),
+        (f"{server}/page.png", "HTML page"),
+        (f"{server}/picture.png", "it is larger than 100 bytes"),
+        (f"{server}/content", r"could not be downloaded: it took longer than 0\.3 seconds"),
+        (f"{server}/headers", r"could not be downloaded: it took longer than 0\.3 seconds"),
+        ("http://127.0.0.1:9/picture.png", "could not be downloaded: no answer, or no connection"),
+    ):
+        begin = time.monotonic()
+        with pytest.raises(ValueError, match=reason) as error:
+            load_reference_image(f"{url}?token=secret")
+        assert "secret" not in str(error.value)
+        assert time.monotonic() - begin < 5
 
 
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
 
 
-def test_formats_that_start_programs_are_not_opened(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_formats_that_start_programs_are_not_opened(monkeypatch: pytest.MonkeyPatch) -> None:
     def start(*arguments: object, **options: object) -> None:
         raise AssertionError("a program was started")
 
     monkeypatch.setattr(subprocess, "Popen", start)
-    (tmp_path / "picture.png").write_bytes(EPS)
-    for given in (EPS, tmp_path / "picture.png"):
-        with pytest.raises(ValueError, match="in none of the formats"):
-            load_reference_image(given)
-    for other in ("TGA", "PCX", "SGI", "JPEG2000"):
-        with pytest.raises(ValueError, match="in none of the formats"):
-            load_reference_image(encoded(PIL.Image.new("RGB", (8, 8)), other))
+    with pytest.raises(ValueError, match="in none of the formats"):
+        load_reference_image(EPS)
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "ICO", "PPM", "AVIF", "MPO"])
@@ -274,45 +204,30 @@ def test_formats_that_are_named_are_opened(file_format: str) -> None:
     assert np.abs(np.asarray(image).astype(int) - (200, 30, 40)).max() <= 6
 
 
-def test_pipes_and_devices_are_refused_at_once(tmp_path: Path) -> None:
+def test_what_is_no_file_is_refused_at_once(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
     for path in (tmp_path / "pipe", Path(os.devnull)):
         for load in (load_reference_image, read_image_bytes):
             with pytest.raises(ValueError, match=f"{path.name}' cannot be read: it is no regular file"):
                 load(path)
-    for path in ("a\0b", "x" * 5000):
-        with pytest.raises(ValueError, match=r"`reference_image` '.* cannot be read"):
+    for path, reason in (("a\0b", "cannot be read"), ("x" * 5000, "cannot be read"), (tmp_path, "directory")):
+        with pytest.raises(ValueError, match=rf"`reference_image` '.*{reason}"):
             load_reference_image(path)
+    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
+        load_reference_image(str(tmp_path / "nowhere.png"))
 
 
-def swapped_profile() -> bytes:
-    """An RGB profile that is not sRGB: its green primary is sRGB's red, and the other way round."""
-    profile = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
-    for at in range(132, 132 + 12 * int.from_bytes(profile[128:132], "big"), 12):
-        name = bytes(profile[at : at + 4])
-        profile[at : at + 4] = {b"rXYZ": b"gXYZ", b"gXYZ": b"rXYZ"}.get(name, name)
-    return bytes(profile)
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+# The same with red and green exchanged.
+SWAPPED = SRGB[:400].replace(b"rXYZ", b"@@@@").replace(b"gXYZ", b"rXYZ").replace(b"@@@@", b"gXYZ") + SRGB[400:]
 
 
-def test_colour_profiles_are_converted_to_srgb() -> None:
-    rng = pixels_of()
-    red = PIL.Image.fromarray(rng)
-    swapped, plain = swapped_profile(), ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert same(load_reference_image(encoded(red, icc_profile=plain)), rng)
-    read = load_reference_image(encoded(red, icc_profile=swapped))
-    assert np.abs(np.asarray(read).astype(int) - rng[..., [1, 0, 2]]).max() <= 1
+def test_a_colour_profile_is_converted_to_srgb_once() -> None:
+    read = load_reference_image(encoded(PIL.Image.fromarray(pixels_of()), icc_profile=SWAPPED))
+    assert np.abs(np.asarray(read).astype(int) - pixels_of()[..., [1, 0, 2]]).max() <= 1
     assert not read.info  # or it would be converted once more
-    assert same(load_reference_image(read), np.asarray(read))
-    # With transparency, in a palette, and opened beforehand.
-    clear = pixels_of(channels=4)
-    clear[..., 3] = 255
-    clear[0, 0, 3] = 0
-    got = np.asarray(load_reference_image(encoded(PIL.Image.fromarray(clear), icc_profile=swapped))).astype(int)
-    assert got[0, 0].tolist() == [255, 255, 255]
-    assert np.abs(got - clear[..., [1, 0, 2]])[1:].max() <= 1
-    palette = encoded(PIL.Image.new("RGB", (4, 4), (200, 30, 40)).quantize(4), icc_profile=swapped)
-    for given in (palette, PIL.Image.open(io.BytesIO(palette))):
-        assert load_reference_image(given).getpixel((0, 0))[1] > 190
+    palette = encoded(PIL.Image.new("RGB", (4, 4), (200, 30, 40)).quantize(4), icc_profile=SWAPPED)
+    assert load_reference_image(PIL.Image.open(io.BytesIO(palette))).getpixel((0, 0))[1] > 190
 
 
 def linear_grey_profile() -> bytes:
@@ -333,14 +248,13 @@ def test_a_grey_profile_is_converted_where_the_picture_is_grey() -> None:
     for mode in ("L", "LA"):
         read = load_reference_image(encoded(PIL.Image.new("L", (4, 4), 128).convert(mode), icc_profile=profile))
         assert np.abs(np.asarray(read).astype(int) - expected).max() <= 1
-    for other, given in ((PIL.Image.new("RGB", (4, 4), "red"), profile), (pixels_cmyk(), swapped_profile())):
+    for other, given in (
+        (PIL.Image.new("RGB", (4, 4), "red"), profile),
+        (PIL.Image.new("CMYK", (4, 4), (0, 255, 255, 0)), SWAPPED),
+    ):
         with pytest.warns(UserWarning, match="its colour profile is ignored: it is made for"):
             image = load_reference_image(encoded(other, "TIFF", icc_profile=given))
         assert image.getpixel((0, 0)) == (255, 0, 0)
-
-
-def pixels_cmyk() -> PIL.Image.Image:
-    return PIL.Image.new("CMYK", (4, 4), (0, 255, 255, 0))
 
 
 @pytest.mark.parametrize("profile", [b"", b"nonsense", b"\0" * 200])
@@ -351,26 +265,6 @@ def test_a_broken_profile_is_ignored_with_a_warning(profile: bytes) -> None:
         assert same(load_reference_image(data), pixels_of())
     assert len(caught) == bool(profile)
     assert all("its colour profile is ignored" in str(warning.message) for warning in caught)
-
-
-@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "ICO", "PPM"])
-def test_broken_files_are_value_errors_with_the_name(file_format: str, tmp_path: Path) -> None:
-    whole = encoded(PIL.Image.fromarray(pixels_of()), file_format)
-    numbers, path, refusals = random.Random(0), tmp_path / f"broken.{file_format}", []
-    for _ in range(60):
-        broken = bytearray(whole)
-        for _ in range(numbers.randrange(1, 6)):
-            broken[numbers.randrange(len(broken) if numbers.random() < 0.5 else 64) % len(broken)] = numbers.randrange(
-                256
-            )
-        path.write_bytes(bytes(broken[: numbers.choice([len(broken), numbers.randrange(1, len(broken))])]))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            try:
-                assert load_reference_image(path).mode == "RGB"
-            except ValueError as error:
-                refusals.append(str(error))
-    assert all("broken." in refusal for refusal in refusals)
 
 
 @pytest.mark.parametrize(
@@ -389,19 +283,9 @@ def test_files_that_are_no_picture(data: bytes, reason: str, tmp_path: Path) -> 
     path.write_bytes(data)
     with pytest.raises(ValueError, match=rf"broken\.png.*{reason}"):
         load_reference_image(path)
-    with pytest.raises(ValueError, match=reason):
-        load_reference_image(data)
-
-
-def test_pictures_opened_before_missing_files_and_directories(tmp_path: Path) -> None:
-    path = tmp_path / "broken.png"
-    path.write_bytes(encoded(PIL.Image.fromarray(pixels_of(96, 96)))[:4000])
-    with PIL.Image.open(path) as opened, pytest.raises(ValueError, match=r"broken\.png.*truncated"):
-        load_reference_image(opened)
-    with pytest.raises(FileNotFoundError, match=r"nowhere\.png"):
-        load_reference_image(str(tmp_path / "nowhere.png"))
-    with pytest.raises(ValueError, match="directory"):
-        load_reference_image(tmp_path)
+    if reason == "truncated":
+        with PIL.Image.open(path) as opened, pytest.raises(ValueError, match=r"broken\.png.*truncated"):
+            load_reference_image(opened)
 
 
 def test_bombs_and_strips_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -513,30 +397,30 @@ def test_a_function_that_is_no_treatment_is_told_so(treatment: Any, reason: str)
         treat_picture(noise((64, 48)), treatment)
 
 
-def test_one_reference_serves_all_prompts() -> None:
-    item = object()
-    assert group_references(item, 3) == [[item], [item], [item]]
-    assert group_references([item], 3) == [[item], [item], [item]]
-    assert group_references([[item, "b"]], 2) == [[item, "b"], [item, "b"]]
-    pixels, tensor = pixels_of(), torch.zeros(3, 4, 4)  # which are single items
-    groups = group_references([pixels, tensor], 2)
-    assert groups[0][0] is pixels
-    assert groups[1][0] is tensor
+@pytest.mark.parametrize(
+    ("reference", "batch_size", "groups"),
+    [
+        ("a", 3, [["a"], ["a"], ["a"]]),
+        (["a"], 3, [["a"], ["a"], ["a"]]),
+        ([["a", "b"]], 2, [["a", "b"], ["a", "b"]]),
+        (["a", "b"], 2, [["a"], ["b"]]),
+        ([["a", "b"], "c"], 2, [["a", "b"], ["c"]]),
+        (("a", ("b", "c")), 2, [["a"], ["b", "c"]]),
+    ],
+)
+def test_one_serves_all_a_list_is_one_per_prompt_and_a_list_inside_it_several(
+    reference: object, batch_size: int, groups: list[list[str]]
+) -> None:
+    before = copy.deepcopy(reference)
+    found = group_references(reference, batch_size)
+    assert found == groups
+    found[0].append("d")  # the lists are the caller's own
+    assert (reference, found[1]) == (before, groups[1])
 
 
-def test_a_list_is_one_per_prompt_and_a_list_inside_it_several() -> None:
-    assert group_references(["a", "b"], 2) == [["a"], ["b"]]
-    assert group_references([["a", "b"], "c"], 2) == [["a", "b"], ["c"]]
-    assert group_references(("a", ("b", "c")), 2) == [["a"], ["b", "c"]]
-
-
-def test_grouping_copies_the_lists() -> None:
-    inner = ["a", "b"]
-    given: list[object] = [inner, "c"]
-    group_references(given, 2)[0].append("d")
-    shared = group_references([inner], 2)
-    shared[0].append("d")
-    assert (given, inner, shared[1]) == ([inner, "c"], ["a", "b"], ["a", "b"])
+def test_an_array_and_a_tensor_are_single_items() -> None:
+    pixels, tensor = pixels_of(), torch.zeros(3, 4, 4)
+    assert [list(map(id, group)) for group in group_references([pixels, tensor], 2)] == [[id(pixels)], [id(tensor)]]
 
 
 @pytest.mark.parametrize(
@@ -584,34 +468,27 @@ def test_strips_and_bounds_without_room_are_refused():
         grid_size((64, 64), 32, 1023)
 
 
-def test_patches_white_by_half_are_left():
-    mask = white_box((64, 32), (0, 0, 24, 32))  # the second patch of a row is white by exactly half
-    assert visible_tokens(mask, 4, 2).tolist() == [True, True, False, False] * 2
-    assert visible_tokens(white_box((64, 32), (0, 0, 23, 32)), 4, 2).tolist() == [True, False, False, False] * 2
-    assert visible_tokens(white_box((64, 32), (32, 16, 64, 32)), 4, 2).tolist() == [False] * 6 + [True] * 2
-    large = white_box((640, 320), (0, 0, 320, 320))
-    for mask in (large, white_box((2, 1), (0, 0, 1, 1)), large.convert("1")):
-        assert visible_tokens(mask, 4, 2).tolist() == [True, True, False, False] * 2
+@pytest.mark.parametrize(
+    ("mask", "visible"),
+    [
+        (white_box((64, 32), (0, 0, 24, 32)), [True, True, False, False] * 2),  # the second by exactly half
+        (white_box((64, 32), (0, 0, 23, 32)), [True, False, False, False] * 2),
+        (white_box((64, 32), (32, 16, 64, 32)), [False] * 6 + [True] * 2),
+        (white_box((640, 320), (0, 0, 320, 320)), [True, True, False, False] * 2),
+        (white_box((640, 320), (0, 0, 320, 320)).convert("1"), [True, True, False, False] * 2),
+        (white_box((2, 1), (0, 0, 1, 1)), [True, True, False, False] * 2),
+    ],
+)
+def test_patches_white_by_half_are_left(mask: PIL.Image.Image, visible: list[bool]):
+    assert visible_tokens(mask, 4, 2).tolist() == visible
+
+
+def test_masks_that_leave_nothing_or_are_none_are_refused():
     with pytest.raises(ValueError, match="hides the whole picture"):
         visible_tokens(PIL.Image.new("L", (8, 8)), 2, 2)
     for wrong in (PIL.Image.new("RGB", (8, 8)), np.zeros((8, 8))):
         with pytest.raises(TypeError, match='A mask must be a PIL image of mode "L"'):
             visible_tokens(wrong, 2, 2)  # type: ignore[arg-type]
-
-
-@pytest.mark.parametrize("size", [(64, 32), (61, 35), (200, 90)])
-def test_hidden_pixels_are_gone_before_the_resize(size: tuple[int, int]):
-    mask = white_box((100, 100), (0, 20, 57, 100))
-    hidden = np.array(mask.resize(size, PIL.Image.Resampling.BOX)) < 128
-    first, second = np.array(noise(size, 0)), np.array(noise(size, 1))
-    second[~hidden] = first[~hidden]
-    assert (first != second).any()
-    filled = [
-        fill_hidden(PIL.Image.fromarray(pixels), mask, visible_tokens(mask, 4, 2).reshape(2, 4))
-        for pixels in (first, second)
-    ]
-    resized = [image.resize((64, 32), PIL.Image.Resampling.BICUBIC) for image in filled]
-    assert resized[0].tobytes() == resized[1].tobytes()
 
 
 def test_removed_patches_are_filled_and_the_rest_is_kept():

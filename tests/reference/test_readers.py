@@ -22,7 +22,6 @@ from tiny_models import (
     IS_OLD_TRANSFORMERS,
     noise,
     tiny_image_processor,
-    tiny_slow_tokenizer,
     tiny_text_encoder,
     tiny_tokenizer,
     tiny_vl_encoder,
@@ -31,7 +30,7 @@ from tiny_models import (
 from zimage_vl.blend.regions import Region
 from zimage_vl.reference.embeds import ReferenceEmbeds
 from zimage_vl.reference.readers import (
-    bring_to_device,
+    VLPlace,
     check_vl_config,
     check_vl_encoder,
     encode_reference,
@@ -171,32 +170,10 @@ def test_encode_reference_is_made_of_the_steps(model: Any, tmp_path: Path) -> No
         encode_reference(tiny_text_encoder(), PROCESSOR, TOKENIZER, noise(SIZE), TEXT)  # type: ignore[arg-type]
 
 
-def differ(first: ReferenceEmbeds, second: ReferenceEmbeds, *regions: Region) -> bool:
+def differ(first: ReferenceEmbeds, second: ReferenceEmbeds) -> bool:
     """By more than rounding, which depends on the length of the whole sequence and on the processor."""
-    parts = [e.hidden_states[4][torch.isin(e.regions, torch.tensor(regions))] for e in (first, second)]
+    parts = [e.hidden_states[4][e.regions == Region.IMAGE] for e in (first, second)]
     return not torch.allclose(*parts, rtol=1e-4, atol=1e-5)
-
-
-def test_picture_text_and_position_matter(model: Any) -> None:
-    base, other = read(model), read(model, image=noise(SIZE, 1))
-    assert differ(base, other, Region.IMAGE)
-    assert differ(base, other, Region.WORDS, Region.SUFFIX)
-    # Attention is causal: text after the picture cannot change it, text before it does.
-    blue = read(model, text="a blue square")
-    assert differ(base, blue, Region.SUFFIX)
-    assert not differ(base, blue, Region.PREFIX, Region.MARKER, Region.IMAGE)
-    before = (read(model, text=text, text_position="before") for text in (TEXT, "a blue square"))
-    assert differ(*before, Region.IMAGE)
-
-
-def test_positions_are_those_of_the_paper(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    # M-RoPE: text counts on; a picture's tokens share a time and count rows and columns, all from where the text is.
-    passed: list[dict[str, Any]] = []
-    model.model.register_forward_pre_hook(lambda _, __, kwargs: passed.append(kwargs), with_kwargs=True)
-    read(model, mask=LEFT_HALF)
-    assert torch.equal(passed[0]["position_ids"], full_positions(reading_of()))
-    assert passed[0]["attention_mask"].sum() == len(reading_of().ids) - 6
-    assert model.model.rope_deltas is None
 
 
 def full_positions(reading: Reading) -> torch.Tensor:
@@ -209,36 +186,13 @@ def full_positions(reading: Reading) -> torch.Tensor:
     return torch.cat([text, image, rest], dim=1)[:, None]
 
 
-@pytest.mark.skipif(not IS_OLD_TRANSFORMERS, reason="the slow tokenizer is gone from transformers 5 on")
-def test_slow_tokenizer_serves(model: Any, tmp_path: Path) -> None:
-    slow = tiny_slow_tokenizer(tmp_path)
-    assert_equal_states(read(model), encode_reference(model, PROCESSOR, slow, noise(SIZE), TEXT, (4,)))
-
-
 # ---- Masks ----
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
-@pytest.mark.parametrize("visible", [[True] * 5 + [False] * 7, [False] * 6 + [True] * 6, [True, False] * 6])
-def test_hidden_patches_change_nothing(attention: str, visible: list[bool]) -> None:
+@pytest.mark.parametrize(("size", "position"), [((64, 48), "after"), ((61, 50), "before"), ((150, 100), "after")])
+def test_hidden_pixels_change_nothing(attention: str, position: Any, size: tuple[int, int]) -> None:
     model = tiny_vl_encoder(attn_implementation=attention, tokenizer=TOKENIZER)
-    kept = torch.tensor(visible)
-    pixels = np.kron(kept.reshape(3, 4).numpy(), np.ones((16, 16), dtype=bool))[..., None]
-    first, second = np.array(noise(SIZE, 0)), np.array(noise(SIZE, 1))
-    reading = replace(reading_of(layers=EVERY_LAYER), visible=kept)
-
-    def states(picture: np.ndarray) -> ReferenceEmbeds:
-        return read_reference(model, PROCESSOR, replace(reading, picture=Image.fromarray(picture)))
-
-    ours = states(first)
-    assert_equal_states(ours, states(np.where(pixels, first, second)))
-    # And what is kept counts.
-    assert differ(ours, states(np.where(pixels, second, first)), Region.IMAGE)
-
-
-@pytest.mark.parametrize("size", [(64, 48), (61, 50), (150, 100)])
-@pytest.mark.parametrize("position", ["after", "before"])
-def test_hidden_pixels_change_nothing(model: Any, position: Any, size: tuple[int, int]) -> None:
     mask = white_box((97, 89), (20, 0, 97, 60))
     hidden = np.array(mask.resize(size, Image.Resampling.BOX)) < 128
     first, second = np.array(noise(size, 0)), np.array(noise(size, 1))
@@ -247,15 +201,13 @@ def test_hidden_pixels_change_nothing(model: Any, position: Any, size: tuple[int
     ours, theirs = (read(model, image=Image.fromarray(pixels), mask=mask, **given) for pixels in (first, second))
     assert_equal_states(ours, theirs)
     # Without the mask these pixels do count.
-    assert differ(*(read(model, image=Image.fromarray(p), **given) for p in (first, second)), Region.IMAGE)
+    assert differ(*(read(model, image=Image.fromarray(p), **given) for p in (first, second)))
 
 
 def test_hidden_tokens_are_dropped(model: Any) -> None:
     embeds, whole = read(model, mask=LEFT_HALF), read(model)
-    assert embeds.num_image_tokens == 6
-    assert embeds.num_tokens == whole.num_tokens - 6
-    for region in set(Region) - {Region.IMAGE}:
-        assert (embeds.regions == region).sum() == (whole.regions == region).sum()
+    left = [region for region in whole.regions.tolist() if region != Region.IMAGE]
+    assert sorted(embeds.regions.tolist()) == sorted([*left, *[Region.IMAGE] * 6])
     assert_equal_states(whole, read(model, mask=Image.new("L", (5, 9), 255)))
 
 
@@ -398,23 +350,6 @@ def test_sequential_offload(model: Any) -> None:
     assert all(parameter.device.type == "meta" for parameter in model.parameters())
 
 
-def test_the_position_table_is_brought_only_where_it_is_away(model: Any) -> None:
-    from accelerate import cpu_offload
-
-    table = model.model.visual.pos_embed
-    weights = table.weight.clone()
-    bring_to_device(model)
-    assert not hasattr(table, "_hf_hook")
-    cpu_offload(model.model.visual, torch.device("cpu"))
-    assert table.weight.device.type == "meta"
-    bring_to_device(model)
-    bring_to_device(model)
-    assert torch.equal(table.weight, weights)
-    with torch.no_grad():
-        assert torch.equal(table(torch.tensor([3])), weights[3:4])
-    assert table.weight.device.type == "meta"
-
-
 def test_group_offload_is_found_wherever_its_hooks_sit() -> None:
     from diffusers.hooks import apply_group_offloading
 
@@ -475,18 +410,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_the_saved_weights_come_back_whole_in_one_line(folder: Path) -> None:
-    lines: list[str] = []
-    handler = logging.Handler()
-    handler.emit = lambda record: lines.append(record.getMessage())
+def test_the_saved_weights_come_back_whole_in_one_line(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
     logger = logging.getLogger("zimage_vl.reference.readers")
-    logger.addHandler(handler)
+    logger.addHandler(caplog.handler)
     try:
-        encoder, processor = load_vl_encoder_parts(folder)
+        encoder, processor = load_vl_encoder_parts(VLPlace(folder))
     finally:
-        logger.removeHandler(handler)
-    assert len(lines) == 1
-    assert all(part in lines[0] for part in (str(folder), "torch.bfloat16", "GB", "revision default"))
+        logger.removeHandler(caplog.handler)
+    (line,) = {record.getMessage() for record in caplog.records if record.name == logger.name}
+    assert all(part in line for part in (str(folder), "torch.bfloat16", "GB", "revision default"))
     assert not encoder.training
     before, after = tiny_vl_encoder().to(torch.bfloat16).state_dict(), encoder.state_dict()
     assert set(before) == set(after)
@@ -494,50 +426,41 @@ def test_the_saved_weights_come_back_whole_in_one_line(folder: Path) -> None:
     assert (processor.patch_size, processor.merge_size) == (8, 2)
 
 
-def test_config_and_processor_come_alone_and_are_used(folder: Path, tmp_path: Path) -> None:
-    for file in folder.glob("*.json"):
-        (tmp_path / file.name).write_bytes(file.read_bytes())  # and no weights
-    config, processor = load_vl_config(tmp_path)
-    source = find_reader_source("qwen3-vl", None, config, processor)
-    reading = build_reading(source, TOKENIZER, noise(SIZE), read_text_turn(TOKENIZER, TEXT), (-2,))
-    encoder, same = load_vl_encoder_parts(folder, dtype=torch.float32, config=config, processor=processor)
-    assert same is processor
-    assert encoder.dtype == torch.float32
-    whole = encode_reference(encoder, load_vl_encoder_parts(folder)[1], TOKENIZER, noise(SIZE), TEXT, (-2,))
-    assert_equal_states(read_reference(encoder, processor, reading), whole)
-
-
 def test_weights_that_are_cut_short_are_one_clear_sentence(folder: Path, tmp_path: Path) -> None:
     for file in folder.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes())
     (tmp_path / "model.safetensors").write_bytes((folder / "model.safetensors").read_bytes()[:5000])
     with pytest.raises(OSError, match=r"^The VL encoder .* could not be loaded: .*$") as caught:
-        load_vl_encoder_parts(tmp_path)
+        load_vl_encoder_parts(VLPlace(tmp_path))
     assert "\n" not in str(caught.value)
 
 
-def test_parts_may_lie_in_subfolders_and_other_models_are_refused(tmp_path: Path) -> None:
-    tiny_vl_encoder().save_pretrained(tmp_path / "vl_encoder")
-    tiny_image_processor().save_pretrained(tmp_path / "vl_processor")
-    folders = {"subfolder": "vl_encoder", "processor_subfolder": "vl_processor"}
-    assert load_vl_encoder_parts(tmp_path, **folders)[0].dtype == torch.float32
-    assert load_vl_config(tmp_path, **folders)[0].image_token_id == CONFIG.image_token_id
+def test_config_and_processor_come_alone_from_subfolders_too_and_are_used(folder: Path, tmp_path: Path) -> None:
+    for name, files in (("vl_encoder", "*config.json"), ("vl_processor", "preprocessor*")):
+        (tmp_path / name).mkdir()
+        for file in folder.glob(files):
+            (tmp_path / name / file.name).write_bytes(file.read_bytes())  # and no weights
+    config, processor = load_vl_config(VLPlace(tmp_path, None, "vl_encoder", "vl_processor"))
+    assert config.image_token_id == CONFIG.image_token_id
+    assert processor.patch_size == 8
+    encoder, _ = load_vl_encoder_parts(VLPlace(folder), torch.float32)
+    assert encoder.dtype == torch.float32
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     with pytest.raises(TypeError, match="'qwen3'"):
-        load_vl_encoder_parts(tmp_path)
+        load_vl_encoder_parts(VLPlace(tmp_path))
 
 
 PROGRAM = """
 import sys
 sys.modules['torchvision'] = None  # as if it were not installed
 import PIL.Image
-from zimage_vl.reference.readers import load_vl_config, load_vl_encoder_parts
-_, processor = load_vl_encoder_parts(sys.argv[1])
+from zimage_vl.reference.readers import VLPlace, load_vl_config, load_vl_encoder_parts
+_, processor = load_vl_encoder_parts(VLPlace(sys.argv[1]))
 print(processor(images=[PIL.Image.new('RGB', (32, 48))], return_tensors='pt')['image_grid_thw'].tolist())
 for model_id in sys.argv[2:]:
     for load in (load_vl_config, load_vl_encoder_parts):
         try:
-            load(model_id)
+            load(VLPlace(model_id))
         except OSError as error:
             print(error)
 """

@@ -84,44 +84,21 @@ def test_others_keep_their_first_sentence_and_their_formulas() -> None:
     assert first_sentence("One.Two is no end. This is.") == "One.Two is no end."
 
 
-REACHING = {
-    "Network": ["requests.get(url)", "Model.from_pretrained(name)", "super().from_pretrained(name)"],
-    "Disk": [
-        "open(path)",
-        "Image.open(path)",
-        "path.write_text(text)",
-        "os.replace(a, b)",
-        "safetensors.safe_open(p)",
-    ],
-    "State of others": [
-        "model.layers = x",
-        "self.model.layers = x",
-        "self.model.layers[0].norm, y = x, 1",
-        "del model.layers",
-        "setattr(model, name, x)",
-        "hook.pre_forward(model)",
-    ],
-}
-HARMLESS = [
-    "self.layers = x",
-    "layers = model.layers",
-    "read_text(x)",
-    "text.replace(a, b)",
-    "setattr(self, name, x)",
+# What is done, and what is like it and stays inside.
+LINES = {
+    "Network": "requests.get(url); Model.from_pretrained(name); super().from_pretrained(name)",
+    "Disk": "open(path); Image.open(path); path.write_text(text); os.replace(a, b); safetensors.safe_open(p)",
+    "State of others": "model.layers = x; self.model.layers = x; self.model.layers[0].norm, y = x, 1; "
+    "del model.layers; setattr(model, name, x); hook.pre_forward(model)",
+    "": "self.layers = x; layers = model.layers; read_text(x); text.replace(a, b); setattr(self, name, x); "
     "f.__annotations__ = x",
-]
+}
 
 
-@pytest.mark.parametrize(("kind", "line"), [(kind, line) for kind, lines in REACHING.items() for line in lines])
+@pytest.mark.parametrize(("kind", "line"), [(kind, line) for kind in LINES for line in LINES[kind].split("; ")])
 def test_what_reaches_outside_is_found_in_functions_and_methods(kind: str, line: str) -> None:
     text = f"class C:\n  def f(self):\n    {line}\ndef g(self):\n  def h():\n    {line}\n"
-    others = {other: set[str]() for other in REACHING if other != kind}
-    assert find_reach(text) == {**others, kind: {"C.f", "g"}}
-
-
-@pytest.mark.parametrize("line", HARMLESS)
-def test_what_stays_inside_is_not(line: str) -> None:
-    assert not any(find_reach(f"def f(self):\n    {line}\n").values())
+    assert find_reach(text) == {name: {"C.f", "g"} if name == kind else set() for name in LINES if name}
 
 
 def test_the_map_must_name_all_of_them_and_no_other() -> None:

@@ -23,33 +23,31 @@ from toy_training.captions import (
 from zimage_vl.toy.world import PLACE_PHRASES, Scene
 
 
-def test_the_captions_that_others_ask_with_come_out_of_the_first_form() -> None:
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a hollow blue cross at the top on a gray background",
+        "a cross",
+        "a blue cross",
+        "a hollow cross",
+        "a hollow blue cross",
+        "a cross at the top",
+        "a blue cross at the top",
+        "a cross on a gray background",
+        "a hollow shape",
+    ],
+)
+def test_the_captions_that_others_ask_with_come_out_of_the_first_form(text: str) -> None:
     scene = Scene("cross", "blue", "gray", "hollow", "top")
-    assert caption(scene) == "a hollow blue cross at the top on a gray background"
-    parts = {
-        ("shape",): "a cross",
-        ("colour", "shape"): "a blue cross",
-        ("fill", "shape"): "a hollow cross",
-        ("fill", "colour", "shape"): "a hollow blue cross",
-        ("shape", "place"): "a cross at the top",
-        ("colour", "shape", "place"): "a blue cross at the top",
-        ("shape", "background"): "a cross on a gray background",
-        ("fill",): "a hollow shape",
-    }
-    for named, text in parts.items():
-        assert caption(scene, named) == text
-    assert set(PLACE_PHRASES.values()) == {
-        "on the left",
-        "on the right",
-        "at the top",
-        "at the bottom",
-        "in the middle",
-    }
+    assert caption(scene, {name for name, value in scene.values.items() if value in text.split()}) == text
+
+
+def test_other_forms_say_the_same_and_places_have_their_phrases() -> None:
+    phrases = {"on the left", "on the right", "at the top", "at the bottom", "in the middle"}
+    assert set(PLACE_PHRASES.values()) == phrases
     forms = {caption(Scene("circle", "red", "white", "striped", "left"), EVERYTHING, form) for form in FORMS}
     assert "a striped red circle on the left of a white background" in forms
-    assert caption(Scene("square", "yellow", "gray", "dotted", "right"), EVERYTHING, FORMS[4]) == (
-        "yellow dotted square, right, on gray"
-    )
+    assert "red striped circle, left, on white" in forms
 
 
 @pytest.mark.parametrize("named", [*SUBSETS, EVERYTHING])

@@ -63,6 +63,33 @@ def join_modules(modules: Sequence[Module], public: Collection[str] = (), note: 
     return text
 
 
+def write_beside(module: Module, joined: str, modules: Sequence[Module], public: Collection[str], note: str) -> str:
+    """Get a module as a file, not yet formatted, beside one that `join_modules` made of all that it needs.
+
+    Args:
+        module: What it takes from the package it takes from the joined file. diffusers copies local files of all
+            folders into one, so that it refuses a joined file of another folder.
+        joined: The joined file's name, without its ending.
+        modules: What was joined.
+        public: As for `join_modules`.
+        note: Likewise.
+    """
+    digest, constant = sources_digest(modules), "SINGLE_FILE_DIGEST"
+    taken = sorted({constant, *module.taken})
+    parts = [
+        _BANNER.format(version=_find_version(modules), digest=digest),
+        "".join(f"# {line}".rstrip() + "\n" for line in note.splitlines()),
+        f'"""{module.docstring}\n"""\n',
+        "from __future__ import annotations\n" if module.has_future_annotations else "",
+        _import_lines([module]),
+        f"from .{joined} import {', '.join(taken)}\n",
+        f'if {constant} != "{digest}":',
+        f'    raise ImportError("{joined}.py is not the one that belongs to this file: load it in a new process.")\n',
+        _body(module, digest, public),
+    ]
+    return "\n".join(parts) + "\n"
+
+
 def _find_version(modules: Sequence[Module]) -> str:
     for module in modules:
         if "__version__" in module.names:
@@ -92,6 +119,11 @@ def _import_line(bound: str, target: ImportTarget) -> str:
 
 def _section(module: Module, digest: str, public: Collection[str]) -> str:
     """A module's own lines under a heading made of its docstring."""
+    heading = f"# ---- {module.file}: {first_sentence(module.docstring)}"
+    return f"\n\n{heading}\n\n\n{_body(module, digest, public)}\n"
+
+
+def _body(module: Module, digest: str, public: Collection[str]) -> str:
     lines: list[str | None] = list(module.source.splitlines())
     tree = ast.parse(module.source)
     for (first, last), text in shorten_docstrings(tree, public).items():
@@ -103,8 +135,7 @@ def _section(module: Module, digest: str, public: Collection[str]) -> str:
             lines[node.lineno - 1 : node.end_lineno] = [new, *[None] * ((node.end_lineno or 0) - node.lineno)]
     for first, last in module.dropped:
         lines[first - 1 : last] = [None] * (last - first + 1)
-    body = "\n".join(line for line in lines if line is not None).strip("\n")
-    return f"\n\n# ---- {module.file}: {first_sentence(module.docstring)}\n\n\n{body}\n"
+    return "\n".join(line for line in lines if line is not None).strip("\n")
 
 
 def _assigned_name(node: ast.stmt) -> str:

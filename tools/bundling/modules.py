@@ -28,6 +28,7 @@ class Module:
         docstring: Its docstring, or "".
         has_future_annotations: Whether it begins with `from __future__ import annotations`.
         needs: Modules of the package that must stand before it.
+        taken: What it imports from these, by name.
         typed_needs: Modules of the package that it imports for type checkers alone.
         imports: What its imports from outside bind, by the name they bind.
         typing_imports: The same for imports under `if TYPE_CHECKING:`.
@@ -40,6 +41,7 @@ class Module:
     docstring: str = ""
     has_future_annotations: bool = False
     needs: list[str] = field(default_factory=list)
+    taken: list[str] = field(default_factory=list)
     typed_needs: list[str] = field(default_factory=list)
     imports: dict[str, ImportTarget] = field(default_factory=dict)
     typing_imports: dict[str, ImportTarget] = field(default_factory=dict)
@@ -173,6 +175,7 @@ def _read_relative_import(module: Module, node: ast.ImportFrom, needs: list[str]
             raise module.fail(node, f"`{alias.name} as {alias.asname}`: in one file a name has no second one.")
         if alias.name == "*":
             raise module.fail(node, "`import *` hides which names it binds.")
+        module.taken.append(alias.name)
     needed = ".".join([*rooms[: -node.level], node.module])
     if needed not in needs:
         needs.append(needed)

@@ -74,11 +74,8 @@ class EmbeddingStatistics:
 
     def __post_init__(self) -> None:
         mean, std = self.mean, self.std
-        if (
-            mean.ndim != 1
-            or mean.shape != std.shape
-            or not bool((mean.isfinite() & std.isfinite() & (std >= 0)).all())
-        ):
+        fit = mean.ndim == 1 and mean.shape == std.shape
+        if not fit or not bool((mean.isfinite() & std.isfinite() & (std >= 0)).all()):
             got = f"shapes {tuple(mean.shape)} and {tuple(std.shape)}"
             raise ValueError(f"`mean` and `std` must both be (dims,) and finite, `std` not negative, got {got}.")
         if self.count < 2:

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import errno
 import os
-import secrets
 import tempfile
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, BinaryIO
 
 import typer
+
+from zimage_vl.workflows.files import whole_file
 
 from ._terminal import escape, one_line
 
@@ -50,6 +50,14 @@ def check_output_path(
         raise _exists_already(path)
 
 
+def check_output_folder(folder: Path, else_: str = "") -> None:
+    """Refuse a folder for outputs that could not be made or written to; `else_` says what else might be named."""
+    shown = f"--output '{escape(str(folder))}'"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{shown} is a file: name a folder{else_}.")
+    check_folder(folder if folder.exists() else folder.parent, shown)
+
+
 def check_folder(folder: Path, shown: str) -> None:
     """Refuse a folder that is not there, or takes no file: one without a name is made in it, and gone at once."""
     named = f"{shown}: the folder '{escape(str(folder))}'"
@@ -74,45 +82,27 @@ def _exists_already(path: Path) -> ValueError:
 
 
 @contextmanager
-def new_file(path: Path, overwrite: bool = False) -> Generator[Path]:
-    """Within it, a file of a random name beside `path`, to be written to; at the end it becomes `path`.
-
-    Under its final name it is whole or not there. An OSError names `path`.
-    """
-    unfinished = path.with_name(f".{secrets.token_hex(8)}.unfinished{path.suffix}")
+def new_file(path: Path, overwrite: bool = False) -> Generator[BinaryIO]:
+    """Within it, a file to write to, which at the end becomes `path`. Under this name it is whole or not there."""
     try:
-        os.close(os.open(unfinished, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
-        yield unfinished
-        if overwrite:
-            os.replace(unfinished, path)
-            return
-        try:
-            os.link(unfinished, path)  # which, unlike a renaming, never replaces
-        except FileExistsError:
-            raise _exists_already(path) from None
-        except OSError:  # a file system without links
-            if os.path.lexists(path):
-                raise _exists_already(path) from None
-            os.rename(unfinished, path)
-    except OSError as error:
-        reason = error.strerror or one_line(error)
-        raise OSError(error.errno or errno.EIO, reason, str(path)) from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
+        with whole_file(path, overwrite) as file:
+            yield file
+    except FileExistsError:
+        raise _exists_already(path) from None
 
 
 @contextmanager
-def new_folder(folder: Path) -> Generator[None]:
-    """Within it, the folder is there; one that was made for a command that failed and is empty goes again."""
-    made = not folder.is_dir()
-    folder.mkdir(exist_ok=True)
+def new_folder(folder: Path, *within: str) -> Generator[None]:
+    """Within it, the folder and those in it are there; what was made for a command that failed and is empty goes."""
+    missing = [each for each in (folder, *(folder / name for name in within)) if not each.is_dir()]
     try:
+        for each in missing:
+            each.mkdir(exist_ok=True)
         yield
     except BaseException:
-        if made:
+        for each in reversed(missing):
             with suppress(OSError):
-                folder.rmdir()
+                each.rmdir()
         raise
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shlex
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
@@ -55,10 +54,8 @@ def write_png(image: Any, path: Path, parameters: Mapping[str, Any], overwrite: 
 
     info = PngInfo()
     info.add_text("parameters", json.dumps(parameters))
-    with new_file(path, overwrite) as unfinished, open(unfinished, "wb") as file:
+    with new_file(path, overwrite) as file:
         image.save(file, format="PNG", pnginfo=info)
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def read_png(path: Path) -> dict[str, Any]:

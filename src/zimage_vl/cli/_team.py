@@ -1,4 +1,4 @@
-"""The processes that torchrun or `accelerate launch` started for one sweep; mostly it is one, alone."""
+"""The processes and machines that share the work of one command; mostly it is one process, alone."""
 
 from __future__ import annotations
 
@@ -7,12 +7,34 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Annotated, Any, TypeVar
+
+from ._options import option
+
+
+_SHARDS = "Machines that share nothing and do a part each, into folders of their own, for `zimage-vl merge`."
+_SHARD = "The part of this one, from 0."
+NumShardsOption = Annotated[int, option("--num-shards", "INT", _SHARDS, min=1)]
+ShardIndexOption = Annotated[int, option("--shard-index", "INT", _SHARD, min=0)]
+_Sequence = TypeVar("_Sequence", bound=Sequence[Any])
+_Item = TypeVar("_Item")
+
+
+def take_part(items: _Sequence, parts: int, index: int) -> _Sequence:
+    """Get one of as many parts, neighbours together; a ValueError in the words of the options where there is none.
+
+    Example:
+        >>> [list(take_part(range(5), 3, index)) for index in range(3)]
+        [[0], [1, 2], [3, 4]]
+    """
+    if index >= parts:
+        raise ValueError(f"--shard-index counts from 0 and must be below --num-shards {parts}, got {index}.")
+    return items[slice(*(len(items) * part // parts for part in (index, index + 1)))]
 
 
 @dataclass(frozen=True)
 class Team:
-    """The processes of a sweep.
+    """The processes that torchrun or `accelerate launch` started for one command.
 
     Attributes:
         kind: The device's, the same for all.
@@ -42,14 +64,9 @@ class Team:
         """Whether this process reports."""
         return self.state is None or self.state.is_main_process
 
-    def share(self, numbers: range) -> Sequence[int]:
-        """Get this process's part, as many neighbours together as can be."""
-        if self.state is None:
-            return numbers
-        import torch
-
-        with self.state.split_between_processes(torch.arange(numbers.start, numbers.stop)) as own:
-            return own.tolist()
+    def share(self, items: _Sequence) -> _Sequence:
+        """Get this process's part."""
+        return items if self.state is None else take_part(items, self.state.num_processes, self.state.process_index)
 
     def wait(self) -> None:
         """Go on when all have come here."""
@@ -58,12 +75,15 @@ class Team:
 
     def add_up(self, *counters: Counter[str]) -> list[dict[str, int]]:
         """Get the counts of all processes together, the same in each."""
-        found = [counters]
-        if self.state is not None:
-            from accelerate.utils import gather_object
+        return [dict(sum(each, Counter[str]())) for each in zip(*self.gather([counters]), strict=True)]
 
-            found = gather_object(found)
-        return [dict(sum(each, Counter[str]())) for each in zip(*found, strict=True)]
+    def gather(self, own: list[_Item]) -> list[_Item]:
+        """Get the items of all processes in their order, the same in each."""
+        if self.state is None:
+            return own
+        from accelerate.utils import gather_object
+
+        return list(gather_object(own))
 
     def leave(self) -> None:
         """End what accelerate began."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -28,16 +27,17 @@ _DEFAULT_VL_MODEL = "Qwen/Qwen3-VL-4B-Instruct"
 
 def write_views(folder: Path) -> dict[str, Any]:
     """Write the sheets and the page of a folder; get their paths and the manifest's."""
+    from zimage_vl.workflows.files import whole_file
     from zimage_vl.workflows.gallery import Gallery, write_page
-    from zimage_vl.workflows.manifest import MANIFEST, write_whole
+    from zimage_vl.workflows.manifest import MANIFEST
 
     gallery = Gallery.read(folder)
     write_page(folder, gallery)
     sheets: list[Path] = []
     for number, sheet in enumerate(gallery.sheets(), 1):
         sheets.append(folder / ("sheet.png" if number == 1 else f"sheet-{number}.png"))
-        draw_sheet(folder, sheet).save(file := io.BytesIO(), format="PNG")
-        write_whole(sheets[-1], [file.getvalue()])
+        with whole_file(sheets[-1]) as file:
+            draw_sheet(folder, sheet).save(file, format="PNG")
     for stale in {folder / "sheet.png", *folder.glob("sheet-*.png")} - {*sheets}:  # of a time when there were more
         stale.unlink(missing_ok=True)
     return {

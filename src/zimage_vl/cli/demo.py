@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from zimage_vl.workflows.files import remove_leftovers
+
 from ._options import option
 from ._outputs import OverwriteOption, check_output_path, new_folder
 from ._records import recorded_versions, write_png
@@ -49,6 +51,7 @@ def demo(
     """
     with nullcontext() if output is not None else new_folder(DEFAULT_OUTPUT.parent):
         path = output or _free_name(DEFAULT_OUTPUT, overwrite)
+        remove_leftovers(path.parent, [path.name])
         check_output_path(path, overwrite=overwrite)
         note("Loading the toy world ...")
         import torch

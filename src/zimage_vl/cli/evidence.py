@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 import zimage_vl
+from zimage_vl.workflows.files import remove_leftovers
 
 from ._models import Model
 from ._options import option, with_options
@@ -60,6 +61,8 @@ def evidence(
     width, height = parse_size(size, None, None, side)
     if output == OUTPUT:
         output.parent.mkdir(exist_ok=True)
+    remove_leftovers(output.parent, [output.name])
+    remove_leftovers(output.with_suffix(""))
     check_output_path(output, (".md",), overwrite=overwrite)
 
     from zimage_vl.workflows import evidence as measuring
@@ -114,6 +117,6 @@ def evidence(
         (folder / "measurements.json", json.dumps({**content, "outcomes": kept}, indent=1)),
         (output, page),
     ):
-        with new_file(path, overwrite) as unfinished:
-            unfinished.write_text(text, encoding="utf-8")
+        with new_file(path, overwrite) as file:
+            file.write(text.encode())
     say(str(output))

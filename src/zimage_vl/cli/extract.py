@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 
 import zimage_vl
 from zimage_vl.blend.registry import KNOBS
+from zimage_vl.workflows.files import named_errors, remove_leftovers
+from zimage_vl.workflows.manifest import MANIFEST, bring_file
 
 from ._models import Model
 from ._options import explain, option, with_options
-from ._outputs import PARTLY_DONE, OverwriteOption, check_folder, check_output_path, new_file, new_folder
+from ._outputs import PARTLY_DONE, OverwriteOption, check_output_folder, check_output_path, new_file, new_folder
 from ._parsing import parse_layers
 from ._sources import NoUrlsOption, Source, find_sources, read_picture
+from ._team import NumShardsOption, ShardIndexOption, Team, take_part
 from ._terminal import FormatOption, OutputFormat, count_of, escape, note, print_json, say
 
 
-MANIFEST = "manifest.jsonl"
 _LAYERS: Any = "-2,-4,-6,-8"
 # The knobs that a reading has, and their names in `encode_reference`.
 _ARGUMENTS = {
@@ -51,6 +55,8 @@ def extract(
     layers: Annotated[Any, option("--layers --layer", "LAYERS", _KEEP, parser=parse_layers)] = _LAYERS,
     muted: Annotated[bool, option("--muted", None, _MUTED)] = False,
     no_urls: NoUrlsOption = False,
+    num_shards: NumShardsOption = 1,
+    shard_index: ShardIndexOption = 0,
     overwrite: OverwriteOption = False,
     dry_run: Annotated[bool, option("--dry-run", None, _DRY)] = False,
     output_format: FormatOption = OutputFormat.TEXT,
@@ -59,23 +65,23 @@ def extract(
     """Read references once and keep what the VL model says, one safetensors file each, named by content.
 
     Complete files of an earlier run are kept. Every reference gets a line in DIR/manifest.jsonl. One that cannot be
-    read does not end the run: the exit code is then 3. The files' paths are printed.
+    read does not end the run: the exit code is then 3. The files' paths are printed. Under torchrun or `accelerate
+    launch` the processes share the work.
     """
     if knobs.get("vl_describe") and (text or knobs.get("vl_reader") == "text_encoder"):
         raise ValueError("`vl_describe` writes the text itself, which --reader text_encoder cannot: leave out --text.")
-    sources = find_sources(references, no_urls)
+    sources = take_part(find_sources(references, no_urls), num_shards, shard_index)
     to_file = output.suffix == ".safetensors" and not output.is_dir()
     if to_file and len(sources) != 1:
         raise ValueError(f"--output is one file, and there are {count_of(len(sources), 'reference')}: name a folder.")
+    if not dry_run:
+        remove_leftovers(*(output.parent, [output.name]) if to_file else (output,))
     if to_file:
         check_output_path(output, (".safetensors",), overwrite=overwrite, inputs=[model.model, *references])
     else:
-        shown = f"--output '{escape(str(output))}'"
-        if output.exists() and not output.is_dir():
-            raise ValueError(f"{shown} is a file: name a folder, or one that ends in .safetensors.")
-        check_folder(output if output.is_dir() else output.parent, shown)
+        check_output_folder(output, ", or a file that ends in .safetensors")
         if (output / MANIFEST).exists() and not (output / MANIFEST).is_file():
-            raise ValueError(f"{shown}: {MANIFEST} in it is no regular file.")
+            raise ValueError(f"--output '{escape(str(output))}': {MANIFEST} in it is no regular file.")
     mask, described = knobs.get("reference_mask"), dict[str, str]()
     if mask is not None:
         mask, described = read_picture("--mask", mask, no_urls)
@@ -83,12 +89,20 @@ def extract(
     reading |= {"text": text, "layers": layers, "muted": muted}
     where = {"model": model.model, "vl_model": model.vl_model, "revision": model.revision, "dtype": model.dtype}
     settings = {**where, **reading, "mask": described.get("sha256")}
-    run = _Run(model, reading, mask, settings, output, to_file, overwrite, dry_run)
-    bar = typer.progressbar(sources, label=count_of(len(sources), "reference"), file=sys.stderr)
-    with nullcontext() if dry_run or to_file else new_folder(output), bar:
-        records = [run.handle(source) for source in bar]
-    _report(records, output.parent if to_file else output, output_format)
-    if any(record["status"] == "failed" for record in records):
+    team = Team.join(str(model.device))
+    model = replace(model, device=team.device)
+    run, own = _Run(model, reading, mask, settings, output, to_file, overwrite, dry_run), team.share(sources)
+    bar: Any = nullcontext(own)
+    if team.is_main:
+        bar = typer.progressbar(own, label=count_of(len(own), "reference"), file=sys.stderr)
+    with nullcontext() if dry_run or to_file else new_folder(output), bar as each:
+        records = team.gather([run.handle(source) for source in each])
+        if not dry_run and not to_file:
+            (output / MANIFEST).touch()  # for `merge`, also where there was nothing to do
+    team.leave()
+    if team.is_main:
+        _report(records, output.parent if to_file else output, output_format)
+    if team.is_main and any(record["status"] == "failed" for record in records):
         raise typer.Exit(PARTLY_DONE)
 
 
@@ -159,8 +173,8 @@ class _Run:
         with _blamed_on_the_reference():
             embeds = self.reader.encode_reference(image, mask=self.mask, **self.reading)
         # A file of that name is a damaged one of ours, or one that may be replaced.
-        with new_file(path, overwrite=self.overwrite or not self.to_file) as unfinished:
-            embeds.save(unfinished)
+        with new_file(path, overwrite=self.overwrite or not self.to_file) as file:
+            embeds.save(file)
         return {"status": "written", "file": path.name, "tokens": embeds.num_tokens}
 
 
@@ -174,13 +188,47 @@ def file_name(sha256: str, settings: Mapping[str, Any]) -> str:
 
 
 def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Write one line more, at once; a line that a kill cut off before stays alone."""
+    """Write one line more, in one write; a line that a kill cut off before stays alone."""
     text = json.dumps(record, ensure_ascii=False) + "\n"
-    with open(path, "ab+") as file:
-        if file.tell():
+    with named_errors(path), open(path, "ab+", buffering=0) as file:
+        if file.seek(0, 2):
             file.seek(-1, 2)
             text = text if file.read(1) == b"\n" else "\n" + text
-        file.write(text.encode("utf-8", "backslashreplace"))  # which JSON reads as it was
+        line = text.encode("utf-8", "backslashreplace")  # which JSON reads as it was
+        if file.write(line) < len(line):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def is_extracted(folder: Path) -> bool:
+    """Check whether a folder has a manifest of `zimage-vl extract`."""
+    return any("source" in row for _, row in _rows(folder))
+
+
+def merge_extracted(folders: Sequence[Path], output: Path) -> dict[str, Any]:
+    """Bring the files of several folders, and the lines of their manifests, into one; count the lines by status."""
+    for folder in folders:
+        if not (folder / MANIFEST).is_file():
+            raise FileNotFoundError(errno.ENOENT, f"has no {MANIFEST}: it is no folder of `extract`", str(folder))
+    known = {line for line, _ in _rows(output)}
+    for folder in folders:
+        for line, row in _rows(folder):
+            if not {"source", "file", "status"} <= row.keys():
+                raise ValueError(f"{folder / MANIFEST} is the manifest of something else than `zimage-vl extract`.")
+            if line not in known:
+                if row["file"] is not None:
+                    bring_file(folder / row["file"], output / row["file"])
+                append_line(output / MANIFEST, row)
+    counts = Counter(str(row["status"]) for _, row in _rows(output))
+    return {"output": str(output), "counts": dict(counts), "manifest": str(output / MANIFEST)}
+
+
+def _rows(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The lines of a manifest, but for those that a kill cut off."""
+    with suppress(FileNotFoundError), open(folder / MANIFEST, "rb") as file:
+        for line in file:
+            with suppress(ValueError):
+                if isinstance(row := json.loads(line), dict):
+                    yield line, cast("dict[str, Any]", row)
 
 
 def _report(records: list[dict[str, Any]], folder: Path, output_format: OutputFormat) -> None:

@@ -14,6 +14,7 @@ from typing import Annotated, Any
 import zimage_vl
 from zimage_vl.blend.registry import KNOBS
 from zimage_vl.recipes import RECIPES, WISHES
+from zimage_vl.workflows.files import remove_leftovers
 
 from ._models import Model
 from ._options import OffloadOption, choose, option, option_names, with_options
@@ -77,7 +78,9 @@ def generate(
     if same_picture:
         init_image, strength = knobs["reference_image"][0], _SAME_STRENGTH if strength is None else strength
     files: list[Any] = [init_image, statistics, *(path for name in PICTURE_KNOBS for path in _listed(knobs.get(name)))]
-    for path in (round_path(p, i, iterations) for p in numbered_paths(output, num_images) for i in range(iterations)):
+    paths = [round_path(p, i, iterations) for p in numbered_paths(output, num_images) for i in range(iterations)]
+    remove_leftovers(output.parent, {path.name for path in paths})
+    for path in paths:
         check_output_path(path, overwrite=overwrite, inputs=[*files, model.model, model.vl_model])
     if statistics is not None:
         flags, wanted = ["--include-sinks", "--exclude-sinks"], conditioning.vl_exclude_sinks

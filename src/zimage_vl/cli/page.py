@@ -65,7 +65,7 @@ _CSS = """
 .pictures .thumbnail-item img { height: auto; aspect-ratio: 1; object-fit: contain }
 .pictures .caption-label { position: static; max-width: none; border: none; white-space: normal }
 """
-_MISSING = 'The page needs gradio, which is not installed: pip install "zimage-vl[app]".'
+_MISSING = 'The page needs gradio, which is not installed: pip install "gradio>=6.31".'
 _HOST = "Address to listen on. The default is this machine alone; 0.0.0.0: whoever can reach it can paint."
 _PORT = "Port. Default: the first free one from 7860."
 _SHARE = "Also a public address through Gradio's servers, for a week: whoever knows it can paint."
@@ -86,7 +86,7 @@ def page(
     """Open a page in the browser: a reference, a prompt, alpha, what to take, and what came of it.
 
     Its address is printed; Ctrl-C ends it. Visitors wait for each other in a queue, and each sees only what is theirs:
-    it lies in a temporary folder for a day, or until the end. Needs gradio: pip install "zimage-vl[app]".
+    it lies in a temporary folder for a day, or until the end. Needs gradio: pip install "gradio>=6.31".
     """
     load_gradio()
     from zimage_vl.blend.knobs import DEFAULT_LAYERS

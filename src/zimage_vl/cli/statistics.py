@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import zimage_vl
+from zimage_vl.workflows.files import remove_leftovers
 
 from ._models import Model
 from ._options import option, with_options
@@ -31,13 +32,14 @@ def statistics(
     of them serves `zimage-vl inspect --statistics` and `zimage-vl generate --statistics`.
     """
     if output is not None:
+        remove_leftovers(output.parent, [output.name])
         check_output_path(output, (".safetensors",), overwrite=overwrite, inputs=[model.model])
     note(f"Loading the text encoder of {model.model} ...")
     pipe, name = model.load_text_side(), str(model.describe()["model"])
     measured = zimage_vl.TextStatistics.measure(pipe, name, exclude_sinks)
     if output is not None:
-        with new_file(output, overwrite) as unfinished:
-            measured.save(unfinished)
+        with new_file(output, overwrite) as file:
+            measured.save(file)
     print_facts({**describe_statistics(measured), "output": None if output is None else str(output)}, output_format)
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping
-from contextlib import nullcontext
+from collections.abc import Generator, Iterable, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -13,15 +13,18 @@ from typing import Annotated, Any
 
 import typer
 
+from zimage_vl.workflows.files import claimed
+
 from ._axes import read_plan, read_values, with_axes
 from ._models import Model
 from ._options import OffloadOption, explain, option
-from ._outputs import PARTLY_DONE, check_folder
+from ._outputs import PARTLY_DONE, check_output_folder, new_folder
 from ._records import PICTURE_KNOBS, recorded_versions
 from ._sources import NoUrlsOption, refuse_urls
-from ._team import Team
-from ._terminal import FormatOption, OutputFormat, escape, note, print_json, say
+from ._team import NumShardsOption, ShardIndexOption, Team, take_part
+from ._terminal import FormatOption, OutputFormat, note, print_json, say
 from ._views import describe_dry_run, dry_run_lines, write_views
+from .extract import is_extracted, merge_extracted
 
 
 _MOST_ERRORS = 50  # told at the end; the manifest has all
@@ -33,10 +36,8 @@ _TAKE = "Wishes and recipes of `zimage-vl recipes`, several with commas; options
 _SIZE = "WIDTHxHEIGHT in pixels. Default: 1024x1024; 64x64 with toy."
 _STEPS = "Denoising steps. Default: 9; 8 with toy."
 _SEEDS = "Seeds, as 0..3. Default: 0."
-_SHARDS = "Machines that share nothing and do a part each, into folders of their own, for `zimage-vl merge`."
-_SHARD = "The part of this one, from 0."
 _DRY = "Count pictures, readings, memory, disk and time; load no model, write nothing."
-_FOLDERS = "Folders of sweeps."
+_FOLDERS = "Folders of sweeps, or of `zimage-vl extract`."
 _MERGED = "Folder for all of it; may be one of them."
 
 
@@ -56,8 +57,8 @@ def sweep(
     size: Annotated[list[str] | None, option("--size", "SIZES", _SIZE)] = None,
     offload: OffloadOption = "none",
     no_urls: NoUrlsOption = False,
-    num_shards: Annotated[int, option("--num-shards", "INT", _SHARDS, min=1)] = 1,
-    shard_index: Annotated[int, option("--shard-index", "INT", _SHARD, min=0)] = 0,
+    num_shards: NumShardsOption = 1,
+    shard_index: ShardIndexOption = 0,
     dry_run: Annotated[bool, option("--dry-run", None, _DRY)] = False,
     output_format: FormatOption = OutputFormat.TEXT,
     **knobs: Any,
@@ -69,17 +70,14 @@ def sweep(
     """
     typed = {"prompt": prompt, "recipe": recipe, "negative_prompt": negative_prompt, "steps": steps} | knobs
     typed |= {"guidance": guidance, "seed": seed, "size": size}
-    _check_output(output)
+    check_output_folder(output)
     if offload != "none" and model.device == "cpu":
         raise ValueError(f"--offload {offload} needs an accelerator, and this is the CPU.")
-    if shard_index >= num_shards:
-        raise ValueError(
-            f"--shard-index counts from 0 and must be below --num-shards {num_shards}, got {shard_index}."
-        )
+    take_part((), num_shards, shard_index)  # which refuses what is none, before anything is read
     axes = _read_axes(plan, typed, model)
     for source in (source for name in PICTURE_KNOBS for source in axes.get(name, ())):
         refuse_urls([source] if isinstance(source, str) else source or [], no_urls)
-    from zimage_vl.workflows.manifest import Manifest, prepare_folder
+    from zimage_vl.workflows.manifest import Manifest
     from zimage_vl.workflows.sweep import run_sweep
     from zimage_vl.workflows.sweep_plan import SweepPlan
 
@@ -88,7 +86,7 @@ def sweep(
     except TypeError as error:  # a value of another kind in a plan file
         raise ValueError(str(error)) from error
     team = Team.join(str(model.device))
-    numbers = range(*(len(whole) * part // num_shards for part in (shard_index, shard_index + 1)))
+    numbers = take_part(range(len(whole)), num_shards, shard_index)
     numbers = numbers if dry_run else team.share(numbers)
     rows = run_sweep(
         whole,
@@ -107,15 +105,15 @@ def sweep(
         for line in dry_run_lines(described):
             say(line)
         return
-    if team.is_main:
-        if model.is_toy:
+    with _prepared(output) if team.is_main else nullcontext():
+        if model.is_toy and team.is_main:
             model.announce()
-        prepare_folder(output)
-    team.wait()
-    counts, errors = team.add_up(*_run(rows, len(numbers), team.is_main))
-    if team.is_main:
-        Manifest(output).tidy()
-        _report({"output": str(output), "counts": counts, "errors": errors, **write_views(output)}, output_format)
+        team.wait()
+        counts, errors = team.add_up(*_run(rows, len(numbers), team.is_main))
+        if team.is_main:
+            Manifest(output).path.touch()  # for `merge`, also where there was nothing to do
+            Manifest(output).tidy()
+            _report({"output": str(output), "counts": counts, "errors": errors, **write_views(output)}, output_format)
     team.leave()
     if counts.get("failed") and team.is_main:
         raise typer.Exit(PARTLY_DONE)
@@ -126,20 +124,32 @@ def merge(
     output: Annotated[Path, option("--output -o", "DIR", _MERGED)],
     output_format: FormatOption = OutputFormat.TEXT,
 ) -> None:
-    """Bring the pictures and manifests of several sweeps into one folder, with one page and one set of sheets."""
+    """Bring the pictures and manifests of several sweeps into one folder, with one page and one set of sheets.
+
+    Folders of `zimage-vl extract` are brought together too: their files, and the lines of their manifests.
+    """
     from zimage_vl.workflows.manifest import Manifest, merge_folders
 
-    _check_output(output)
-    merge_folders(folders, output)
-    counts = Counter("done" if entry.done else "failed" for entry in Manifest(output).entries())
-    _report({"output": str(output), "counts": dict(counts), "errors": {}, **write_views(output)}, output_format)
+    check_output_folder(output)
+    if any(map(is_extracted, folders)):
+        with new_folder(output), claimed(output):
+            described = merge_extracted(folders, output)
+        _report({**described, "errors": {}, "sheets": []}, output_format)
+        return
+    with _prepared(output):
+        merge_folders(folders, output)
+        counts = Counter("done" if entry.done else "failed" for entry in Manifest(output).entries())
+        _report({"output": str(output), "counts": dict(counts), "errors": {}, **write_views(output)}, output_format)
 
 
-def _check_output(folder: Path) -> None:
-    shown = f"--output '{escape(str(folder))}'"
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"{shown} is a file: name a folder.")
-    check_folder(folder if folder.exists() else folder.parent, shown)
+@contextmanager
+def _prepared(folder: Path) -> Generator[None]:
+    """Within it, the folder is in order and this run's alone."""
+    from zimage_vl.workflows.manifest import PICTURES, REFERENCES, prepare_folder
+
+    with new_folder(folder, PICTURES, REFERENCES), claimed(folder):
+        prepare_folder(folder)
+        yield
 
 
 def _read_axes(plan: Path | None, typed: Mapping[str, Any], model: Model) -> dict[str, Any]:
@@ -192,5 +202,5 @@ def _report(described: dict[str, Any], output_format: OutputFormat) -> None:
     if output_format is OutputFormat.JSON:
         print_json(described)
         return
-    for path in (*described["sheets"], described["page"]):
+    for path in (*described["sheets"], described.get("page", described["manifest"])):
         say(path)

@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..blend.align import align_sequence
-from ..blend.checks import check_choice, to_plain
+from ..blend.checks import check_choice, check_flag, to_plain
 from ..blend.condition import check_caption
 from ..blend.knobs import PLACES, VLConditioning, resolve_alpha, split_per_prompt
 from ..blend.regions import Region, select_tokens
@@ -240,8 +240,8 @@ def _read_call(host: Host, call: Mapping[str, Any]) -> tuple[Plan, int]:
     guided = call.get("do_classifier_free_guidance")
     if guided is None:
         guided = is_guided(_check_finite("guidance_scale", call.get("guidance_scale", 5.0), at_least=0))
-    elif not isinstance(guided, bool):
-        raise TypeError(f"`do_classifier_free_guidance` must be True or False, got {guided!r}.")
+    else:
+        check_flag("do_classifier_free_guidance", guided)
     negatives, negative_embeds = call.get("negative_prompt"), call.get("negative_prompt_embeds")
     if not guided:  # as the parent, which ignores them
         negatives = negative_embeds = None
@@ -418,9 +418,7 @@ def _read_conditionings(knobs: Mapping[str, Any], count: int) -> list[VLConditio
     treatment, describe, text, reader = (knobs[f"vl_{name}"] for name in ("treatment", "describe", "text", "reader"))
     if not callable(treatment):
         check_choice("vl_treatment", treatment, TREATMENTS)
-    if not isinstance(describe, bool):
-        raise TypeError(f"`vl_describe` must be True or False, got {describe!r}.")
-    if describe and (text is not None or reader != "qwen3-vl"):
+    if check_flag("vl_describe", describe) and (text is not None or reader != "qwen3-vl"):
         raise ValueError(
             "`vl_describe` lets the VL encoder write the text beside the picture: leave out `vl_text`, and use "
             f"vl_reader 'qwen3-vl' (the text encoder cannot write); got {text!r} and {reader!r}."
@@ -507,11 +505,8 @@ class _Side:
             yield () if conditioning.is_inert else tuple(group)
 
     def find_pictures(self, turns: Sequence[TextTurn]) -> Iterator[_Pictures]:
-        groups, given, source = (
-            self.load_groups("reference_image", load_reference_image),
-            self.knobs["reference_mask"],
-            None,
-        )
+        groups = self.load_groups("reference_image", load_reference_image)
+        given, source = self.knobs["reference_mask"], None
         masks = [[]] * len(groups) if given is None else group_references(given, len(groups), "reference_mask")
         for group, own, text, one in zip(groups, masks, self.find_texts(turns), self.conditionings, strict=True):
             masked = _load_masks(own, group[: len(group) - one.has_neutral_image])

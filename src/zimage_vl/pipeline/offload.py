@@ -15,13 +15,14 @@ from typing import Any
 import torch
 from accelerate import cpu_offload
 from accelerate.hooks import CpuOffload, remove_hook_from_module
+from diffusers import ZImagePipeline
 from torch import nn
 
 from ..reference.readers import group_offload_settings, lock_of_model
 
 
 @contextmanager
-def lock_of_models(pipe: Any) -> Generator[None]:
+def lock_of_models(pipe: ZImagePipeline) -> Generator[None]:
     """Let one thread at a time run these modules, whichever of our pipelines they are reached through.
 
     A call keeps its state on the pipeline and its scheduler, and offload moves one model at a time.
@@ -35,7 +36,7 @@ def lock_of_models(pipe: Any) -> Generator[None]:
 
 
 @contextmanager
-def freed_after_error(pipe: Any) -> Generator[None]:
+def freed_after_error(pipe: ZImagePipeline) -> Generator[None]:
     """Whatever ends the block early, Ctrl-C included, leaves no model behind on the accelerator."""
     try:
         yield
@@ -44,19 +45,19 @@ def freed_after_error(pipe: Any) -> Generator[None]:
         raise
 
 
-def model_hooks(pipe: Any) -> list[Any]:
+def model_hooks(pipe: ZImagePipeline) -> list[Any]:
     """The hooks of `enable_model_cpu_offload`; none without it."""
     return list(getattr(pipe, "_all_hooks", ()))
 
 
-def offload_models(pipe: Any, *models: Any) -> None:
+def offload_models(pipe: ZImagePipeline, *models: object) -> None:
     """Send these models away from the accelerator, where model offload manages them."""
     for hook in model_hooks(pipe):
         if any(hook.model is model for model in models):
             hook.offload()
 
 
-def heal_model_hooks(pipe: Any, *staying: Any) -> None:
+def heal_model_hooks(pipe: ZImagePipeline, *staying: object) -> None:
     """Begin with the pipeline's own offload hooks and nothing but `staying` on the accelerator.
 
     Another pipeline that shares modules may have replaced the hooks, or left a model behind. A pipeline that was made
@@ -72,7 +73,7 @@ def heal_model_hooks(pipe: Any, *staying: Any) -> None:
     offload_models(pipe, *(hook.model for hook in model_hooks(pipe) if all(hook.model is not m for m in staying)))
 
 
-def place_like_others(pipe: Any, model: nn.Module) -> None:
+def place_like_others(pipe: ZImagePipeline, model: nn.Module) -> None:
     """Offload a model as the pipeline's text encoder is, or bring it to the pipeline's device."""
     if any(hook.model is model for hook in model_hooks(pipe)):
         return
@@ -82,11 +83,11 @@ def place_like_others(pipe: Any, model: nn.Module) -> None:
         model.to(pipe.device)
 
 
-def join_offload(pipe: Any, model: nn.Module) -> bool:
+def join_offload(pipe: ZImagePipeline, model: nn.Module) -> bool:
     """Offload a component as the text encoder is, module by module or in groups; return whether either is so."""
     if is_sequentially_offloaded(pipe.text_encoder):
         if not is_sequentially_offloaded(model):
-            device = getattr(pipe, "_offload_device", None) or pipe._execution_device
+            device = getattr(pipe, "_offload_device", None) or pipe._execution_device  # pyright: ignore[reportPrivateUsage]
             cpu_offload(model, device, offload_buffers=any(True for _ in model.parameters(recurse=False)))
         return True
     settings = group_offload_settings(pipe.text_encoder)
@@ -114,7 +115,7 @@ def free_memory() -> None:
         torch.cuda.empty_cache()
 
 
-def forget_model(pipe: Any, model: nn.Module) -> None:
+def forget_model(pipe: ZImagePipeline, model: nn.Module) -> None:
     """Take a model that is no longer registered off the accelerator's books and give its memory back."""
     if model_hooks(pipe):
         remove_hook_from_module(model, recurse=True)

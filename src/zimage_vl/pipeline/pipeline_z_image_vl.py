@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from ..blend.checks import check_choice, check_count
+from ..blend.checks import check_choice, check_count, check_flag
 from ..blend.condition import condition_prompt_embeds
 from ..blend.embedding_statistics import EmbeddingStatistics
 from ..blend.knobs import DEFAULT_LAYERS, VLAlpha
@@ -34,6 +34,7 @@ from ..recipes import RECIPES
 from ..reference.embeds import ReferenceEmbeds
 from ..reference.pictures import ReferenceImage, Treatment, load_reference_image, load_reference_mask
 from ..reference.readers import (
+    VLPlace,
     bring_to_device,
     check_vl_encoder,
     describe_picture,
@@ -197,14 +198,14 @@ class ZImageVLPipeline(ZImagePipeline):
         self._load_reader("vl_vision", model_id, revision, dtype)
 
     def _load_reader(self, name: str, model_id: str | None, revision: str | None, dtype: torch.dtype | None) -> None:
-        model_id, revision = self._name_vl_encoder(model_id, revision)
+        place = self._locate_vl_encoder(model_id, revision)
         reader, load = (
             ("qwen3-vl", load_vl_encoder_parts) if name == "vl_encoder" else ("text_encoder", load_vision_tower)
         )
-        find_reader_source(reader, self.text_encoder.config, *load_vl_config(model_id, revision))  # refuses a misfit
-        model, processor = load(model_id, revision, dtype or self.text_encoder.dtype)
+        find_reader_source(reader, self.text_encoder.config, *load_vl_config(place))  # refuses a misfit
+        model, processor = load(place, dtype or self.text_encoder.dtype)
         self.register_modules(**{name: model}, vl_processor=processor)
-        self.register_to_config(vl_model_id=str(model_id), _vl_revision=revision)
+        self.register_to_config(vl_model_id=str(place.model_id), _vl_revision=place.revision)
         place_like_others(self, model)
 
     def unload_vl_encoder(self) -> None:
@@ -232,17 +233,17 @@ class ZImageVLPipeline(ZImagePipeline):
         text_config = self.text_encoder.config
         model = self._get_reader(small=vl_reader == "text_encoder")
         if model is None:
-            place = self._name_vl_encoder()
-            return find_reader_source(vl_reader, text_config, *load_vl_config(*place), *place)
+            place = self._locate_vl_encoder()
+            return find_reader_source(vl_reader, text_config, *load_vl_config(place), place.model_id, place.revision)
         if self.vl_processor is None:
             raise ValueError(
                 "`vl_encoder` was given without `vl_processor`. Pass its image processor too: "
                 "transformers.AutoImageProcessor.from_pretrained(<the VL encoder's id or folder>)."
             )
-        place = self._vl_name, self.config.get("_vl_revision")
-        return find_reader_source(vl_reader, text_config, model.config, self.vl_processor, *place)
+        named = self._vl_name, self.config.get("_vl_revision")
+        return find_reader_source(vl_reader, text_config, model.config, self.vl_processor, *named)
 
-    def _name_vl_encoder(self, model_id: str | None = None, revision: str | None = None) -> tuple[str, str | None]:
+    def _locate_vl_encoder(self, model_id: str | None = None, revision: str | None = None) -> VLPlace:
         """The encoder to load and its revision: without a name, those of the last time."""
         if model_id is None:
             model_id, revision = self.config["vl_model_id"], revision or self.config.get("_vl_revision")
@@ -251,7 +252,7 @@ class ZImageVLPipeline(ZImagePipeline):
                 "This pipeline has no VL encoder and `vl_model_id` is None, so none is loaded. Pass `vl_encoder` and "
                 "`vl_processor`, call load_vl_encoder with a `model_id`, or use `reference_embeds`."
             )
-        return model_id, revision
+        return VLPlace(model_id, revision)
 
     @property
     def _vl_name(self) -> str | None:
@@ -306,10 +307,8 @@ class ZImageVLPipeline(ZImagePipeline):
             (16, 96)
         """
         check_choice("vl_reader", vl_reader, KNOBS["vl_reader"].choices)
-        for name, value in (("muted", muted), ("describe", describe)):
-            if type(value) is not bool:
-                raise TypeError(f"`{name}` must be True or False, got {value!r:.80}.")
-        if describe and vl_reader != "qwen3-vl":
+        check_flag("muted", muted)
+        if check_flag("describe", describe) and vl_reader != "qwen3-vl":
             raise ValueError("`describe` needs vl_reader 'qwen3-vl': the text encoder cannot write.")
         check_count("max_sequence_length", max_sequence_length)
         picture = load_reference_image(image, "image")

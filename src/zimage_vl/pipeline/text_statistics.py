@@ -13,17 +13,16 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import diffusers
 import torch
-import transformers
 from torch import Tensor
 
-from .._version import __version__
 from ..blend.embedding_statistics import EmbeddingStatistics
 from ..reference.files import FileKind, read_tensor_file, write_tensor_file
 from ..reference.readers import fingerprint_text_encoder
+from ..reference.reading import VERSIONS
 
 
 # Image prompts as people write them: one word to about 100, plain lists of tags and whole sentences, ten languages in
@@ -147,12 +146,7 @@ class TextStatistics:
             fingerprint=fingerprint_text_encoder(pipe.text_encoder),
             prompts_sha256=calibration_prompts_sha256(),
             dtype=str(pipe.text_encoder.dtype).removeprefix("torch."),
-            versions={
-                "zimage_vl": __version__,
-                "torch": str(torch.__version__),
-                "transformers": transformers.__version__,
-                "diffusers": diffusers.__version__,
-            },
+            versions={**VERSIONS, "diffusers": diffusers.__version__},
         )
 
     def check_fits(self, text_encoder: Any) -> None:
@@ -170,8 +164,8 @@ class TextStatistics:
                     f"{own!s:.12}. Instead, {STATISTICS_FILE.remedy}."
                 )
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file: all of it or nothing. Equal contents give equal bytes.
+    def save(self, path: str | os.PathLike[str] | BinaryIO) -> None:
+        """Write a safetensors file: all of it or nothing; or into an open file. Equal contents give equal bytes.
 
         Raises:
             FileNotFoundError: Its folder does not exist.

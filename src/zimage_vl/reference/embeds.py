@@ -8,7 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -201,8 +201,8 @@ class ReferenceEmbeds:
             )
         return True
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Write a safetensors file with a digest of it all. Equal contents give equal bytes.
+    def save(self, path: str | os.PathLike[str] | BinaryIO) -> None:
+        """Write a safetensors file with a digest of it all, or into an open file. Equal contents give equal bytes.
 
         Its folder must exist; a file of that name is replaced, in full or not at all.
         """

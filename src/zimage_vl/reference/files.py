@@ -36,17 +36,17 @@ class FileKind:
 
 
 def write_tensor_file(
-    path: str | os.PathLike[str], kind: FileKind, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
+    file: str | os.PathLike[str] | BinaryIO, kind: FileKind, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write a safetensors file, with schema and digest in its metadata; a file of that name is replaced.
+    """Write a safetensors file, with schema and digest in its metadata, to a path, which is replaced, or an open file.
 
     Raises:
         FileNotFoundError: The folder does not exist.
         OSError: The file cannot be written; what was there before still is.
         ValueError: The metadata are no valid Unicode, or larger than a reader would take.
     """
-    path = Path(path)
-    if not path.parent.is_dir():
+    path = Path(file) if isinstance(file, (str, os.PathLike)) else None
+    if path and not path.parent.is_dir():
         raise FileNotFoundError(f"The folder {path.parent} does not exist; make it, then save {path.name} into it.")
     # Cloned: safetensors refuses tensors that share memory.
     plain = {name: tensor.detach().to("cpu").contiguous().clone() for name, tensor in tensors.items()}
@@ -56,14 +56,17 @@ def write_tensor_file(
     header["__metadata__"] = {**metadata, "schema": kind.schema, "schema_version": kind.version}
     header["__metadata__"]["sha256"] = _digest(header, data)
     if len(whole := _pack(header, data)) - len(data) > _MOST_HEADER_BYTES:
-        raise ValueError(f"{path} was not written: its text is longer than {_MOST_HEADER_BYTES} bytes.")
+        raise ValueError(f"{path or 'The file'} was not written: its text is longer than {_MOST_HEADER_BYTES} bytes.")
+    if path is None:
+        cast("BinaryIO", file).write(whole)
+        return
     # Beside its final name, so that the replacement is one step of the file system; the name is nobody else's.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            file.write(whole)
-            file.flush()
-            os.fsync(file.fileno())
+        with open(temporary, "xb") as written:
+            written.write(whole)
+            written.flush()
+            os.fsync(written.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

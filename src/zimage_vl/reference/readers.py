@@ -19,7 +19,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, NamedTuple, Protocol, cast
 
 import torch
 from accelerate import init_empty_weights
@@ -452,20 +452,24 @@ def _check_width(own: int, width: int | None) -> None:
         )
 
 
-def load_vl_config(
-    model_id: str | os.PathLike[str],
-    revision: str | None = None,
-    *,
-    subfolder: str = "",
-    processor_subfolder: str = "",
-) -> tuple[Qwen3VLConfig, VLImageProcessor]:
-    """Load a VL encoder's config and image processor, a few small files; arguments as `load_vl_encoder_parts`."""
-    with _explaining_failure(model_id):
-        config = AutoConfig.from_pretrained(model_id, revision=revision or "main", subfolder=subfolder)
+class VLPlace(NamedTuple):
+    """Where a VL encoder lies: Hub id or folder, revision on the Hub, the subfolders of encoder and processor."""
+
+    model_id: str | os.PathLike[str]
+    revision: str | None = None
+    subfolder: str = ""
+    processor_subfolder: str = ""
+
+
+def load_vl_config(place: VLPlace) -> tuple[Qwen3VLConfig, VLImageProcessor]:
+    """Load a VL encoder's config and image processor, a few small files; errors as `load_vl_encoder_parts`."""
+    revision = place.revision or "main"
+    with _explaining_failure(place):
+        config = AutoConfig.from_pretrained(place.model_id, revision=revision, subfolder=place.subfolder)
         check_vl_config(config)
         # AutoImageProcessor needs no torchvision, AutoProcessor does.
         processor = AutoImageProcessor.from_pretrained(
-            model_id, revision=revision or "main", subfolder=processor_subfolder
+            place.model_id, revision=revision, subfolder=place.processor_subfolder
         )
     return cast("Qwen3VLConfig", config), get_image_processor(processor, cast("Any", config).vision_config)
 
@@ -511,84 +515,62 @@ def find_reader_source(
 
 
 def load_vl_encoder_parts(
-    model_id: str | os.PathLike[str],
-    revision: str | None = None,
-    dtype: torch.dtype | None = None,
-    *,
-    config: Qwen3VLConfig | None = None,
-    processor: VLImageProcessor | None = None,
-    subfolder: str = "",
-    processor_subfolder: str = "",
+    place: VLPlace, dtype: torch.dtype | None = None
 ) -> tuple[Qwen3VLForConditionalGeneration, VLImageProcessor]:
     """Load a VL encoder and its image processor, and log one line that says what was loaded.
 
-    Args:
-        model_id: Hub id or local folder.
-        revision: Branch, tag or commit of a Hub id.
-        dtype: Of the weights; None keeps the checkpoint's.
-        config: Its config, where `load_vl_config` has read it already, and so for processor.
-        subfolder: Where in the repository or folder the encoder lies, and so for processor_subfolder.
+    With None for `dtype` the weights keep the checkpoint's.
 
     Raises:
         OSError: It can neither be found locally nor be downloaded, or is not whole.
         TypeError: It is another kind of model.
     """
-    if config is None or processor is None:
-        config, processor = load_vl_config(
-            model_id, revision, subfolder=subfolder, processor_subfolder=processor_subfolder
-        )
-    with _explaining_failure(model_id):
+    config, processor = load_vl_config(place)
+    with _explaining_failure(place):
         # Whole: the bare Qwen3VLModel would start from random weights on transformers 4.57, with only a warning.
         encoder = Qwen3VLForConditionalGeneration.from_pretrained(
-            model_id, config=config, dtype=dtype or "auto", revision=revision or "main", subfolder=subfolder
+            place.model_id,
+            config=config,
+            dtype=dtype or "auto",
+            revision=place.revision or "main",
+            subfolder=place.subfolder,
         )
-    _log_loaded(f"VL encoder {model_id}", revision, encoder)
+    _log_loaded("VL encoder", place, encoder)
     return encoder.eval(), processor
 
 
-def _log_loaded(what: str, revision: str | None, model: PreTrainedModel) -> None:
-    size = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
-    _readers_logger.warning(f"Loaded the {what} (revision {revision or 'default'}, {model.dtype}, {size:.2f} GB).")
-
-
-def load_vision_tower(
-    model_id: str | os.PathLike[str],
-    revision: str | None = None,
-    dtype: torch.dtype | None = None,
-    *,
-    subfolder: str = "",
-    processor_subfolder: str = "",
-) -> tuple[nn.Module, VLImageProcessor]:
+def load_vision_tower(place: VLPlace, dtype: torch.dtype | None = None) -> tuple[nn.Module, VLImageProcessor]:
     """Load Qwen3-VL's vision tower alone, and its image processor: 0.41 B of the 4B model's 4.44 B parameters.
 
     Of a Hub repository only the files that hold the tower are fetched (its index says which), and of these only its
-    tensors are read. Arguments and errors as for `load_vl_encoder_parts`.
+    tensors are read. Errors as `load_vl_encoder_parts`.
     """
-    config, processor = load_vl_config(
-        model_id, revision, subfolder=subfolder, processor_subfolder=processor_subfolder
-    )
-    with _explaining_failure(model_id):
-        found = _read_tower(model_id, dtype, revision, subfolder)
+    config, processor = load_vl_config(place)
+    with _explaining_failure(place):
         with init_empty_weights(include_buffers=False):
             tower = Qwen3VLVisionModel(cast("Any", config.vision_config))
-        tower.load_state_dict(found, assign=True)
-    _log_loaded(f"vision tower of {model_id}", revision, tower)
+        tower.load_state_dict(_read_tower(place, dtype), assign=True)
+    _log_loaded("vision tower of", place, tower)
     return tower.eval(), processor
 
 
-def _read_tower(
-    model_id: str | os.PathLike[str], dtype: torch.dtype | None, revision: str | None, subfolder: str
-) -> dict[str, Tensor]:
+def _log_loaded(what: str, place: VLPlace, model: PreTrainedModel) -> None:
+    size = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
+    revision = place.revision or "default"
+    _readers_logger.warning(f"Loaded the {what} {place.model_id} (revision {revision}, {model.dtype}, {size:.2f} GB).")
+
+
+def _read_tower(place: VLPlace, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """The tower's tensors by their names within it, from a whole file or from shards."""
-    place: dict[str, Any] = {"revision": revision, "subfolder": subfolder}
-    index = cached_file(model_id, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **place)
+    model_id, at = place.model_id, {"revision": place.revision, "subfolder": place.subfolder}
+    index = cached_file(model_id, "model.safetensors.index.json", _raise_exceptions_for_missing_entries=False, **at)
     files = ["model.safetensors"]
     if index is not None:
         listed: dict[str, str] = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
         files = sorted({file for name, file in listed.items() if _TOWER.match(name)})
     found: dict[str, Tensor] = {}
     for file in files:
-        with safe_open(cast("str", cached_file(model_id, file, **place)), framework="pt") as tensors:
+        with safe_open(cast("str", cached_file(model_id, file, **at)), framework="pt") as tensors:
             for name in tensors.keys():  # noqa: SIM118 - it is no dict
                 if _TOWER.match(name):
                     found[_TOWER.sub("", name)] = tensors.get_tensor(name).to(dtype)
@@ -596,14 +578,14 @@ def _read_tower(
 
 
 @contextmanager
-def _explaining_failure(model_id: str | os.PathLike[str]) -> Generator[None]:
+def _explaining_failure(place: VLPlace) -> Generator[None]:
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
         reason = next(iter(str(error).splitlines()), "") or type(error).__name__
         raise OSError(
-            f"The VL encoder {str(model_id)!r} could not be loaded: {reason} Pass the Hub id of a Qwen3-VL (online, "
-            "the first time) or the path of a local folder as `vl_model_id`."
+            f"The VL encoder {str(place.model_id)!r} could not be loaded: {reason} Pass the Hub id of a Qwen3-VL "
+            "(online, the first time) or the path of a local folder as `vl_model_id`."
         ) from error
 
 

@@ -27,8 +27,8 @@ from .turn import TextTurn, picture_turn, read_text_turn
 # nothing about the model. Taken as "no bound", it gives the same grid in every version.
 _UNTOLD_MAX_PIXELS = 28 * 28 * 1280
 
-
-_VERSIONS = {
+#: Library to version, for the provenance of what is read or measured.
+VERSIONS = {
     "zimage_vl": __version__,
     "torch": str(torch.__version__),
     "transformers": transformers.__version__,
@@ -158,7 +158,7 @@ def build_reading(
         max_pixels=max_pixels,
         reader=source.reader,
         treatment=_name_treatment(treatment, picture),
-        versions=_VERSIONS,
+        versions=VERSIONS,
     )
     # Resized here, not in the processor: the same grid in every version of transformers.
     picture = picture if picture.size == size else picture.resize(size, Image.Resampling.BICUBIC)

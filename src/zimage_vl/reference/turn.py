@@ -46,9 +46,7 @@ class TextTurn:
     text: str  # without the template
     ids: list[int]  # token ids without padding, cut to the length asked for
     regions: list[Region]  # prefix, words or suffix, one per token
-    spans: list[
-        tuple[int, int]
-    ]  # the first character of the text that each token covers and one past the last, or -1s
+    spans: list[tuple[int, int]]  # the characters of the text that each token covers, first and one past; or -1s
     uncut_ids: list[int] = field(repr=False)  # before the cut
     melted: bool  # a token reaches from the template into the text
     tokenizer: PreTrainedTokenizerBase = field(repr=False)

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from ..blend.registry import KNOBS
-from .manifest import REFERENCES, Manifest, write_whole
+from .files import whole_file
+from .manifest import REFERENCES, Manifest
 
 
 #: The most pictures that the page and the sheets of a folder show; its manifest may hold more.
@@ -136,7 +137,8 @@ def write_page(folder: Path, gallery: Gallery) -> None:
     }
     text = json.dumps(data).replace("<", "\\u003c")  # so that no word in it can end the script
     template = files("zimage_vl.workflows").joinpath("gallery.html").read_text(encoding="utf-8")
-    write_whole(folder / "index.html", [template.replace("{{ data }}", text).encode()])
+    with whole_file(folder / "index.html") as file:
+        file.write(template.replace("{{ data }}", text).encode())
 
 
 def _make_shot(row: Mapping[str, Any], hashes: Mapping[str, set[str]], folder: Path) -> Shot:

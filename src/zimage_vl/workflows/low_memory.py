@@ -20,6 +20,7 @@ from ..pipeline.pipeline_z_image_vl import CALL_NAMES, PAINTING_NAMES, ZImageVLP
 from ..reference.embeds import ReferenceEmbeds
 from ..reference.pictures import ReferenceImage
 from ..reference.readers import (
+    VLPlace,
     find_reader_source,
     load_vision_tower,
     load_vl_config,
@@ -153,16 +154,15 @@ class _Source:
             processor: Any = AutoImageProcessor.from_pretrained(self.model, subfolder="vl_processor", **self.at)
             revision = self.at.get("revision")
             return find_reader_source(vl_reader, text_config, vision, processor, self.model, revision)
-        model_id, place = self._locate_vl_encoder()
-        found = load_vl_config(model_id, **place)
-        return find_reader_source(vl_reader, text_config, *found, model_id, place.get("revision"))
+        place = self._locate_vl_encoder()
+        return find_reader_source(vl_reader, text_config, *load_vl_config(place), place.model_id, place.revision)
 
     def _is_saved(self, name: str) -> bool:
         return self.vl_model_id is None and (self.index.get(name) or [None])[0] is not None
 
-    def _locate_vl_encoder(self) -> tuple[str | os.PathLike[str], dict[str, Any]]:
+    def _locate_vl_encoder(self) -> VLPlace:
         if self._is_saved("vl_encoder"):
-            return self.model, {**self.at, "subfolder": "vl_encoder", "processor_subfolder": "vl_processor"}
+            return VLPlace(self.model, self.at.get("revision"), "vl_encoder", "vl_processor")
         default = inspect.signature(ZImageVLPipeline.__init__).parameters["vl_model_id"].default
         wanted = self.vl_model_id or self.index.get("vl_model_id", default)
         if wanted is None:
@@ -170,12 +170,11 @@ class _Source:
                 f"{str(self.model)!r} holds no VL encoder and names none to read the reference with: pass "
                 "`vl_model_id`, or `reference_embeds` instead of pictures."
             )
-        return wanted, {}
+        return VLPlace(wanted)
 
     def read(self, pictures: Sequence[Reading | ReferenceEmbeds]) -> list[ReferenceEmbeds]:
         """The states of pictures, by the VL encoder; it is gone when this returns."""
-        model_id, place = self._locate_vl_encoder()
-        loaded, processor = load_vl_encoder_parts(model_id, dtype=self.dtype, **place)
+        loaded, processor = load_vl_encoder_parts(self._locate_vl_encoder(), self.dtype)
         encoder: Any = loaded  # of which pyright does not know that `to` takes a device
         parts: dict[str, Any] = dict.fromkeys(("scheduler", "vae", "text_encoder", "transformer"))
         reader = ZImageVLPipeline(
@@ -194,8 +193,7 @@ class _Source:
             return self.load_pipeline(**left)
         if self._is_saved("vl_vision"):
             return self.load_pipeline(**left, keep=("vl_vision", "vl_processor"))
-        model_id, place = self._locate_vl_encoder()
-        tower, processor = load_vision_tower(model_id, dtype=self.dtype, **place)
+        tower, processor = load_vision_tower(self._locate_vl_encoder(), self.dtype)
         return self.load_pipeline(**left, vl_vision=tower, vl_processor=processor)
 
     def load_pipeline(self, keep: Sequence[str] = (), **parts: Any) -> ZImageVLPipeline:

@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import json
 import os
-import uuid
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from .files import named_errors, remove_leftovers, whole_file
 
 
 MANIFEST, PICTURES, REFERENCES = "manifest.jsonl", "pictures", "references"
@@ -76,7 +77,8 @@ class Manifest:
         entries = self.entries()
         offsets = [entry.offset for entry in entries]
         if offsets != [offset for offset, _ in self._lines()]:
-            write_whole(self.path, self._read(entries))
+            with whole_file(self.path) as file:
+                file.writelines(self._read(entries))
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         if self.path.exists():
@@ -102,11 +104,15 @@ def _parse(line: bytes) -> object:
 
 
 def prepare_folder(folder: Path) -> None:
-    """Make the folder of a sweep where it is missing, and put its manifest in order. Nobody may append meanwhile."""
+    """Make the folder of a sweep where it is missing, put its manifest in order, and remove what a killed run left.
+
+    Nobody may append meanwhile.
+    """
     folder.mkdir(exist_ok=True)
     Manifest(folder).tidy()  # which refuses a folder of something else
-    for name in (PICTURES, REFERENCES):
-        (folder / name).mkdir(exist_ok=True)
+    for each in (folder, folder / PICTURES, folder / REFERENCES):
+        each.mkdir(exist_ok=True)
+        remove_leftovers(each)
 
 
 def merge_folders(folders: Sequence[Path], output: Path) -> None:
@@ -126,42 +132,19 @@ def merge_folders(folders: Sequence[Path], output: Path) -> None:
             continue
         for row in Manifest(folder).rows():
             if row["file"] is not None:
-                _bring(folder / row["file"], output / row["file"])
+                bring_file(folder / row["file"], output / row["file"])
             manifest.append(row)
         for thumbnail in (folder / REFERENCES).glob("*.jpg"):
-            _bring(thumbnail, output / REFERENCES / thumbnail.name)
+            bring_file(thumbnail, output / REFERENCES / thumbnail.name)
     manifest.tidy()
 
 
-def _bring(source: Path, target: Path) -> None:
-    """Equal names are equal pictures: they are named by what decides them."""
+def bring_file(source: Path, target: Path) -> None:
+    """Link or copy a file unless it is there: equal names are equal contents, for they say what decides these."""
     if target.exists():
         return
     try:
         os.link(source, target)
     except OSError:  # another disk, or one without links
-        write_whole(target, [source.read_bytes()])
-
-
-def write_whole(path: Path, parts: Iterable[bytes]) -> None:
-    """Write a file that is under its final name in full or not at all. An OSError names it."""
-    unfinished = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        with named_errors(path):
-            with open(unfinished, "xb") as file:
-                file.writelines(parts)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(unfinished, path)
-    finally:
-        with suppress(OSError):
-            unfinished.unlink(missing_ok=True)
-
-
-@contextmanager
-def named_errors(path: Path) -> Generator[None]:
-    """Within it, an OSError without a file's name gets this one."""
-    try:
-        yield
-    except OSError as error:
-        raise OSError(error.errno, error.strerror, str(path)) from error
+        with whole_file(target) as file:
+            file.write(source.read_bytes())

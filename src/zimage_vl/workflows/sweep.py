@@ -31,7 +31,8 @@ from ..pipeline.inputs import is_guided
 from ..reference.embeds import ReferenceEmbeds
 from ..reference.pictures import load_reference_image, read_image_bytes
 from ..reference.reading import resolve_layers
-from .manifest import PICTURES, REFERENCES, Manifest, write_whole
+from .files import whole_file
+from .manifest import PICTURES, REFERENCES, Manifest
 from .sweep_plan import OF_READING, SOURCES, SweepPlan, make_conditioning, merge_knobs
 
 
@@ -103,7 +104,8 @@ def run_sweep(
             row |= {"status": "failed", "file": None, "sha256": None, "error": explain(error)}
         else:
             png = _encode_png(image, {**job.record, **reports})
-            write_whole(folder / file, [png])
+            with whole_file(folder / file) as written:
+                written.write(png)
             _keep_thumbnails(job, folder)
             row |= {"status": "done", "sha256": hashlib.sha256(png).hexdigest(), "error": None}
         row["seconds"] = round(time.perf_counter() - start, 3)
@@ -349,7 +351,7 @@ def _keep_thumbnails(job: _Job, folder: Path) -> None:
     """The references in small, for the page, which may be looked at where they are not."""
     for one in job.files.get("reference_image", []):
         if not (path := folder / REFERENCES / f"{one.digest[:20]}.jpg").exists():
-            small, file = one.content.copy(), io.BytesIO()
+            small = one.content.copy()
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
-            small.save(file, format="JPEG", quality=90, subsampling=0)
-            write_whole(path, [file.getvalue()])
+            with whole_file(path) as file:
+                small.save(file, format="JPEG", quality=90, subsampling=0)
