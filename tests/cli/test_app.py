@@ -40,7 +40,7 @@ def test_help_imports_nothing_heavy(arguments: tuple[str, ...]) -> None:
 
 def test_every_command_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     listed = call(capsys, "--help").out
-    for command in ("demo", "generate", "env", "extract", "inspect", "statistics", "evidence"):
+    for command in ("demo", "generate", "app", "env", "extract", "inspect", "statistics", "evidence"):
         assert f"\n  {command} " in listed
 
 
