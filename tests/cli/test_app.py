@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -20,6 +21,36 @@ from command_line import environment, run
 def test_the_version() -> None:
     done = run("--version")
     assert (done.returncode, done.stdout) == (0, f"zimage-vl {zimage_vl.__version__}\n")
+
+
+def test_the_shell_completes_commands_options_and_choices() -> None:
+    assert "_ZIMAGE_VL_COMPLETE=complete_bash" in run("--show-completion", SHELL="/bin/bash").stdout
+    for words, completed in (
+        ("gen", "generate"),
+        ("generate --take col", "colour-palette colours"),
+        ("extract --tok", ""),
+        ("generate --tokens image_", "image_no_markers"),
+    ):
+        typed = {"COMP_WORDS": f"zimage-vl {words}", "COMP_CWORD": str(len(words.split()))}
+        assert run(_ZIMAGE_VL_COMPLETE="complete_bash", **typed).stdout.split() == completed.split()
+
+
+def test_a_line_comes_before_anything_slow_and_json_shows_no_bars(tmp_path: Path) -> None:
+    program = (
+        "import sys\n"
+        "from zimage_vl.cli import _models, main\n"
+        "announce = _models.note\n"
+        "def note(text):\n"
+        "    announce(text)\n"
+        "    print([name for name in ('torch', 'diffusers') if name in sys.modules], file=sys.stderr)\n"
+        "_models.note = note\n"
+        "main()"
+    )
+    given = ("generate", "-p", "x", "--steps", "1", "-o", tmp_path / "x.png", "--seed", "0", "--format", "json")
+    done = run(*given, start=(sys.executable, "-c", program))
+    assert json.loads(done.stdout)["outputs"] == [str(tmp_path / "x.png")]
+    told = "Model: the toy, which knows only coloured shapes; for more: --model Tongyi-MAI/Z-Image-Turbo"
+    assert done.stderr.splitlines() == [told, "[]"]  # once, and no bars
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("generate", "--help"), ("extract", "-h")])

@@ -104,6 +104,7 @@ def test_plans_name_axes_as_options_or_as_the_call_does(name: str, tmp_path: Pat
         ("plan.yaml", "alpha: 1\nvl_alpha: 2", "twice, under two names"),
         ("plan.yaml", "[1, 2]", "must hold names with their values"),
         ("plan.yaml", "alpha: [", "cannot be read"),
+        ("plan.yaml", "alpha: " + "[" * 3000, "cannot be read"),
         ("plan.yaml", "!!python/object/apply:os.getcwd []", "cannot be read"),
         ("plan.toml", "alpha", "cannot be read"),
         ("plan.json", "{}", "must end in .yaml, .yml or .toml"),

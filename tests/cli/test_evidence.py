@@ -77,7 +77,7 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(
     done = call(capsys, "evidence", *options)
     assert (done.code, done.out) == (2, "")
     assert reason in done.err
-    assert len(done.err.splitlines()) == 1
+    assert len(done.err.splitlines()) == 2  # which model, and why not
 
 
 @pytest.mark.parametrize("missing", ["--pictures", "--prompts"])

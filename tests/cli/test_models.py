@@ -146,7 +146,7 @@ def test_what_is_no_pipeline_is_refused_before_anything_is_read(
         for command in commands:
             done = call(capsys, *command, "--model", tmp_path)
             done.refused(f"--model '{tmp_path}' could not be loaded: ")
-            assert len(done.err.splitlines()) == 1
+            assert len(done.err.splitlines()) == 2  # which model, and why not
 
 
 @pytest.mark.parametrize("offline", [True, False])

@@ -35,7 +35,7 @@ def studio(tmp_path_factory: pytest.TempPathFactory) -> Studio:
 
 @pytest.fixture(scope="module")
 def address(studio: Studio) -> Generator[str]:
-    pytest.importorskip("gradio", reason='no gradio here: `make test-app` brings it')
+    pytest.importorskip("gradio", reason="no gradio here: `make test-app` brings it")
     with pytest.MonkeyPatch.context() as patch:
         for name in ("GRADIO_TEMP_DIR", "GRADIO_ANALYTICS_ENABLED", "GRADIO_RUN_HISTORY"):
             patch.setenv(name, "")  # and forgotten afterwards

@@ -17,25 +17,20 @@ import pytest
 
 from cli_calls import Call, call, read_png
 from command_line import START, TWO_PROCESSES, environment, run
-from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
+from sweep_samples import PROMPT, draw_references
+from tally import load_toy_once
+from zimage_vl.toy import Scene, draw_scene
 
 
-PROMPT = "a red circle on a white background"
 GIVEN = ("-p", PROMPT, "-r", "a.png", "--steps", 1)
 
 
-@pytest.fixture(scope="module")
-def pipe() -> Any:
-    return load_toy_pipeline()
-
-
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: Any) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder to work in, with references; the toy is loaded once."""
     monkeypatch.chdir(tmp_path)
-    draw_scene(Scene("square", "blue", "black")).save("a.png")
-    draw_scene(Scene("cross", "green", "gray")).save("b.png")
-    monkeypatch.setattr("zimage_vl.load_toy_pipeline", lambda: pipe)
+    draw_references()
+    monkeypatch.setattr("zimage_vl.load_toy_pipeline", load_toy_once)
     return tmp_path
 
 

@@ -13,14 +13,15 @@ import torch
 from PIL import Image
 
 from cli_calls import read_png
+from sweep_samples import PROMPT, draw_references
+from tally import load_toy_once
 from zimage_vl.blend.report import make_jsonable
-from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
+from zimage_vl.toy import Scene, draw_scene
 from zimage_vl.workflows.manifest import MANIFEST, prepare_folder
 from zimage_vl.workflows.sweep import count_operations, run_sweep
 from zimage_vl.workflows.sweep_plan import SweepPlan
 
 
-PROMPT = "a red circle on a white background"
 ORIGIN: dict[str, Any] = {"model": "toy", "device": "cpu", "dtype": "float32"}
 PAINTING: dict[str, Any] = {"prompt": [PROMPT], "size": [(64, 64)], "steps": [1], "guidance": [0.0], "seed": [3]}
 
@@ -46,16 +47,15 @@ class Counted:
         return self.pipe.encode_prompt_with_reference(prompt, **kwargs)
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def pipe() -> Any:
-    return load_toy_pipeline()
+    return load_toy_once()
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, pipe: Any) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    for name, scene in (("a.png", Scene("square", "blue", "black")), ("b.png", Scene("cross", "green", "gray"))):
-        draw_scene(scene).save(name)
+    draw_references()
     Image.fromarray(np.repeat(np.uint8([[255], [0]]), 32, axis=0).repeat(64, axis=1)).save("mask.png")
     prepare_folder(tmp_path / "out")
     return tmp_path / "out"

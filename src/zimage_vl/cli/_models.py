@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tempfile
 from collections.abc import Generator, Sequence
@@ -27,6 +28,7 @@ class Model:
     """The models that a command works with, as its options name them, and where and how precisely they run.
 
     Making it is the check: names that can be none, no pipeline behind them, a device that is not there.
+    A quiet one shows no bars of progress.
     """
 
     model: str = TOY_MODEL
@@ -34,6 +36,7 @@ class Model:
     revision: str | None = None
     device: str | None = None
     dtype: str | None = None
+    quiet: bool = False
 
     def __post_init__(self) -> None:
         for option, given in (("--revision", self.revision), ("--vl-model", self.vl_model)):
@@ -71,21 +74,19 @@ class Model:
     def describe(self) -> dict[str, str | None]:
         """Get the options for a record; of a folder the name, without those that it lies in."""
         shown = Path(self.model).name if Path(self.model).is_dir() else self.model
-        return {**asdict(self), "model": shown}
-
-    def announce(self) -> None:
-        """Say what is loaded, and of the toy how little it knows."""
-        toy = "The toy paints, which knows only coloured shapes; for more: --model Tongyi-MAI/Z-Image-Turbo."
-        note(toy if self.is_toy else f"Loading {self.model} ...")
+        return {**{name: value for name, value in asdict(self).items() if name != "quiet"}, "model": shown}
 
     def load(self, **parts: None) -> Any:
         """Get the pipeline, on the CPU. The `parts` are left out: they are not even fetched."""
         import torch
         from diffusers.utils import deprecation_utils
 
+        if self.quiet:
+            silence_bars()
         precision = getattr(torch, str(self.dtype))
         if self.is_toy:
             pipe = zimage_vl.load_toy_pipeline()
+            pipe.set_progress_bar_config(disable=self.quiet)
             return pipe if pipe.dtype == precision else pipe.to(precision)
         # Older diffusers ignore `dtype` silently; newer ones, which have this helper, call `torch_dtype` deprecated.
         dtype = "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
@@ -93,7 +94,9 @@ class Model:
         if self.vl_model is not None:  # takes precedence over one that is saved with the model
             given |= {**dict.fromkeys(_VL_PARTS), "vl_model_id": self.vl_model}
         with loading(self.model):
-            return zimage_vl.ZImageVLPipeline.from_pretrained(self.model, revision=self.revision, **given)
+            pipe = zimage_vl.ZImageVLPipeline.from_pretrained(self.model, revision=self.revision, **given)
+        pipe.set_progress_bar_config(disable=self.quiet)
+        return pipe
 
     def load_text_side(self) -> Any:
         """Get a pipeline that can encode prompts and nothing else, on its device."""
@@ -145,6 +148,8 @@ class Model:
         import torch
         from safetensors import SafetensorError
 
+        if self.quiet:
+            silence_bars()
         with tempfile.TemporaryDirectory() as folder:
             if self.is_toy:
                 self.load().save_pretrained(folder)
@@ -155,6 +160,24 @@ class Model:
             except (OSError, SafetensorError):
                 with loading(self.model):
                     raise
+
+
+def announce(model: str) -> None:
+    """Say which model it is, before anything slow begins, and of the toy how little it knows; once per command."""
+    toy = "the toy, which knows only coloured shapes; for more: --model Tongyi-MAI/Z-Image-Turbo"
+    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+        note(f"Model: {toy if model == TOY_MODEL else model}")
+
+
+def silence_bars() -> None:
+    """Show no bars while models are fetched and loaded."""
+    from diffusers.utils import logging as of_diffusers
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers.utils import logging as of_transformers
+
+    disable_progress_bars()
+    for library in (of_diffusers, of_transformers):
+        library.disable_progress_bar()
 
 
 def choose_device(device: str | None) -> str:

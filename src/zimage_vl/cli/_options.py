@@ -13,9 +13,9 @@ from typer.core import TyperCommand
 
 from zimage_vl.blend.registry import KNOBS, Knob
 
-from ._models import DTYPES, TOY_MODEL, Model
+from ._models import DTYPES, TOY_MODEL, Model, announce
 from ._parsing import parse_layer, parse_numbers, parse_text
-from ._terminal import escape, one_line
+from ._terminal import OutputFormat, escape, one_line
 
 
 Command = Callable[..., None]
@@ -75,6 +75,12 @@ PANELS = ("Options", "Reference", "Model", "Advanced: how the reference is blend
 def option(names: str, metavar: str | None, help: str, **more: Any) -> Any:
     """Get an option of these names, in one string."""
     more |= {"parser": parse_text} if metavar in ("TEXT", "ALPHA") else {}
+    if (choices := getattr(more.get("parser"), "choices", None)) is not None:
+
+        def complete(incomplete: str) -> list[str]:
+            return [choice for choice in choices if choice.startswith(incomplete)]
+
+        more["autocompletion"] = complete
     return typer.Option(*names.split(), metavar=metavar, help=help, **more)
 
 
@@ -115,6 +121,7 @@ def choose(choices: Sequence[str]) -> Callable[[str], str]:
         meant = next((f" Did you mean {c}?" for c in choices if near and c.replace("_", "-") == near[0]), "")
         raise typer.BadParameter(f"{text!r} is not one of {', '.join(choices)}.{meant}")
 
+    setattr(choice, "choices", choices)  # noqa: B010 - for the completion of shells; functions declare none
     return choice
 
 
@@ -149,7 +156,9 @@ def with_options(knobs: Iterable[str] = (), vl_model: bool = True) -> Callable[[
                 parameters.append(_parameter(parameter.name, parameter.default, hints[parameter.name]))
 
         def run(**given: Any) -> None:
-            model = Model(**{name: given.pop(name) for name in models})
+            announce(given["model"])
+            quiet = given.get("output_format") is OutputFormat.JSON
+            model = Model(**{name: given.pop(name) for name in models}, quiet=quiet)
             command(
                 model=model, **{n: value for n, value in given.items() if n not in KNOBS or value not in (None, [])}
             )

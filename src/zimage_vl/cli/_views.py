@@ -95,11 +95,13 @@ def describe_dry_run(
             pixels += row["width"] * row["height"]
             operations += cost(row)
             steps += row["steps"]
-    known = [
-        row for row in Manifest(folder).rows(_MOST_MEASURED) if row["status"] == "done" and row["device"] == device
-    ]
+    known: list[tuple[float, float]] = []
+    for row in (manifest := Manifest(folder)).rows(_MOST_MEASURED):
+        with manifest.blaming(row):
+            if row["status"] == "done" and row["device"] == device:
+                known.append((float(row["seconds"]), cost(row)))
     if known:
-        seconds = operations * sum(row["seconds"] for row in known) / sum(map(cost, known))
+        seconds = operations * sum(seconds for seconds, _ in known) / sum(cost for _, cost in known)
         rule = f"measured on the {len(known)} pictures in {folder}"
     elif model == TOY_MODEL:
         seconds, rule = steps * _TOY_STEP_SECONDS, f"by rule: {_TOY_STEP_SECONDS} s per step"

@@ -111,7 +111,6 @@ app = typer.Typer(
     name="zimage-vl",
     cls=_Commands,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,  # its tables cut long names off at 80 columns
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -73,7 +73,6 @@ def evidence(
             f"--output: {folder}, for the pictures, exists already: name another file, or add --overwrite."
         )
     references = [zimage_vl.load_reference_image(source.name, "--pictures") for source in sources]
-    model.announce()
     note(f"Painting at {width}x{height}")
     pipe = model.load().to(model.device)
     pipe.set_progress_bar_config(disable=True)

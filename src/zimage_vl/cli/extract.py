@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import sys
 import time
 from collections import Counter
@@ -32,6 +33,7 @@ from ._team import NumShardsOption, ShardIndexOption, Team, take_part
 from ._terminal import FormatOption, OutputFormat, count_of, escape, note, print_json, say
 
 
+_is_own_name = re.compile(r"[0-9a-f-]+\.safetensors").fullmatch
 _LAYERS: Any = "-2,-4,-6,-8"
 # The knobs that a reading has, and their names in `encode_reference`.
 _ARGUMENTS = {
@@ -212,13 +214,14 @@ def merge_extracted(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     known = {line for line, _ in _rows(output)}
     for folder in folders:
         for line, row in _rows(folder):
-            if not {"source", "file", "status"} <= row.keys():
-                raise ValueError(f"{folder / MANIFEST} is the manifest of something else than `zimage-vl extract`.")
+            file = row.get("file")
+            if "source" not in row or not (file is None or _is_own_name(str(file))):  # and leads nowhere else
+                raise ValueError(f"{folder / MANIFEST} has a line that is none of `zimage-vl extract`: {row!s:.80}")
             if line not in known:
-                if row["file"] is not None:
-                    bring_file(folder / row["file"], output / row["file"])
+                if file is not None:
+                    bring_file(folder / file, output / file)
                 append_line(output / MANIFEST, row)
-    counts = Counter(str(row["status"]) for _, row in _rows(output))
+    counts = Counter(str(row.get("status")) for _, row in _rows(output))
     return {"output": str(output), "counts": dict(counts), "manifest": str(output / MANIFEST)}
 
 

@@ -73,11 +73,13 @@ def generate(
     The paths are printed last.
     """
     asked = SimpleNamespace(**locals())
+    from zimage_vl.workflows.sweep_plan import as_list
+
     settings, conditioning = _read_knobs(asked)
     _check_together(asked, conditioning)
     if same_picture:
         init_image, strength = knobs["reference_image"][0], _SAME_STRENGTH if strength is None else strength
-    files: list[Any] = [init_image, statistics, *(path for name in PICTURE_KNOBS for path in _listed(knobs.get(name)))]
+    files: list[Any] = [init_image, statistics, *(path for name in PICTURE_KNOBS for path in as_list(knobs.get(name)))]
     paths = [round_path(p, i, iterations) for p in numbered_paths(output, num_images) for i in range(iterations)]
     remove_leftovers(output.parent, {path.name for path in paths})
     for path in paths:
@@ -110,7 +112,6 @@ def generate(
         "statistics": None if statistics is None else describe_file(statistics),
     }
     call = {**painted, "num_inference_steps": steps, "guidance_scale": guidance, **arguments}
-    model.announce()
     paint: Callable[..., Any]
     if low_memory:
         paint = model.paint_in_stages
@@ -205,10 +206,12 @@ def _describe_knobs(knobs: dict[str, Any], conditioning: zimage_vl.VLConditionin
 
 def _read_files(knobs: dict[str, Any], asked: Any) -> tuple[dict[str, Any], list[dict[str, str]]]:
     """The knobs with pictures and embeddings in the place of their names, and what is recorded of these."""
+    from zimage_vl.workflows.sweep_plan import as_list
+
     arguments, sources = dict(knobs), list[dict[str, str]]()
     for name in (name for name in PICTURE_KNOBS if name in knobs):
         option, found = option_names(name)[0], list[Any]()
-        for source in _listed(knobs[name]):
+        for source in as_list(knobs[name]):
             if name.endswith("_embeds"):
                 found.append(_load_embeds(option, source, asked))
                 sources.append(describe_file(Path(source), option=option))
@@ -238,10 +241,6 @@ def _load_embeds(option: str, path: str, asked: Any) -> Any:
         if read[name] not in (None, value):
             note(f"{option} {path} was read with {option_names(name)[-1]} {read[name]!r}, one call has {value!r}.")
     return embeds
-
-
-def _listed(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _describe_start(steps: int, strength: float) -> dict[str, Any]:

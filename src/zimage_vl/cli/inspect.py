@@ -11,7 +11,7 @@ import typer
 
 import zimage_vl
 
-from ._options import option
+from ._options import option, option_names
 from ._outputs import PARTLY_DONE
 from ._records import read_png
 from ._terminal import FormatOption, OutputFormat, escape, note, one_line, print_facts, print_json, say
@@ -38,6 +38,9 @@ def inspect(
         return
     against = None if statistics is None else zimage_vl.TextStatistics.load(statistics)
     described = [_describe(file, against, threshold) for file in files]
+    for facts in described if output_format is OutputFormat.TEXT else ():
+        if facts.get("knobs"):  # for people, by their options' names
+            facts["knobs"] = {option_names(name)[0][2:]: value for name, value in facts["knobs"].items()}
     for facts in [{"files": described}] if output_format is OutputFormat.JSON and len(files) > 1 else described:
         print_facts(facts, output_format)
 
@@ -62,10 +65,10 @@ def _verify(files: list[Path], output_format: OutputFormat) -> None:
 
 def _load(file: Path) -> zimage_vl.TextStatistics | zimage_vl.ReferenceEmbeds | dict[str, Any]:
     """What a file holds; a ValueError or OSError with its name where that is none of ours."""
-    from safetensors import safe_open
-
     if file.suffix.lower() == ".png":
         return read_png(file)
+    from safetensors import safe_open
+
     schema = None
     if file.is_file():  # a pipe would wait for ever
         with suppress(Exception), safe_open(str(file), "pt") as opened:
@@ -77,12 +80,12 @@ def _load(file: Path) -> zimage_vl.TextStatistics | zimage_vl.ReferenceEmbeds | 
 
 def _describe(file: Path, against: zimage_vl.TextStatistics | None, threshold: float) -> dict[str, Any]:
     held = _load(file)
-    if isinstance(held, zimage_vl.ReferenceEmbeds):
-        holds, facts = "reference embeddings", describe_reference(held, against, threshold)
-    elif against is not None:
+    if against is not None and not isinstance(held, zimage_vl.ReferenceEmbeds):
         raise ValueError(f"{file} holds no reference embeddings: --statistics is for a file of these.")
-    elif isinstance(held, dict):
+    if isinstance(held, dict):  # a picture needs no torch
         holds, facts = "a picture", held
+    elif isinstance(held, zimage_vl.ReferenceEmbeds):
+        holds, facts = "reference embeddings", describe_reference(held, against, threshold)
     else:
         holds, facts = "text-encoder statistics", describe_statistics(held)
     return {"file": str(file), "bytes": file.stat().st_size, "holds": holds, **facts}

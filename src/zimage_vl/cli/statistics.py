@@ -11,7 +11,7 @@ from zimage_vl.workflows.files import remove_leftovers
 from ._models import Model
 from ._options import option, with_options
 from ._outputs import OverwriteOption, check_output_path, new_file
-from ._terminal import FormatOption, OutputFormat, note, print_facts
+from ._terminal import FormatOption, OutputFormat, print_facts
 
 
 _LARGEST = 5  # dimensions shown: in a real text encoder two of them hold nearly all of the spread
@@ -34,7 +34,6 @@ def statistics(
     if output is not None:
         remove_leftovers(output.parent, [output.name])
         check_output_path(output, (".safetensors",), overwrite=overwrite, inputs=[model.model])
-    note(f"Loading the text encoder of {model.model} ...")
     pipe, name = model.load_text_side(), str(model.describe()["model"])
     measured = zimage_vl.TextStatistics.measure(pipe, name, exclude_sinks)
     if output is not None:

@@ -91,7 +91,7 @@ def sweep(
     rows = run_sweep(
         whole,
         output,
-        None if dry_run else partial(_load, replace(model, device=team.device), offload, whole),
+        None if dry_run else partial(_load, replace(model, device=team.device, quiet=True), offload, whole),
         origin={**model.describe(), "versions": recorded_versions()},
         identity=" ".join(str(Path(n).resolve()) for n in (model.model, model.vl_model) if n and Path(n).is_dir()),
         numbers=numbers,
@@ -106,8 +106,6 @@ def sweep(
             say(line)
         return
     with _prepared(output) if team.is_main else nullcontext():
-        if model.is_toy and team.is_main:
-            model.announce()
         team.wait()
         counts, errors = team.add_up(*_run(rows, len(numbers), team.is_main))
         if team.is_main:
@@ -164,11 +162,6 @@ def _read_axes(plan: Path | None, typed: Mapping[str, Any], model: Model) -> dic
 
 
 def _load(model: Model, offload: str, plan: Any) -> Any:
-    from diffusers.utils import logging as of_diffusers
-    from transformers.utils import logging as of_transformers
-
-    for library in (of_diffusers, of_transformers):  # there is one bar
-        library.disable_progress_bar()
     pipe = model.load()
     for reader, layers in plan.layers.items() if "reference_image" in plan.axes else ():
         model.check_reader(pipe, reader, layers)

@@ -38,11 +38,10 @@ class FileKind:
 def write_tensor_file(
     file: str | os.PathLike[str] | BinaryIO, kind: FileKind, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]
 ) -> None:
-    """Write a safetensors file, with schema and digest in its metadata, to a path, which is replaced, or an open file.
+    """Write a safetensors file, with schema and digest in its metadata, over a path or into an open file.
 
     Raises:
-        FileNotFoundError: The folder does not exist.
-        OSError: The file cannot be written; what was there before still is.
+        OSError: The file cannot be written, or has no folder; what was there before still is.
         ValueError: The metadata are no valid Unicode, or larger than a reader would take.
     """
     path = Path(file) if isinstance(file, (str, os.PathLike)) else None

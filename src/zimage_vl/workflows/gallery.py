@@ -56,10 +56,14 @@ class Gallery:
         """Read a folder's manifest; a ValueError where it is that of something else."""
         manifest = Manifest(folder)
         hashes: dict[str, set[str]] = {}
+        shots: list[Shot] = []
         for row in manifest.rows(SHOWN):
-            for source in row["references"]:
-                hashes.setdefault(source["name"], set()).add(str(source["sha256"])[:6])
-        shots = [_make_shot(row, hashes, folder) for row in manifest.rows(SHOWN)]
+            with manifest.blaming(row):
+                for source in row["references"]:
+                    hashes.setdefault(source["name"], set()).add(str(source["sha256"])[:6])
+        for row in manifest.rows(SHOWN):
+            with manifest.blaming(row):
+                shots.append(_make_shot(row, hashes, folder))
         return cls(shots, len(shots) if len(shots) < SHOWN else len(manifest.entries()))
 
     @cached_property
@@ -149,8 +153,7 @@ def _make_shot(row: Mapping[str, Any], hashes: Mapping[str, set[str]], folder: P
         name = source["name"] if alone else f"{source['name']} ({str(source['sha256'])[:6]})"
         words[kind] = f"{words[kind]} + {name}" if kind in words else name
     words["recipe"] = row["recipe"]
-    knobs = {name: value for name, value in (row["knobs"] or {}).items() if name != "has_neutral_image"}
-    words |= {_word(name): value for name, value in knobs.items()}
+    words |= {_word(name): value for name, value in (row["knobs"] or {}).items() if name in KNOBS}
     words |= {
         "size": f"{row['width']} x {row['height']}",
         **{name: row[name] for name in ("steps", "guidance", "seed")},

@@ -9,8 +9,9 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+import re
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from .files import named_errors, remove_leftovers, whole_file
 
 
 MANIFEST, PICTURES, REFERENCES = "manifest.jsonl", "pictures", "references"
+_is_picture = re.compile(rf"{PICTURES}/[\w-]*\.png", re.ASCII).fullmatch  # and leads nowhere else
 
 
 class Entry(NamedTuple):
@@ -64,6 +66,10 @@ class Manifest:
             if not isinstance(row, dict) or not {"job", "key", "status"} <= row.keys():
                 raise ValueError(f"{self.path} is the manifest of something else than a sweep: name another folder.")
             entry = Entry(row["job"], row["key"], offset, row["status"] == "done")
+            with self.blaming(row):
+                file = row.get("file") or f"{PICTURES}/none.png"
+                if not (type(entry.job) is int and isinstance(entry.key, str) and _is_picture(file)):
+                    raise TypeError
             if entry.done or entry.key not in found or not found[entry.key].done:
                 found[entry.key] = entry
         return sorted(found.values())
@@ -71,6 +77,15 @@ class Manifest:
     def rows(self, limit: int | None = None) -> Iterator[dict[str, Any]]:
         """Get the rows of these lines, or of the first of them, one after another."""
         return map(json.loads, self._read(self.entries()[:limit]))
+
+    @contextmanager
+    def blaming(self, row: Mapping[str, Any]) -> Generator[None]:
+        """Within it, what a value of another kind than a sweep writes brings about is a ValueError that says so."""
+        try:
+            yield
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError) as error:
+            named = f"the line of job {row.get('job')!r:.20}, key {row.get('key')!r:.30},"
+            raise ValueError(f"{self.path}: {named} is damaged: delete it, and the next run does the job.") from error
 
     def tidy(self) -> None:
         """Leave one line per job, in the order of the jobs. Nobody may append meanwhile."""
@@ -98,7 +113,7 @@ class Manifest:
 
 def _parse(line: bytes) -> object:
     """What a line holds, None where a kill cut it off."""
-    with suppress(ValueError):
+    with suppress(ValueError, RecursionError):
         return json.loads(line) if line.endswith(b"\n") else None
     return None
 

@@ -33,7 +33,7 @@ from ..reference.pictures import load_reference_image, read_image_bytes
 from ..reference.reading import resolve_layers
 from .files import whole_file
 from .manifest import PICTURES, REFERENCES, Manifest
-from .sweep_plan import OF_READING, SOURCES, SweepPlan, make_conditioning, merge_knobs
+from .sweep_plan import OF_READING, SOURCES, SweepPlan, as_list, make_conditioning, merge_knobs
 
 
 _KEPT_FILES, _KEPT_READINGS, _KEPT_PROMPTS = 16, 8, 512
@@ -202,7 +202,7 @@ class _Painter:
         sources: list[dict[str, Any]] = []
         failure: Exception | None = None
         for name, option in SOURCES.items():
-            for path in _listed(knobs.get(name)):
+            for path in as_list(knobs.get(name)):
                 found, digest = self._files.get((name, path), partial(_open, name, path)), None
                 if isinstance(found, _File):
                     files.setdefault(name, []).append(found)
@@ -330,10 +330,6 @@ def _is_of_a_job(error: Exception) -> bool:
 
 def _without_query(path: str) -> str:
     return path.split("?")[0] if "://" in path else path  # what follows the question mark may be a signature
-
-
-def _listed(value: Any) -> list[Any]:
-    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
 
 
 def _call_form(items: list[Any]) -> Any:

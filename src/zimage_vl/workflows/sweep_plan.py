@@ -129,3 +129,8 @@ def make_conditioning(knobs: Mapping[str, Any], has_neutral_image: bool) -> VLCo
     """Get what arguments about references make of the blend, checked."""
     own = {name: knobs[name] for name in (*CONDITIONING_NAMES, "reference_weights") if name in knobs}
     return VLConditioning(**own, has_neutral_image=has_neutral_image)
+
+
+def as_list(value: Any) -> list[Any]:
+    """Get the items of a list, the value alone, or nothing for None."""
+    return [] if value is None else list(value) if isinstance(value, (list, tuple)) else [value]
