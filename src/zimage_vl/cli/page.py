@@ -100,7 +100,6 @@ def page(
     side, usual_steps = model.defaults
     width, height = parse_size(size, None, None, side)
     call = {"width": width, "height": height, "num_inference_steps": steps or usual_steps, "guidance_scale": guidance}
-    model.announce()
     pipe = model.load()
     model.check_reader(pipe, "qwen3-vl", (DEFAULT_LAYERS["qwen3-vl"],))
     pipe = model.place(pipe, offload)
