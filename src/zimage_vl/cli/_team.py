@@ -16,11 +16,10 @@ _SHARDS = "Machines that share nothing and do a part each, into folders of their
 _SHARD = "The part of this one, from 0."
 NumShardsOption = Annotated[int, option("--num-shards", "INT", _SHARDS, min=1)]
 ShardIndexOption = Annotated[int, option("--shard-index", "INT", _SHARD, min=0)]
-_Sequence = TypeVar("_Sequence", bound=Sequence[Any])
 _Item = TypeVar("_Item")
 
 
-def take_part(items: _Sequence, parts: int, index: int) -> _Sequence:
+def take_part(items: Sequence[_Item], parts: int, index: int) -> Sequence[_Item]:
     """Get one of as many parts, neighbours together; a ValueError in the words of the options where there is none.
 
     Example:
@@ -64,7 +63,7 @@ class Team:
         """Whether this process reports."""
         return self.state is None or self.state.is_main_process
 
-    def share(self, items: _Sequence) -> _Sequence:
+    def share(self, items: Sequence[_Item]) -> Sequence[_Item]:
         """Get this process's part."""
         return items if self.state is None else take_part(items, self.state.num_processes, self.state.process_index)
 

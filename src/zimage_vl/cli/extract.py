@@ -77,7 +77,7 @@ def extract(
     if to_file and len(sources) != 1:
         raise ValueError(f"--output is one file, and there are {count_of(len(sources), 'reference')}: name a folder.")
     if not dry_run:
-        remove_leftovers(*(output.parent, [output.name]) if to_file else (output,))
+        remove_leftovers(output.parent if to_file else output, [output.name] if to_file else None)
     if to_file:
         check_output_path(output, (".safetensors",), overwrite=overwrite, inputs=[model.model, *references])
     else:

@@ -68,7 +68,7 @@ class Manifest:
             entry = Entry(row["job"], row["key"], offset, row["status"] == "done")
             with self.blaming(row):
                 file = row.get("file") or f"{PICTURES}/none.png"
-                if not (type(entry.job) is int and isinstance(entry.key, str) and _is_picture(file)):
+                if not (type(row["job"]) is int and isinstance(row["key"], str) and _is_picture(file)):
                     raise TypeError
             if entry.done or entry.key not in found or not found[entry.key].done:
                 found[entry.key] = entry
