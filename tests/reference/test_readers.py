@@ -32,6 +32,7 @@ from zimage_vl.blend.regions import Region
 from zimage_vl.reference.embeds import ReferenceEmbeds
 from zimage_vl.reference.readers import (
     VLPlace,
+    bring_to_device,
     check_vl_config,
     check_vl_encoder,
     encode_reference,
@@ -346,6 +347,23 @@ def test_sequential_offload(model: Any) -> None:
     assert_equal_states(got, expected)
     assert got.provenance == expected.provenance  # the fingerprint too
     assert all(parameter.device.type == "meta" for parameter in model.parameters())
+
+
+def test_the_position_table_is_brought_only_where_it_is_away(model: Any) -> None:
+    from accelerate import cpu_offload
+
+    table = model.model.visual.pos_embed
+    weights = table.weight.clone()
+    bring_to_device(model)
+    assert not hasattr(table, "_hf_hook")
+    cpu_offload(model.model.visual, torch.device("cpu"))
+    assert table.weight.device.type == "meta"
+    bring_to_device(model)
+    bring_to_device(model)
+    assert torch.equal(table.weight, weights)
+    with torch.no_grad():
+        assert torch.equal(table(torch.tensor([3])), weights[3:4])
+    assert table.weight.device.type == "meta"
 
 
 def test_group_offload_is_found_wherever_its_hooks_sit() -> None:
