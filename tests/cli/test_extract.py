@@ -223,7 +223,7 @@ def test_one_file_for_one_reference(pictures: Path, capsys: pytest.CaptureFixtur
         (["--text", "a\udcff"], "is no valid UTF-8 text"),
         (["--model", "./nowhere"], "--model './nowhere' is neither a folder"),
         (["--vl-model", "./qwen"], "--vl-model does nothing with --model toy"),
-        (["--describe"], "--describe writes the text itself"),
+        (["--describe"], "--describe lets the VL encoder write the text beside the picture: leave out --text"),
         (["--mask", "gone.png"], "--mask 'gone.png' does not exist"),
         (["--no-urls", "https://example.com/a.png?signed"], "'https://example.com/a.png' is an address"),
         (["--device", "gpu"], "--device 'gpu' cannot be used here"),

@@ -248,6 +248,8 @@ def test_embeds_and_several_pictures_are_what_the_reference_gives(capsys: Any, f
         same(pixels, pictures[seed - 5])
         assert said["references"][0]["sha256"] == sha256("embeds.safetensors")
     assert (pictures[0] != pictures[1]).any()
+    other = generate(capsys, "--embeds", "embeds.safetensors", "--take", "layout", reference=None)
+    other.refused("was read with --treatment 'none', and 'greyscale' is asked for")
 
 
 def test_statistics_from_a_file(capsys: Any, folder: Path) -> None:
@@ -350,7 +352,7 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         ("--guidance nan", "--guidance"),
         ("--take style --recipe guide", "--take can be had once, got style and guide"),
         ("--same-picture --init-image start.png", "--same-picture and --init-image exclude each other"),
-        ("--same-picture -r start.png", "paints over the reference, and needs one"),
+        ("--same-picture -r start.png", "paints over the reference: give one --reference"),
         ("--no-urls -r https://example.com/a.png", "--no-urls is set, and 'https://example.com/a.png' is an address"),
         ("--strength 0.5", "--strength does nothing without --init-image"),
         ("--init-image start.png --strength 0", "--strength must be above 0"),
@@ -395,6 +397,11 @@ def test_settings_that_cannot_be(options: str, reason: str, capsys: Any, folder:
         ("--mask mask.png", "--mask does nothing without --reference"),
         ("--reference nowhere.png", "--reference 'nowhere.png' does not exist"),
         ("-r broken\x1b.png", r"broken\x1b.png (15 bytes) is an HTML page"),
+        (
+            "-r start.png --take variation --reader text_encoder",
+            "--describe needs --reader 'qwen3-vl', got 'text_encoder'",
+        ),
+        ("-r start.png --same-picture --steps 4", "Use at least 7 steps, or a strength of at most 0.75"),
         ("--embeds nowhere.safetensors", "--embeds: There is no file nowhere.safetensors"),
         ("--embeds start.png", "read the picture with `zimage-vl extract`"),
         ("--iterations 2", "--iterations above 1 needs a --reference"),

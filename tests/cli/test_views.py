@@ -60,6 +60,7 @@ def test_time_is_measured_where_the_folder_has_pictures_and_by_rule_elsewhere(tm
         "job": 0,
         "key": "a",
         "status": "done",
+        "file": "pictures/a.png",
         "seconds": 2.0,
         "device": "cuda",
         **JOB,

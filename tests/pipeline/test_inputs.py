@@ -277,7 +277,14 @@ def test_embeddings_for_other_pipelines_are_checked_alike(pipe: ZImageVLPipeline
         (ValueError, "must be one of", {"vl_reader": "x"}),
         (TypeError, "`muted` must be", {"muted": "x"}),
         (TypeError, "`describe` must be", {"describe": 1}),
-        (ValueError, "needs vl_reader", {"describe": True, "vl_reader": "text_encoder"}),
+        (ValueError, "needs vl_reader", {"describe": True, "text": "", "vl_reader": "text_encoder"}),
+        (ValueError, "leave out `text`", {"describe": True}),
+        (
+            TypeError,
+            'no argument `text_tokens_only` of encode_reference.*use vl_token_selection="text"',
+            {"text_tokens_only": True},
+        ),
+        (TypeError, "no argument `vl_hidden_layer` of encode_reference .`layers` are", {"vl_hidden_layer": -2}),
         (ValueError, "max_sequence_length", {"max_sequence_length": 0}),
     ]
     with record_runs(pipe) as runs:
@@ -286,7 +293,7 @@ def test_embeddings_for_other_pipelines_are_checked_alike(pipe: ZImageVLPipeline
                 pipe.encode_prompt_with_reference(**{"prompt": PROMPT, "reference_image": PICTURE, **kwargs})
         for error, match, kwargs in reading:
             with pytest.raises(error, match=match):
-                pipe.encode_reference(PICTURE, PROMPT, layers=(-2,), **kwargs)
+                pipe.encode_reference(PICTURE, **{"text": PROMPT, "layers": (-2,), **kwargs})
     assert runs == []
 
 
@@ -354,12 +361,20 @@ def test_without_a_reference_knobs_are_checked_for_their_values_only(pipe: ZImag
     needing = {"reference_weights": [1.0], "reference_mask": WHITE, "vl_text": "a circle", "neutral_image": PICTURE}
     for name, value in needing.items():
         refused(pipe, f"`{name}` needs a reference", **{name: value}, **STYLE)
+        negative = {"negative_reference_image": PICTURE, **GUIDED}
+        refused(pipe, f"`{name}` needs a reference, one of its own", **{name: value}, **STYLE, **negative)
 
 
 def test_what_ready_embeddings_have_settled_and_whether_they_fit(pipe: ZImageVLPipeline) -> None:
-    settled = {"vl_text": "a", "vl_text_position": "before", "vl_max_pixels": 4096, "reference_mask": WHITE}
-    for name, value in settled.items():
+    settled = {"vl_text": "a", "vl_text_position": "before", "vl_max_pixels": 4096, "vl_treatment": "blur"}
+    for name, value in {**settled, "reference_mask": WHITE}.items():
         refused(pipe, f"`{name}` was settled", reference_embeds=READY, **{**KNOBS, name: value})
+    names = {"vl_text": "text", "vl_treatment": "treatment", "vl_text_position": "text_position"}
+    as_read = replace(READY.provenance, max_pixels=4096, **{names[n]: x for n, x in settled.items() if n in names})
+    embeds_as_read = ReferenceEmbeds(READY.hidden_states, READY.regions, as_read)
+    same(
+        paint(pipe, reference_embeds=embeds_as_read, **KNOBS, **settled), paint(pipe, reference_embeds=READY, **KNOBS)
+    )
     refused(pipe, "16 wide.*32", reference_embeds=make_reference(dims=16, layers=(-2,)), **KNOBS)
     refused(pipe, "-2", reference_embeds=make_reference(dims=WIDTH, layers=(-3,)), **KNOBS)
     for wrong in (embeds(), PICTURE, 7):
@@ -388,6 +403,7 @@ def test_an_unknown_argument_names_the_one_that_was_meant(pipe: ZImageVLPipeline
         "alpha": "use vl_alpha",
         "vl_aplha": "Did you mean vl_alpha",
         "strength": "use zimage_vl.paint_from_image",
+        "image": "use reference_image .to paint over it, zimage_vl.paint_from_image",
         "vl_embeds": "use reference_embeds",
         "zzz": "those about references are reference_image, .*vl_max_pixels",
     }

@@ -119,6 +119,10 @@ def test_embeddings_from_elsewhere_are_blended_without_the_prompts_words() -> No
     same(run(made, None, **inputs).get("images"), call(pipe, None, **inputs).images)
     with pytest.raises(ValueError, match="`vl_text` must say what stands beside"):
         run(made, None, **{**inputs, "vl_text": None})
+    whole = insert_block(modular.ZImageVLReferenceStep()).init_pipeline()  # whose own step makes other embeddings
+    whole.update_components(**pipe.components)
+    with pytest.raises(ValueError, match=r'sub_blocks.pop\("text_encoder"\)'):
+        run(whole, None, **inputs)
 
 
 # ---- From its folder ----

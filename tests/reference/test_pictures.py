@@ -385,7 +385,7 @@ def test_treatments_leave_less_of_a_picture() -> None:
     ("treatment", "reason"),
     [
         (lambda picture: 1 / 0, "ZeroDivisionError"),
-        (lambda picture: None, "its result.*got NoneType"),
+        (lambda picture: None, "picture\\).*got NoneType"),
         (lambda picture: picture.resize((8, 8)), r"its result has the size \(8, 8\)"),
         (lambda: None, "TypeError"),
     ],

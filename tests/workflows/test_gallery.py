@@ -97,7 +97,9 @@ def test_large_folders_are_paged_and_shown_in_part(tmp_path: Path, monkeypatch: 
     assert gallery.remark.startswith("the first 10 of 100 jobs")
 
 
-@pytest.mark.parametrize("rows", [[], [make_row(0, references=[], knobs=None, report=None)], [make_row(0, file=None)]])
+@pytest.mark.parametrize(
+    "rows", [[], [make_row(0, references=[], knobs=None, report=None)], [make_row(0, status="failed", file=None)]]
+)
 def test_little_to_show_is_no_error(rows: list[dict[str, Any]], tmp_path: Path) -> None:
     gallery = Gallery.read(make_folder(tmp_path / "out", rows))
     assert len(list(gallery.sheets())) == sum(row["file"] is not None for row in rows)

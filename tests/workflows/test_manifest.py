@@ -13,7 +13,8 @@ from zimage_vl.workflows.manifest import MANIFEST, Manifest, merge_folders, prep
 
 
 def make_row(job: int, status: str = "done", **more: Any) -> dict[str, Any]:
-    return {"job": job, "key": f"key{job}", "status": status, "file": f"pictures/key{job}.png", **more}
+    file = f"pictures/key{job}.png" if status == "done" else None
+    return {"job": job, "key": f"key{job}", "status": status, "file": file, **more}
 
 
 def make_folder(folder: Path, *jobs: int) -> Path:
@@ -70,7 +71,7 @@ def test_folders_merge_in_the_order_of_the_jobs(linked: bool, tmp_path: Path, mo
     if not linked:
         monkeypatch.setattr("os.link", lambda *_: (_ for _ in ()).throw(OSError(18, "Invalid cross-device link")))
     one, two = make_folder(tmp_path / "one", 1, 3), make_folder(tmp_path / "two", 0, 3)
-    Manifest(two).append({**make_row(2, "failed"), "file": None})
+    Manifest(two).append(make_row(2, "failed"))
     (two / "references" / "a.jpg").write_bytes(b"small")
     for _ in range(2):
         merge_folders([one, two], tmp_path / "both")

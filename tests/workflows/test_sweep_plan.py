@@ -60,7 +60,7 @@ def test_a_job_s_own_knobs_take_precedence_over_its_recipe_s() -> None:
         ({"reference_image": ["x"], "reference_embeds": ["y"]}, "exclude each other"),
         ({"reference_image": ["x"], "vl_alpha": [0.5, 1.5]}, "`vl_alpha` must be"),
         ({"reference_image": ["x"], "vl_treatment": ["sepia"]}, "`vl_treatment` must be"),
-        ({"reference_image": ["x"], "vl_describe": [True], "vl_text": ["a"]}, "omit `vl_text`"),
+        ({"reference_image": ["x"], "vl_describe": [True], "vl_text": ["a"]}, "leave out `vl_text`"),
         (
             {"reference_image": ["x"], "vl_token_selection": ["all", "text"], "vl_outlier_masking": ["none", "zero"]},
             "would do nothing",

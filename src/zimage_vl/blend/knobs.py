@@ -220,7 +220,9 @@ def _find_conflicts(knobs: VLConditioning) -> Iterator[str]:
 
 def _find_unused(knobs: VLConditioning) -> Iterator[str]:
     std, masking, normalization = knobs.vl_target_std, knobs.vl_outlier_masking, knobs.vl_normalization
-    if std is not None and normalization not in ("global", "hybrid"):
+    if std is not None and knobs.vl_blend_mode == "style_delta":
+        yield f"`vl_target_std` {std} does nothing with vl_blend_mode 'style_delta', which scales by itself."
+    elif std is not None and normalization not in ("global", "hybrid"):
         yield f"`vl_target_std` {std} does nothing with vl_normalization {normalization!r}, unlike 'global'."
     if masking == "none" and knobs.vl_outlier_threshold != KNOBS["vl_outlier_threshold"].default:
         yield f"`vl_outlier_threshold` {knobs.vl_outlier_threshold} does nothing with vl_outlier_masking 'none'."

@@ -69,7 +69,7 @@ _IN_PYTHON = {
     r"encode the reference again and save it with ReferenceEmbeds\.save": "read the picture with `zimage-vl extract`",
     r"[Ee]ncode the reference again": "read the picture with `zimage-vl extract` again",
 }
-PANELS = ("Options", "Reference", "Model", "Advanced: how the reference is blended")
+PANELS = ("Options", "Reference", "Model", "Advanced: how the reference is read and blended")
 
 
 def option(names: str, metavar: str | None, help: str, **more: Any) -> Any:

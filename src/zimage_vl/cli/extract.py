@@ -42,7 +42,7 @@ _ARGUMENTS = {
 }
 _REFS = "Pictures: files, folders (their pictures, not those of folders in them), globs, URLs."
 _OUTPUT = "Folder for the files, made where its own folder exists; or, for one reference, a FILE.safetensors."
-_TEXT = "Words read beside the picture; to have what one call without --vl-text gives: its prompt."
+_TEXT = "Words read beside the picture. For what one call of `generate` gives: its prompt."
 _KEEP = "Hidden layers to keep, -1 the last; all from one forward."
 _MUTED = "Read each picture muted too, as `generate --blend-mode style_delta` without a neutral picture needs it."
 _DRY = "Say what would be done; load no model, write nothing."
@@ -70,8 +70,10 @@ def extract(
     read does not end the run: the exit code is then 3. The files' paths are printed. Under torchrun or `accelerate
     launch` the processes share the work.
     """
-    if knobs.get("vl_describe") and (text or knobs.get("vl_reader") == "text_encoder"):
-        raise ValueError("`vl_describe` writes the text itself, which --reader text_encoder cannot: leave out --text.")
+    if knobs.get("vl_describe") and text:
+        raise ValueError("`vl_describe` lets the VL encoder write the text beside the picture: leave out --text.")
+    if knobs.get("vl_describe") and knobs.get("vl_reader") == "text_encoder":
+        raise ValueError("`vl_describe` needs --reader qwen3-vl: the text encoder cannot write.")
     sources = take_part(find_sources(references, no_urls), num_shards, shard_index)
     to_file = output.suffix == ".safetensors" and not output.is_dir()
     if to_file and len(sources) != 1:

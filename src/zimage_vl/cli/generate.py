@@ -29,7 +29,7 @@ _STRENGTH = 0.6  # diffusers' own
 _SAME_STRENGTH, _SAME_KNOBS = 0.85, {"vl_alpha": 0.4}  # as of `paint_like`
 _SEVERAL = "name-0.png, name-1.png"
 _FROM = "Repeat a picture of `generate`, whose settings stand in it; options beside it take precedence."
-_TAKE = f"What to take of the reference: {', '.join(WISHES)}; or a recipe of `zimage-vl recipes`. Options win over it."
+_TAKE = f"What to take of the reference: {', '.join(WISHES)}; or a recipe of `zimage-vl recipes`. Options override it."
 _SAME = "Paint over the reference itself, which is blended in too. --strength is 0.85 then, and --alpha 0.4."
 _ROUNDS = "Rounds: from the second on, the last picture is the reference. Each is kept, as name-round1.png."
 _START = "Picture to paint over. Without a size in its aspect at the default's area, else scaled and cropped."
@@ -138,13 +138,13 @@ def round_path(path: Path, number: int, rounds: int) -> Path:
 
 def _read_knobs(asked: Any) -> tuple[dict[str, Any], zimage_vl.VLConditioning]:
     """The knobs, those of a recipe among them, and the checked ones; pictures are still names."""
-    from zimage_vl.workflows.sweep_plan import apply_recipe, make_conditioning
+    from zimage_vl.workflows.sweep_plan import make_conditioning
 
     given = dict(asked.knobs)
     if "vl_alpha" in given:
         given["vl_alpha"] = parse_alpha(given["vl_alpha"])
     base: Mapping[str, Any] = RECIPES[asked.take[0]] if asked.take else _SAME_KNOBS if asked.same_picture else {}
-    knobs = apply_recipe(base, given)
+    knobs = {**base, **given}
     return knobs, make_conditioning(knobs, "neutral_image" in knobs)
 
 
@@ -169,7 +169,10 @@ def _check_together(asked: Any, conditioning: zimage_vl.VLConditioning) -> None:
         (low and start, f"{start} cannot be had with --low-memory: leave out one of them."),
         (low and asked.statistics, "--statistics cannot be had with --low-memory: leave out one of them."),
         (asked.statistics and fixed, "--statistics would do nothing: no knob that is set compares with the text's."),
-        (start and window, f"{' and '.join(window)} cannot be had with {start}, which has the same in all steps."),
+        (
+            start and window,
+            f"{' and '.join(window)} cannot be had with {start}: there the reference counts in all steps.",
+        ),
         (images and embeds, "`reference_image` and `reference_embeds` exclude each other: leave out one of them."),
         (iterations > 1 and not images, "--iterations above 1 needs a `reference_image` to begin with."),
         (
@@ -178,7 +181,7 @@ def _check_together(asked: Any, conditioning: zimage_vl.VLConditioning) -> None:
         ),
         (len(take) > 1, f"--take can be had once, got {' and '.join(take)}."),
         (asked.same_picture and asked.init_image, "--same-picture and --init-image exclude each other."),
-        (asked.same_picture and images != 1, "--same-picture paints over the reference, and needs one."),
+        (asked.same_picture and images != 1, "--same-picture paints over the reference: give one --reference."),
         (useless, f"{_do_nothing(useless)} without `reference_image` or `reference_embeds`: add one of these."),
         (
             weights and len(weights) != images + embeds,
@@ -213,7 +216,7 @@ def _read_files(knobs: dict[str, Any], asked: Any) -> tuple[dict[str, Any], list
         option, found = option_names(name)[0], list[Any]()
         for source in as_list(knobs[name]):
             if name.endswith("_embeds"):
-                found.append(_load_embeds(option, source, asked))
+                found.append(_load_embeds(option, source, knobs, asked.prompt))
                 sources.append(describe_file(Path(source), option=option))
             else:
                 image, described = read_picture(option, source, asked.no_urls)
@@ -223,32 +226,32 @@ def _read_files(knobs: dict[str, Any], asked: Any) -> tuple[dict[str, Any], list
     return arguments, sources
 
 
-def _load_embeds(option: str, path: str, asked: Any) -> Any:
-    """Embeddings from a file; said is what was read otherwise than one call with these options would read it."""
-    from zimage_vl.workflows.sweep_plan import SETTLED
-
+def _load_embeds(option: str, path: str, knobs: Mapping[str, Any], prompt: str) -> Any:
+    """Embeddings from a file, read as the knobs say; said is a text beside the picture that is not the prompt."""
     try:
         embeds = zimage_vl.ReferenceEmbeds.load(path)
     except (ValueError, OSError) as error:
         raise type(error)(f"{option}: {error}") from error
     made = embeds.provenance
-    one_call = {"vl_text": asked.prompt, "vl_treatment": "none", "vl_describe": False}
-    one_call |= {n: value for n, value in (RECIPES[asked.take[0]] if asked.take else {}).items() if n in SETTLED}
     read = {"vl_text": made.text, "vl_treatment": made.treatment or "none", "vl_describe": bool(made.described)}
-    if read["vl_describe"]:
-        one_call["vl_text"] = made.text
-    for name, value in one_call.items() if option == "--embeds" else ():
-        if read[name] not in (None, value):
-            note(f"{option} {path} was read with {option_names(name)[-1]} {read[name]!r}, one call has {value!r}.")
+    for name in read.keys() & knobs.keys():
+        if read[name] != knobs[name]:
+            raise ValueError(
+                f"{option} {path} was read with `{name}` {read[name]!r}, and {knobs[name]!r} is asked for: extract "
+                "the reference again with that, or leave it (or the recipe that asks for it) out."
+            )
+    if option == "--embeds" and "vl_text" not in knobs and not made.described and made.text not in (None, prompt):
+        note(f"{path} was read beside the text {made.text!r}; one call reads the reference beside the prompt.")
     return embeds
 
 
 def _describe_start(steps: int, strength: float) -> dict[str, Any]:
     """How much of the start picture goes, and how many of the steps are run over it."""
-    from zimage_vl.workflows.image_to_image import count_run_steps
+    from zimage_vl.workflows.image_to_image import check_strength, count_run_steps
 
+    check_strength(strength, steps)
     run = count_run_steps(steps, strength)
-    if run == steps:
+    if strength == 1:
         note(f"At strength {strength} all {run} steps are run: nothing of the start picture is left.")
     return {"strength": strength, "steps_run": run}
 
@@ -295,7 +298,7 @@ class _Pictures:
         paths = numbered_paths(self.output, len(self.seeds))
         if self.rounds == 1:
             output = paint(prompt, generator=noises, num_images_per_prompt=len(noises), **call)
-            self._tell(output.conditioning)
+            self._tell(output)
             for seed, path, image in zip(self.seeds, paths, output.images, strict=True):
                 self._keep(image, path, seed, 0, output)
             return
@@ -303,23 +306,26 @@ class _Pictures:
 
             def keep(number: int, output: Any, path: Path = path, seed: int = seed) -> None:
                 note(f"round {number + 1} of {self.rounds}")
-                self._tell(output.conditioning)
+                self._tell(output)
                 self._keep(output.images[0], round_path(path, number, self.rounds), seed, number, output)
 
             zimage_vl.refine_iteratively(paint, prompt, iterations=self.rounds, on_round=keep, generator=noise, **call)
 
-    def _tell(self, reports: Any) -> None:
+    def _tell(self, output: Any) -> None:
         """Say in a line what the reference did."""
-        for report in reports or ():
+        sides = ("reference", output.conditioning), ("negative reference", output.negative_conditioning)
+        for side, report in ((side, report) for side, reports in sides for report in reports or ()):
             if report.influence is None:
                 said = [f"{report.appended_tokens} tokens of it stand behind the text"]
             else:
                 said = [f"influence {report.influence:.2f} (0: none)"]
             if report.effective_alpha is not None:
-                said.append(f"effective alpha {float(report.effective_alpha.median()):.2f}")
+                acted = report.effective_alpha[report.effective_alpha > 0]
+                where = f" on {len(acted)} of {report.text_tokens} tokens" * (len(acted) < report.text_tokens)
+                said.append(f"effective alpha {float(acted.median() if len(acted) else 0):.2f}{where}")
             if self.parameters["knobs"]["vl_exclude_sinks"] and not any((report.text_sinks, *report.reference_sinks)):
                 said.append("no attention sinks found, so that --exclude-sinks changed nothing")
-            note(f"reference: {', '.join(said)}")
+            note(f"{side}: {', '.join(said)}")
 
     def _keep(self, image: Any, path: Path, seed: int, number: int, output: Any) -> None:
         record = {**self.parameters, "seed": seed}

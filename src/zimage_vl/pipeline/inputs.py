@@ -47,8 +47,9 @@ EmbedsInput = SavedReference | Sequence[SavedReference | Sequence[SavedReference
 
 # Names of the Qwen3-VL conditioning guide, of its author's code and of diffusers that are not ours less "vl_".
 _GUIDE_NAMES = {
-    "image": "reference_image",
+    "image": "reference_image (to paint over it, zimage_vl.paint_from_image)",
     "callback": "callback_on_step_end",
+    "control_image": "pipe.to_pipe(ZImageControlNetPipeline, controlnet=...)",
     "image_tokens_no_markers": 'vl_token_selection="image_no_markers"',
     "image_tokens_only": 'vl_token_selection="image" (for False "all")',
     "init_image": "zimage_vl.paint_from_image, or pipe.to_pipe(ZImageImg2ImgPipeline)",
@@ -63,8 +64,15 @@ _GUIDE_NAMES = {
     "vl_embeddings": "reference_embeds",
     "vl_embeds": "reference_embeds",
 }
-# Settled when a reference is read.
-_READING_NAMES = ("vl_text", "reference_mask", "vl_text_position", "vl_max_pixels", "vl_treatment", "vl_describe")
+# Settled when a reference is read, and the field of the provenance that says how; of a mask there is only a hash.
+_READING_NAMES = {
+    "vl_text": "text",
+    "reference_mask": "",
+    "vl_text_position": "text_position",
+    "vl_max_pixels": "max_pixels",
+    "vl_treatment": "treatment",
+    "vl_describe": "described",
+}
 # Those that mean nothing without a reference; scripts may leave all others in place.
 _BOUND_NAMES = ("reference_weights", "reference_mask", "neutral_image", "vl_text")
 _CALLBACK_INPUTS: list[str] = ZImagePipeline._callback_tensor_inputs  # pyright: ignore[reportPrivateUsage]
@@ -141,8 +149,9 @@ def read_inputs(host: Host, call: Mapping[str, Any], arguments: Mapping[str, Any
     own, negative = (_take_references(knobs, side) for side in ("", "negative_"))
     for name in () if own else _BOUND_NAMES:
         if knobs[name] is not None:
+            kind = "one of its own, for a negative one it says nothing" if negative else "one"
             raise ValueError(
-                f"`{name}` needs a reference: pass `reference_image` or `reference_embeds`, or leave it out."
+                f"`{name}` needs a reference, {kind}: pass `reference_image` or `reference_embeds`, or leave it out."
             )
     if negative and not plan.guided:
         raise ValueError(
@@ -175,16 +184,24 @@ def _take_references(knobs: Mapping[str, Any], side: str) -> dict[str, Any]:
     return given if any(value is not None for value in given.values()) else {}
 
 
-def refuse_unknown(names: Iterable[str]) -> None:
+def refuse_unknown(names: Iterable[str], place: str = "here") -> None:
     """Refuse arguments that do not exist, naming those that were meant."""
     for name in names:
-        own = f"vl_{name}" if f"vl_{name}" in KNOBS else _GUIDE_NAMES.get(name)
+        own = next((one for one in (name, f"vl_{name}") if one in KNOBS), _GUIDE_NAMES.get(name))
         near = difflib.get_close_matches(name, KNOBS, n=1, cutoff=0.75)
         if own is not None:
             hint = f": use {own}"
         else:
             hint = f". Did you mean {near[0]}?" if near else f"; those about references are {', '.join(KNOBS)}"
-        raise TypeError(f"There is no argument `{name}` here{hint}" + ("" if hint.endswith("?") else "."))
+        raise TypeError(f"There is no argument `{name}` {place}{hint}" + ("" if hint.endswith("?") else "."))
+
+
+def check_describe(name: str, describe: object, text_name: str, reader: object) -> None:
+    """Check whether the VL encoder is to describe a picture: a text beside it, by that name, excludes it."""
+    if check_flag(name, describe) and text_name:
+        raise ValueError(f"`{name}` lets the VL encoder write the text beside the picture: leave out `{text_name}`.")
+    if describe and reader != "qwen3-vl":
+        raise ValueError(f"`{name}` needs vl_reader 'qwen3-vl', got {reader!r}: the text encoder cannot write.")
 
 
 def warn_once(message: str) -> None:
@@ -418,11 +435,7 @@ def _read_conditionings(knobs: Mapping[str, Any], count: int) -> list[VLConditio
     treatment, describe, text, reader = (knobs[f"vl_{name}"] for name in ("treatment", "describe", "text", "reader"))
     if not callable(treatment):
         check_choice("vl_treatment", treatment, TREATMENTS)
-    if check_flag("vl_describe", describe) and (text is not None or reader != "qwen3-vl"):
-        raise ValueError(
-            "`vl_describe` lets the VL encoder write the text beside the picture: leave out `vl_text`, and use "
-            f"vl_reader 'qwen3-vl' (the text encoder cannot write); got {text!r} and {reader!r}."
-        )
+    check_describe("vl_describe", describe, "vl_text" if text is not None else "", reader)
     neutral = knobs["neutral_image"] is not None
     names = (*CONDITIONING_NAMES, "reference_weights")
     common: dict[str, Any] = {name: knobs[name] for name in names if name != "vl_alpha"}
@@ -490,13 +503,15 @@ class _Side:
         return tuple(plans)
 
     def find_embeds(self) -> Iterator[_Pictures]:
-        for name in _READING_NAMES:
-            if self.knobs[name] != KNOBS[name].default:
+        groups = self.load_groups("reference_embeds", as_reference_embeds)
+        for name, field in _READING_NAMES.items():
+            value = self.knobs[name]
+            made = [getattr(item.provenance, field, None) for group in groups for item in group]
+            if value is not KNOBS[name].default and value != KNOBS[name].default and made != [value] * len(made):
                 raise ValueError(
                     f"`{name}` was settled when `{self.prefix}reference_embeds` were encoded: leave it out, or encode "
                     "the reference again with it."
                 )
-        groups = self.load_groups("reference_embeds", lambda one, _: as_reference_embeds(one))
         for group, conditioning in zip(groups, self.conditionings, strict=True):
             for item in group:
                 item.check_reader(conditioning.vl_reader)

@@ -106,12 +106,18 @@ class ZImageVLReferenceStep(ModularPipelineBlocks):
 
         Raises:
             TypeError: As `ZImageVLPipeline`.
-            ValueError: As `ZImageVLPipeline`; `vl_start` or `vl_end`; a negative reference while the guider is off.
+            ValueError: As `ZImageVLPipeline`; `vl_start` or `vl_end`; a negative reference while the guider is off; no
+                `prompt` behind the step of the text encoder.
         """
         block_state: Any = self.get_block_state(state)
         text, negative = block_state.prompt_embeds, block_state.negative_prompt_embeds
         knobs = {name: getattr(block_state, name) for name in KNOBS}
         _refuse_what_blocks_cannot_do(knobs, negative is not None)
+        if block_state.prompt is None and "text_encoder" in getattr(components.blocks, "sub_blocks", ()):
+            raise ValueError(
+                "Pass `prompt`. For `prompt_embeds` of your own, which the step of the text encoder would replace, "
+                'take that step out: blocks.sub_blocks.pop("text_encoder").'
+            )
         with _borrow_parts(components) as pipe:
             call = _read_call_of_block(block_state, pipe.tokenizer)
             plan = pipe.make_plan(call, knobs)

@@ -55,6 +55,7 @@ from .inputs import (
     Plan,
     PromptPlan,
     ReferenceInput,
+    check_describe,
     check_finite_tensors,
     check_painted,
     max_text_tokens,
@@ -236,8 +237,9 @@ class ZImageVLPipeline(ZImagePipeline):
             place = self._locate_vl_encoder()
             return find_reader_source(vl_reader, text_config, *load_vl_config(place), place.model_id, place.revision)
         if self.vl_processor is None:
+            name = "vl_vision" if model is self.vl_vision else "vl_encoder"
             raise ValueError(
-                "`vl_encoder` was given without `vl_processor`. Pass its image processor too: "
+                f"`{name}` was given without `vl_processor`. Pass its image processor too: "
                 "transformers.AutoImageProcessor.from_pretrained(<the VL encoder's id or folder>)."
             )
         named = self._vl_name, self.config.get("_vl_revision")
@@ -249,8 +251,8 @@ class ZImageVLPipeline(ZImagePipeline):
             model_id, revision = self.config["vl_model_id"], revision or self.config.get("_vl_revision")
         if model_id is None:
             raise ValueError(
-                "This pipeline has no VL encoder and `vl_model_id` is None, so none is loaded. Pass `vl_encoder` and "
-                "`vl_processor`, call load_vl_encoder with a `model_id`, or use `reference_embeds`."
+                "This pipeline has no VL encoder and `vl_model_id` is None, so none is loaded. Give it one, "
+                "`vl_encoder` and `vl_processor` or a `vl_model_id`, or use `reference_embeds`."
             )
         return VLPlace(model_id, revision)
 
@@ -274,6 +276,7 @@ class ZImageVLPipeline(ZImagePipeline):
         vl_treatment: Treatment = "none",
         muted: bool = False,
         describe: bool = False,
+        **unknown: Any,
     ) -> ReferenceEmbeds:
         """Read a picture, to use the result again as `reference_embeds` or to save it.
 
@@ -297,8 +300,9 @@ class ZImageVLPipeline(ZImagePipeline):
             the accelerator but these.
 
         Raises:
-            TypeError: A value of the wrong type.
-            ValueError: A picture that cannot be read, a layer out of range, NaN from the encoder.
+            TypeError: A value of the wrong type, an unknown argument.
+            ValueError: A picture that cannot be read, a layer out of range, a text to describe beside, NaN from the
+                encoder.
 
         Example:
             >>> from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
@@ -308,8 +312,8 @@ class ZImageVLPipeline(ZImagePipeline):
         """
         check_choice("vl_reader", vl_reader, KNOBS["vl_reader"].choices)
         check_flag("muted", muted)
-        if check_flag("describe", describe) and vl_reader != "qwen3-vl":
-            raise ValueError("`describe` needs vl_reader 'qwen3-vl': the text encoder cannot write.")
+        check_describe("describe", describe, "text" if text else "", vl_reader)
+        refuse_unknown(unknown, "of encode_reference (`layers` are the layers; the blend's are the call's)")
         check_count("max_sequence_length", max_sequence_length)
         picture = load_reference_image(image, "image")
         reading = build_reading(
@@ -543,8 +547,8 @@ class ZImageVLPipeline(ZImagePipeline):
             reference_embeds: `ReferenceEmbeds`, or the paths of their files, in place of pictures, nested alike.
             reference_weights: Numbers >= 0, as many as one prompt has references; they are made to sum to 1.
             reference_mask: Greyscale pictures, white counts: what is hidden leaves no trace at all.
-            negative_reference_image: Pictures to keep away from: blended into the negative prompt's embeddings under
-                the same knobs. Only guided calls have one.
+            negative_reference_image: Pictures to keep away from, read beside the negative prompt and blended into its
+                embeddings under the same knobs, weights and mask left out. Only guided calls have one.
             negative_reference_embeds: `ReferenceEmbeds` in their place.
             vl_reader: "qwen3-vl"; or "text_encoder": of Qwen3-VL the vision tower alone is loaded (0.8 GB instead of
                 8.9), and Z-Image's own text encoder reads its features.

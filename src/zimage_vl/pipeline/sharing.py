@@ -34,6 +34,9 @@ def build_over_modules(pipeline_class: Any, source: Any, given: Mapping[str, Any
     `given` takes precedence over the source's components and settings. Model offload is on if it is on in `source`;
     under sequential and group offload the modules that are new to it are offloaded like the others.
     """
+    if not hasattr(source, "components") or not hasattr(pipeline_class, "_get_signature_keys"):
+        got = f"{source!r:.60} and {pipeline_class!r:.60}"
+        raise TypeError(f"from_pipe takes a pipeline, to_pipe a pipeline's class such as ZImagePipeline, got {got}.")
     components, settings = pipeline_class._get_signature_keys(pipeline_class)
     taken = {name: part for name, part in source.components.items() if name in components}
     if taken.get("scheduler") is not None:

@@ -152,7 +152,7 @@ class ReferenceEmbeds:
             if held == layer or (-count <= layer < count and abs(held - layer) == count > 1):
                 return states
         raise ValueError(
-            f"The reference holds the layers {list(self.layers)}, not of layer {layer}: encode it with that."
+            f"The reference holds the layers {list(self.layers)}, not {layer}: encode it with that one too."
         )
 
     def select(self, selection: TokenSelection, layer: int | None = None) -> Tensor:
@@ -241,7 +241,7 @@ class ReferenceEmbeds:
         return embeds
 
 
-def as_reference_embeds(reference: object) -> ReferenceEmbeds:
+def as_reference_embeds(reference: object, name: str = "reference_embeds") -> ReferenceEmbeds:
     """Get `ReferenceEmbeds` from a path, or from an object of another copy of this code (the single file's).
 
     Raises:
@@ -255,7 +255,7 @@ def as_reference_embeds(reference: object) -> ReferenceEmbeds:
         return ReferenceEmbeds.load(cast("str | os.PathLike[str]", reference))
     if not all(hasattr(reference, name) for name in ("hidden_states", "regions", "provenance")):
         raise TypeError(
-            f"A reference must be ReferenceEmbeds or the path of their file, got {type(reference).__name__}."
+            f"`{name}` must be ReferenceEmbeds or the path of their file here, got {type(reference).__name__}."
         )
     other = cast("ReferenceEmbeds", reference)
     provenance = ReferenceProvenance.from_metadata(other.provenance.to_metadata())

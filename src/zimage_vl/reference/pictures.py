@@ -154,12 +154,12 @@ def treat_picture(picture: PIL.Image.Image, treatment: Treatment) -> PIL.Image.I
     """
     if callable(treatment):
         try:
-            treated = load_reference_image(treatment(picture.copy()), "its result")
+            treated = load_reference_image(treatment(picture.copy()), "vl_treatment(picture)")
             if treated.size != picture.size:
                 raise ValueError(f"its result has the size {treated.size}, the picture {picture.size}")
         except Exception as error:
             raise ValueError(
-                f"`vl_treatment` must be a function from a picture to one of the same size; it failed: {error!r:.200}."
+                f"`vl_treatment` must be a function from a picture to one of the same size; it failed: {error!r:.300}."
             ) from error
         return treated
     if treatment == "palette":

@@ -557,7 +557,7 @@ def load_vision_tower(place: VLPlace, dtype: torch.dtype | None = None) -> tuple
 def _log_loaded(what: str, place: VLPlace, model: PreTrainedModel) -> None:
     size = sum(p.numel() * p.element_size() for p in model.parameters()) / 1e9
     revision = place.revision or "default"
-    _readers_logger.warning(f"Loaded the {what} {place.model_id} (revision {revision}, {model.dtype}, {size:.2f} GB).")
+    _readers_logger.warning(f"Loaded the {what} {place.model_id} (revision {revision}, {model.dtype}, {size:.3g} GB).")
 
 
 def _read_tower(place: VLPlace, dtype: torch.dtype | None) -> dict[str, Tensor]:
@@ -582,9 +582,9 @@ def _explaining_failure(place: VLPlace) -> Generator[None]:
     try:
         yield
     except (OSError, ValueError, SafetensorError) as error:
-        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        reason = next(iter(str(error).splitlines()), "").rstrip(". ") or type(error).__name__
         raise OSError(
-            f"The VL encoder {str(place.model_id)!r} could not be loaded: {reason} Pass the Hub id of a Qwen3-VL "
+            f"The VL encoder {str(place.model_id)!r} could not be loaded: {reason}. Pass the Hub id of a Qwen3-VL "
             "(online, the first time) or the path of a local folder as `vl_model_id`."
         ) from error
 

@@ -81,7 +81,7 @@ def read_text_turn(tokenizer: PreTrainedTokenizerBase, text: str, max_sequence_l
         'a red circle'
     """
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise TypeError(f"The text of a turn must be a string, got {type(text).__name__}.")
+        raise TypeError(f'`text` must be a string ("" for none), got {type(text).__name__}.')
     rendered, begin = _render(tokenizer, text)
     end = begin + len(text)
     ids, offsets = _tokenize(tokenizer, rendered)

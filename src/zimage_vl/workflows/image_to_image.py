@@ -143,21 +143,12 @@ def paint_from_image(
     other = vl.to_pipe(ZImageImg2ImgPipeline)
     other.set_progress_bar_config(**getattr(vl, "_progress_bar_config", {}))
     encode, paint = _split_arguments(kwargs)
-    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 < strength <= 1:  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ValueError(
-            f"`strength` must be above 0 (which would give the start picture back) and at most 1, got {strength!r}."
-        )
     call = {name: parameter.default for name, parameter in _DEFAULTS.items()} | paint
     call |= {"height": height, "width": width, "num_images_per_prompt": num_images_per_prompt, "latents": None}
     call |= {"guidance_scale": guidance_scale, "generator": generator, "output_type": output_type}
     count = 1 if isinstance(prompt, str) else len(prompt)
     check_painting(vl.get_host(), call, count)
-    steps = call["num_inference_steps"]
-    if strength < 1 and count_run_steps(steps, strength) == steps:  # 1 says noise alone, and means it
-        raise ValueError(
-            f"`strength` {strength} of {steps} steps is all of them, so nothing of the start picture would be left. "
-            f"Use at least {math.ceil(1 / (1 - strength) - 1e-9)} steps, or a strength of at most {1 - 1 / steps:.3g}."
-        )
+    check_strength(strength, call["num_inference_steps"])
     starts = _load_starts(init_image, count, width, height, vl.vae_scale_factor * 2)
     each = generator if isinstance(generator, list) else [generator] * (count * num_images_per_prompt)
     warn_about_models(vl, guidance_scale, None)
@@ -188,6 +179,19 @@ def paint_from_image(
     if not return_dict:
         return (images,)
     return ZImageVLPipelineOutput(images, ready.reports or None, ready.negative_reports or None)
+
+
+def check_strength(strength: float, steps: int) -> None:
+    """Check that a strength (above 0, up to 1) leaves a step out, or is 1: a ValueError says what would."""
+    if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 < strength <= 1:  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(
+            f"`strength` must be above 0 (which would give the start picture back) and at most 1, got {strength!r}."
+        )
+    if strength < 1 and count_run_steps(steps, strength) == steps:  # 1 says noise alone, and means it
+        raise ValueError(
+            f"`strength` {strength} of {steps} steps is all of them, so nothing of the start picture would be left. "
+            f"Use at least {math.ceil(1 / (1 - strength) - 1e-9)} steps, or a strength of at most {1 - 1 / steps:.3g}."
+        )
 
 
 def count_run_steps(steps: int, strength: float) -> int:

@@ -37,8 +37,9 @@ class Manifest:
     Example:
         >>> import tempfile
         >>> manifest = Manifest(Path(tempfile.mkdtemp()))
-        >>> for status in ("failed", "done"):
-        ...     manifest.append({"job": 0, "key": "a", "status": status})
+        >>> files = {"failed": None, "done": "pictures/a.png"}
+        >>> for status in files:
+        ...     manifest.append({"job": 0, "key": "a", "status": status, "file": files[status]})
         >>> [row["status"] for row in manifest.rows()]
         ['done']
     """
@@ -67,8 +68,8 @@ class Manifest:
                 raise ValueError(f"{self.path} is the manifest of something else than a sweep: name another folder.")
             entry = Entry(row["job"], row["key"], offset, row["status"] == "done")
             with self.blaming(row):
-                file = row.get("file") or f"{PICTURES}/none.png"
-                if not (type(row["job"]) is int and isinstance(row["key"], str) and _is_picture(file)):
+                has_file = _is_picture(row["file"]) if entry.done else row["file"] is None
+                if not (type(row["job"]) is int and isinstance(row["key"], str) and has_file):
                     raise TypeError
             if entry.done or entry.key not in found or not found[entry.key].done:
                 found[entry.key] = entry

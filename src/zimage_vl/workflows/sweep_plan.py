@@ -11,6 +11,7 @@ from typing import Any
 from ..blend.checks import check_choice
 from ..blend.knobs import VLConditioning
 from ..blend.registry import CONDITIONING_NAMES, KNOBS
+from ..pipeline.inputs import check_describe
 from ..recipes import RECIPES
 from ..reference.pictures import TREATMENTS
 
@@ -24,10 +25,8 @@ SOURCES = {
     "negative_reference_embeds": "--negative-embeds",
     "neutral_image": "--neutral-image",
 }
-#: What a recipe may say about the reading, which is settled in embeddings.
-SETTLED = ("vl_text", "vl_treatment", "vl_describe")
 #: What is settled when a picture is read, beside the reader.
-OF_READING = (*SETTLED, "vl_text_position", "vl_max_pixels")
+OF_READING = ("vl_text", "vl_treatment", "vl_describe", "vl_text_position", "vl_max_pixels")
 _SLOWEST = (*SOURCES, "reference_weights", "prompt", "negative_prompt", "recipe", "vl_reader", *OF_READING)
 _PAINTING = ("size", "steps", "guidance", "seed")
 #: What a plan may vary, slowest first: jobs that share a reading follow each other.
@@ -106,27 +105,19 @@ class SweepPlan:
         for values in itertools.product(*(self.axes[name] for name in names)):
             knobs = merge_knobs(dict(zip(names, values, strict=True)))
             check_choice("vl_treatment", knobs.get("vl_treatment", "none"), TREATMENTS)
-            if knobs.get("vl_describe") and "vl_text" in knobs:
-                raise ValueError(
-                    "`vl_describe` lets the VL encoder write the text beside the picture: omit `vl_text`."
-                )
             yield make_conditioning(knobs, "neutral_image" in self.axes)
 
 
 def merge_knobs(job: Mapping[str, Any]) -> dict[str, Any]:
     """Get a job's arguments about references: those of its recipe, and its own, which take precedence."""
     own = {name: value for name, value in job.items() if name in KNOBS and value is not None}
-    return apply_recipe(RECIPES[job["recipe"]] if job.get("recipe") else {}, own)
-
-
-def apply_recipe(recipe: Mapping[str, Any], own: Mapping[str, Any]) -> dict[str, Any]:
-    """Get the arguments of a recipe and one's own, which take precedence; embeddings are what they were read as."""
-    settled = SETTLED if "reference_embeds" in own else ()
-    return {**{name: value for name, value in recipe.items() if name not in settled}, **own}
+    return {**(RECIPES[job["recipe"]] if job.get("recipe") else {}), **own}
 
 
 def make_conditioning(knobs: Mapping[str, Any], has_neutral_image: bool) -> VLConditioning:
     """Get what arguments about references make of the blend, checked."""
+    text = "" if knobs.get("vl_text") is None else "vl_text"
+    check_describe("vl_describe", knobs.get("vl_describe", False), text, knobs.get("vl_reader", "qwen3-vl"))
     own = {name: knobs[name] for name in (*CONDITIONING_NAMES, "reference_weights") if name in knobs}
     return VLConditioning(**own, has_neutral_image=has_neutral_image)
 
