@@ -248,7 +248,7 @@ def test_embeds_and_several_pictures_are_what_the_reference_gives(capsys: Any, f
         same(pixels, pictures[seed - 5])
         assert said["references"][0]["sha256"] == sha256("embeds.safetensors")
     assert (pictures[0] != pictures[1]).any()
-    other = generate(capsys, "--embeds", "embeds.safetensors", "--take", "layout", reference=None)
+    other = generate(capsys, "--embeds", "embeds.safetensors", "--take", "layout", "-o", "new.png", reference=None)
     other.refused("was read with --treatment 'none', and 'greyscale' is asked for")
 
 
