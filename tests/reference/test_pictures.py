@@ -361,6 +361,27 @@ def test_masks_that_say_nothing_clear(mask: PIL.Image.Image | np.ndarray, reason
         load_reference_mask(mask, (8, 4))
 
 
+@pytest.mark.parametrize("mode", ["LA", "La", "RGBA"])
+def test_a_mask_is_not_transparent_as_a_picture_or_a_file(mode: str, tmp_path: Path) -> None:
+    for alpha, taken in ((255, True), (100, False)):
+        mask = PIL.Image.merge("LA", [PIL.Image.new("L", (8, 4), value) for value in (200, alpha)])
+        mask.save(tmp_path / "mask.png")
+        for given in (mask.convert(mode), tmp_path / "mask.png"):
+            if taken:
+                assert load_reference_mask(given, (8, 4)).getpixel((0, 0)) == 200
+            else:
+                with pytest.raises(ValueError, match="transparent in places"):
+                    load_reference_mask(given, (8, 4))
+
+
+def test_floats_that_are_nearly_white_are_white_and_nearly_black_pictures_are_said() -> None:
+    pixels = np.linspace(0, 1.0001, 32, dtype=np.float32).reshape(4, 8)
+    read = np.asarray(load_reference_image(PIL.Image.fromarray(pixels)))[..., 0]
+    assert np.array_equal(read, np.rint(pixels * 255).astype(np.uint8))
+    with pytest.warns(UserWarning, match="up to 3.*0..255, nearly black"):
+        load_reference_image(PIL.Image.fromarray(3 * pixels))
+
+
 def swap_colours(picture: PIL.Image.Image) -> PIL.Image.Image:
     return PIL.Image.merge("RGB", picture.split()[::-1])
 

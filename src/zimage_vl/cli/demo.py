@@ -32,8 +32,11 @@ NAMED = (("shape", "place"), ("fill", "shape"), ("shape",), ("colour", "shape", 
 
 _OUTPUT = f"PNG file to write. Default: {DEFAULT_OUTPUT}, or with a number where that is taken; its folder is made."
 _PAIRS = "Pairs of prompt and reference, 1 to 50."
-FOOTNOTE = "A trained miniature of the models paints, so this is no evidence about them."
-LAST_ROW = " Last row, where it goes wrong: the prompt names everything, and the reference can only contradict it."
+FOOTNOTE = (
+    f"The columns are vl_alpha {', '.join(f'{alpha:g}' for alpha in STRENGTHS.values())}. A trained miniature of the "
+    "models paints, so this is no evidence about them."
+)
+LAST_ROW = " What a prompt names gives way in the end: the last one names everything, and there it goes wrong."
 
 
 def demo(

@@ -32,7 +32,7 @@ _FROM = "Repeat a picture of `generate`, whose settings stand in it; options bes
 _TAKE = f"What to take of the reference: {', '.join(WISHES)}; or a recipe of `zimage-vl recipes`. Options override it."
 _SAME = "Paint over the reference itself, which is blended in too. --strength is 0.85 then, and --alpha 0.4."
 _ROUNDS = "Rounds: from the second on, the last picture is the reference. Each is kept, as name-round1.png."
-_START = "Picture to paint over. Without a size in its aspect at the default's area, else scaled and cropped."
+_START = "Picture to paint over. Its aspect is kept, unless a size is given: then it is scaled and cropped."
 _SHARE = f"Above 0, up to 1, with --init-image: the share of the steps that is run. Default: {_STRENGTH}."
 _FILE = "File of `zimage-vl statistics`, for knobs that need the text encoder's. Default: they are measured."
 _SIZE = "WIDTHxHEIGHT in pixels, multiples of 16. Default: 1024x1024; 64x64 with toy."
@@ -161,7 +161,7 @@ def _check_together(asked: Any, conditioning: zimage_vl.VLConditioning) -> None:
     fixed = conditioning.is_inert or not conditioning.needs_text_statistics
     refused: list[tuple[object, str]] = [
         (not isfinite(asked.guidance), "--guidance must be a finite number of at least 0."),
-        (negative and not asked.guidance, f"{_do_nothing(negative)} without guidance: add --guidance, as 4.0."),
+        (negative and not asked.guidance, f"{_do_nothing(negative)} without guidance: add --guidance, such as 4.0."),
         (asked.strength is not None and not start, "--strength does nothing without --init-image: add it."),
         (asked.strength == 0, "--strength must be above 0, which would give the start picture back, and at most 1."),
         (low and offload, "--low-memory and --offload exclude each other: leave out one of them."),

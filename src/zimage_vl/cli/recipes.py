@@ -39,5 +39,6 @@ def recipes(output_format: FormatOption = OutputFormat.TEXT) -> None:
         return
     for name, (about, kept, followed) in ABOUT.items():
         say(name)
-        say(f"    {about[0].upper()}{about[1:]} Toy: kept {kept:.2f}, followed {followed:.2f} (chance {CHANCE:.2f}).")
+        shares = f"kept {kept:.2f}, followed {followed:.2f} (chance {CHANCE:.2f})"
+        say(f"    {about[0].upper()}{about[1:]} Toy{', with such words' * ('--text' in about)}: {shares}.")
         say(f"    {' '.join(as_options(RECIPES[name]))}")

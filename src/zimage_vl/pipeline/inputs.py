@@ -65,14 +65,8 @@ _GUIDE_NAMES = {
     "vl_embeds": "reference_embeds",
 }
 # Settled when a reference is read, and the field of the provenance that says how; of a mask there is only a hash.
-_READING_NAMES = {
-    "vl_text": "text",
-    "reference_mask": "",
-    "vl_text_position": "text_position",
-    "vl_max_pixels": "max_pixels",
-    "vl_treatment": "treatment",
-    "vl_describe": "described",
-}
+_READING_NAMES = {f"vl_{name}": name for name in ("text", "text_position", "max_pixels", "treatment")}
+_READING_NAMES |= {"vl_describe": "described", "reference_mask": ""}
 # Those that mean nothing without a reference; scripts may leave all others in place.
 _BOUND_NAMES = ("reference_weights", "reference_mask", "neutral_image", "vl_text")
 _CALLBACK_INPUTS: list[str] = ZImagePipeline._callback_tensor_inputs  # pyright: ignore[reportPrivateUsage]
@@ -81,7 +75,7 @@ _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _CAPTION_MULTIPLE = 32
 # More tokens than any chat template of Qwen3 puts around a prompt.
 _TEMPLATE_TOKENS = 64
-_MOST_STEPS = 10_000
+_MOST_STEPS, _MOST_TOKENS = 10_000, 2**31 - 1
 _Pictures = tuple[Reading | ReferenceEmbeds, ...]  # to be read, or read before
 
 _inputs_logger = logging.get_logger(__name__)
@@ -274,7 +268,7 @@ def _read_call(host: Host, call: Mapping[str, Any]) -> tuple[Plan, int]:
             "With `prompt_embeds` and classifier-free guidance `negative_prompt_embeds` are needed too; pass them, or "
             "guidance_scale=0.0 (as Z-Image-Turbo wants)."
         )
-    length = _check_whole("max_sequence_length", call.get("max_sequence_length", 512))
+    length = _check_whole("max_sequence_length", call.get("max_sequence_length", 512), _MOST_TOKENS)
     _check_lengths(host, prompts or [], length)
     if "num_inference_steps" in call:
         check_painting(host, call, count)
@@ -404,7 +398,7 @@ def _check_generators(generator: object, images: int) -> None:
     several = isinstance(generator, (list, tuple))
     generators = cast("list[object]", generator if several else [generator])
     for one in generators:
-        if one is not None and not isinstance(one, torch.Generator):
+        if not isinstance(one, torch.Generator) and (one is not None or several):
             raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {type(one).__name__}.")
     if several and len(generators) != images:
         raise ValueError(
@@ -421,10 +415,11 @@ def _check_whole(name: str, value: object, most: float = math.inf) -> int:
 
 
 def _check_finite(name: str, value: object, at_least: float = -math.inf) -> float:
-    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value) or value < at_least:
+    number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else cast("float", value)
+    if not max(at_least, -1e300) <= number <= 1e300:  # compared, since a large int is no float
         bound = "" if at_least == -math.inf else f" of at least {at_least:g}"
-        raise ValueError(f"`{name}` must be a finite number{bound}, got {value!r}.")
-    return float(value)
+        raise ValueError(f"`{name}` must be a finite number{bound}, got {value!r:.80}.")
+    return float(number)
 
 
 # ---- The references ----

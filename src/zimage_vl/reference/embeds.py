@@ -99,11 +99,13 @@ class ReferenceEmbeds:
         (4, 1, 8, (-6,))
     """
 
-    hidden_states: Mapping[int, Tensor]  # layer as it was asked for (negative counts from the end) to (tokens, dims)
-    regions: Tensor  # (tokens,) int8 `Region` values
+    hidden_states: Mapping[int, Tensor] = field(
+        repr=False
+    )  # layer as it was asked for (negative counts from the end) to (tokens, dims)
+    regions: Tensor = field(repr=False)  # (tokens,) int8 `Region` values
     provenance: ReferenceProvenance = field(default_factory=ReferenceProvenance)
     # The same states of the turn with the picture's features times 0, where they were read too.
-    muted_states: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor])
+    muted_states: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor], repr=False)
 
     def __post_init__(self) -> None:
         _check_states(self.hidden_states, self.provenance.num_hidden_layers)

@@ -53,7 +53,8 @@ def load_reference_image(image: ReferenceImage, name: str = "reference_image") -
             in two minutes at most); a numpy array `(height, width, 1, 3 or 4)` or `(height, width)`; a torch tensor
             `(1, 3 or 4, height, width)` or `(height, width)`. Arrays and tensors hold uint8 in 0..255, floats in 0..1
             or bools. PIL images of mode "F" are read as 0..1 where no value is above 1 and as 0..255, Pillow's own
-            convention, otherwise; mode "I" as 16 bits, unless it was made in memory and no value is above 255.
+            convention, otherwise (with a `UserWarning` where all would be nearly black); mode "I" as 16 bits, unless
+            it was made in memory and no value is above 255.
         name: What errors call the picture.
 
     Returns:
@@ -78,13 +79,15 @@ def load_reference_image(image: ReferenceImage, name: str = "reference_image") -
     if isinstance(image, (np.ndarray, Tensor)):
         return _finish_image(_image_from_array(image, name), f"`{name}`")
     if isinstance(image, (str, os.PathLike)):
-        return _image_from_bytes(read_image_bytes(image, name), _source_label(image, name))
+        label = _source_label(image, name)
+        return _finish_image(_open_image(read_image_bytes(image, name), label), label)
     if not isinstance(image, (bytes, bytearray)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(
             f"`{name}` must be a PIL image, a path, an http(s) URL, the bytes of an image file, a numpy array "
             f"(height, width, channels) or a torch tensor (channels, height, width), got {type(image).__name__}."
         )
-    return _image_from_bytes(bytes(image), f"`{name}` ({len(image)} bytes)")
+    label = f"`{name}` ({len(image)} bytes)"
+    return _finish_image(_open_image(bytes(image), label), label)
 
 
 def read_image_bytes(source: str | os.PathLike[str], name: str = "reference_image") -> bytes:
@@ -120,9 +123,15 @@ def load_reference_mask(mask: ReferenceImage, size: tuple[int, int]) -> PIL.Imag
         >>> load_reference_mask(np.eye(2, dtype=bool), (4, 4)).size
         (4, 4)
     """
-    if isinstance(mask, PIL.Image.Image) and mask.convert("RGBA").getchannel("A").getextrema() != (255, 255):
-        raise ValueError("`reference_mask` is transparent in places: make it greyscale, white where it counts.")
+    if isinstance(mask, (str, os.PathLike)):
+        mask = _open_image(read_image_bytes(mask, "reference_mask"), _source_label(mask, "reference_mask"))
     image = load_reference_image(mask, "reference_mask")
+    if isinstance(mask, PIL.Image.Image) and mask.has_transparency_data:
+        layers = mask.convert(
+            "LA" if mask.mode == "La" else "RGBA"
+        )  # Pillow knows no other way from premultiplied grey
+        if layers.getchannel("A").getextrema() != (255, 255):
+            raise ValueError("`reference_mask` is transparent in places: make it greyscale, white where it counts.")
     channels = np.asarray(image).astype(np.int16)  # (height, width, 3)
     if int(np.ptp(channels, axis=-1).max()) > 16:  # some slack for the colour noise of JPEG
         raise ValueError("`reference_mask` must be greyscale (white counts, black does not), got a coloured image.")
@@ -342,18 +351,17 @@ def _fetch(url: str, outcome: list[bytes | Exception]) -> None:
         outcome.append(error)
 
 
-def _image_from_bytes(data: bytes, label: str) -> PIL.Image.Image:
+def _open_image(data: bytes, label: str) -> PIL.Image.Image:
     PIL.Image.init()
     formats = [name for name in _FORMATS if name in PIL.Image.OPEN]
     try:
-        image = PIL.Image.open(io.BytesIO(data), formats=formats)
+        return PIL.Image.open(io.BytesIO(data), formats=formats)
     except PIL.UnidentifiedImageError as error:
         is_page = data.lstrip()[:64].lower().startswith((b"<!doctype html", b"<html"))
         kind = "an HTML page, perhaps with the image on it" if is_page else f"in none of the formats {formats}"
         raise ValueError(f"{label} is {kind}: pass the image itself, such as a PNG or JPEG file.") from error
     except Exception as error:  # a decompression bomb, or a broken header, which Pillow reports as any of a dozen
         raise ValueError(f"{label} cannot be read: {error}.") from error
-    return _finish_image(image, label)
 
 
 def _check_image_size(size: tuple[int, int], label: str) -> None:
@@ -417,11 +425,13 @@ def _grey_from_deep(image: PIL.Image.Image, file_format: str | None, label: str)
     values = np.asarray(image).astype(np.float64)
     least, most = values.min(), values.max()
     if image.mode == "F":
-        white = 1.0 if most <= 1 else 255.0
+        white = 1.0 if np.rint(most * 255.0) <= 255 else 255.0  # 1.0001 is white too
+        if white == 255 and most < 16:
+            warnings.warn(f"{label} has floats up to {most:g}: they are read as 0..255, nearly black.", stacklevel=5)
     else:
         # Older Pillow opens 16-bit PNG files in mode "I"; made in memory, "I" may hold 8 bits.
         white = 255.0 if image.mode == "I" and file_format is None and most <= 255 else 65535.0
-    if not (least >= 0 and most <= white):  # nor NaN
+    if not (least >= 0 and np.rint(most * 255.0 / white) <= 255):  # nor NaN
         raise ValueError(f"{label} has values {least:g} to {most:g}, expected 0 to {white:g}: rescale it first.")
     grey = PIL.Image.fromarray(np.rint(values * (255.0 / white)).astype(np.uint8))
     transparent = image.info.get("transparency")
