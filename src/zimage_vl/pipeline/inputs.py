@@ -65,8 +65,8 @@ _GUIDE_NAMES = {
     "vl_embeds": "reference_embeds",
 }
 # Settled when a reference is read, and the field of the provenance that says how; of a mask there is only a hash.
-_READING_NAMES = {f"vl_{name}": name for name in ("text", "text_position", "max_pixels", "treatment")}
-_READING_NAMES |= {"vl_describe": "described", "reference_mask": ""}
+_READING_FIELDS = ("text", "text_position", "max_pixels", "treatment")
+_READING_NAMES = {f"vl_{name}": name for name in _READING_FIELDS} | {"vl_describe": "described", "reference_mask": ""}
 # Those that mean nothing without a reference; scripts may leave all others in place.
 _BOUND_NAMES = ("reference_weights", "reference_mask", "neutral_image", "vl_text")
 _CALLBACK_INPUTS: list[str] = ZImagePipeline._callback_tensor_inputs  # pyright: ignore[reportPrivateUsage]
