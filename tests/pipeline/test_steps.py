@@ -109,7 +109,7 @@ def test_it_sees_every_step_and_all_it_asked_for_and_keeps_the_window(pipe: ZIma
     expected, seen = paint_with(pipe, PICTURE, **LATE), list[Any]()
 
     def back(owner: Any, step: int, timestep: Any, given: dict[str, Any]) -> dict[str, Any]:
-        seen.append((owner is pipe, step, float(timestep) > 0, sorted(given), given["prompt_embeds"][0]))
+        seen.append((owner is pipe, step, float(timestep) >= 0, sorted(given), given["prompt_embeds"][0]))
         return given
 
     names = ["latents", "prompt_embeds"]
