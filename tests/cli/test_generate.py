@@ -413,6 +413,12 @@ def test_references_that_are_not_there(options: str, reason: str, capsys: Any, f
     generate(capsys, *options.split(), reference=None).refused(reason)
 
 
+def test_a_picture_too_large_for_the_memory_is_a_line(capsys: Any, folder: Path) -> None:
+    done = generate(capsys, "--size", "1600000x1600000", reference=None)
+    assert (done.code, done.out) == (2, "")
+    assert "memory: you tried to allocate" in done.err.splitlines()[-1]
+
+
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])
 @pytest.mark.parametrize(
     "options",
