@@ -86,8 +86,8 @@ def page(
 ) -> None:
     """Open a page in the browser: a reference, a prompt, alpha, what to take, and what came of it.
 
-    Its address is printed; Ctrl-C or SIGTERM ends it. Visitors wait for each other in a queue, and each sees only what is theirs:
-    it lies in a temporary folder for a day, or until the end. Needs gradio: pip install "gradio>=6.31".
+    Its address is printed; Ctrl-C or SIGTERM ends it. Visitors wait for each other in a queue, and each sees only what
+    is theirs: it lies in a temporary folder for a day, or until the end. Needs gradio: pip install "gradio>=6.31".
     """
     load_gradio()
     from zimage_vl.blend.knobs import DEFAULT_LAYERS
@@ -177,7 +177,7 @@ class Studio:
 
         from zimage_vl.reference.pictures import load_reference_image
 
-        if not isinstance(prompt, str) or not prompt.strip():
+        if type(prompt) is not str or not prompt.strip():
             raise ValueError("The prompt is empty: say what to paint.")
         if take not in tuple(TAKES):
             raise ValueError(f"What to take of the reference is one of {', '.join(TAKES)}, got {take!r:.80}.")
