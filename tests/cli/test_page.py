@@ -160,8 +160,9 @@ ODD: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("odd", "reason"), ODD)
 def test_values_that_no_page_sends_are_refused(odd: dict[str, Any], reason: str, studio: Studio) -> None:
+    usual: dict[str, Any] = {"reference": None, "prompt": "a circle", "take": "style", "alpha": 0.3, "seed": 0}
     with pytest.raises(ValueError, match=reason):
-        studio.paint(**{"reference": None, "prompt": "a circle", "take": "style", "alpha": 0.3, "seed": 0, **odd})
+        studio.paint(**usual | odd)
 
 
 # ---- The command ----
