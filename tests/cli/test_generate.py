@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from pathlib import Path
@@ -16,7 +17,8 @@ from command_line import run
 from tiny_models import tiny_pipeline
 from zimage_vl.blend.registry import KNOBS
 from zimage_vl.cli._models import Model
-from zimage_vl.cli._records import PICTURE_KNOBS
+from zimage_vl.cli._options import option_names
+from zimage_vl.cli._records import PICTURE_KNOBS, write_png
 from zimage_vl.cli.generate import choose_size
 from zimage_vl.pipeline.text_statistics import TextStatistics
 from zimage_vl.recipes import RECIPES, WISHES
@@ -176,6 +178,47 @@ def test_a_picture_is_repeated_from_what_stands_in_it(capsys: Any, folder: Path,
     gone.refused("do nothing without --reference")
     assert "--reference reference.png of elsewhere/0.png is neither beside it nor here: pass it too." in gone.err
     call(capsys, "generate", "--from", "start.png", "-o", "x.png").refused("start.png holds no record")
+
+
+def test_a_record_that_was_edited_is_refused_by_its_field(capsys: Any, folder: Path, no_model: None) -> None:
+    """Each field that is repeated, as what no record has there; and some that the options would not take."""
+    file = {"option": "--reference", "name": "reference.png", "sha256": sha256("reference.png")}
+    knobs = {name: knob.default for name, knob in KNOBS.items() if name not in PICTURE_KNOBS}
+    texts = {
+        "prompt": PROMPT,
+        "model": "toy",
+        "revision": None,
+        "vl_model": None,
+        "negative_prompt": None,
+        "dtype": None,
+    }
+    numbers = {"steps": 3, "seed": 5, "guidance": 0.0, "width": 64, "height": 64}
+    files = {"references": [file], "init_image": {**file, "strength": 0.5}, "statistics": file}
+    record = {**texts, **numbers, **files, "knobs": knobs}
+    places: list[tuple[Any, ...]] = [(name,) for name in record]
+    places += [("knobs", name) for name in (*knobs, "reference_image", "new")]
+    places += [("references", 0), *(("references", 0, key) for key in file)]
+    places += [("init_image", key) for key in ("name", "sha256", "strength")]
+    switches = ("vl_describe", "vl_exclude_sinks")
+    edits: list[tuple[tuple[Any, ...], Any]]
+    edits = [(place, odd) for place in places for odd in ([[1]], {"odd": {}})]
+    edits += [(place, True) for place in places if place[-1] not in switches]
+    edits += [(("width",), 5), (("guidance",), 1e400), (("steps",), 10**400), (("seed",), -1), (("dtype",), "x")]
+    edits += [(("knobs", "vl_alpha"), 5), (("knobs", "reference_image"), "https://example.com/a.png")]
+    edits += [(("references", 0, "option"), "--prompt"), (("prompt",), None), (("prompt",), "\ud800")]
+    for place, odd in edits:
+        edited = inner = copy.deepcopy(record)
+        for key in place[:-1]:
+            inner = inner[key]
+        inner[place[-1]] = odd
+        write_png(START, Path("edited.png"), edited, overwrite=True)
+        done = call(capsys, "generate", "--from", "edited.png", "-o", "new.png")
+        done.refused("Error: edited.png cannot be repeated: ")
+        named = next(name for name in reversed(place) if isinstance(name, str))
+        names = (named, *option_names(named), "--size", "knobs.odd")
+        assert any(name in done.err.splitlines()[-1] for name in names), done.err
+    write_png(START, Path("edited.png"), {"knobs": [1]}, overwrite=True)
+    assert call(capsys, "inspect", "edited.png").code == 0
 
 
 def test_the_same_picture_is_blended_and_painted_over(capsys: Any, folder: Path, pipe: Any) -> None:
@@ -411,6 +454,12 @@ def test_settings_that_cannot_be(options: str, reason: str, capsys: Any, folder:
 def test_references_that_are_not_there(options: str, reason: str, capsys: Any, folder: Path, no_model: None) -> None:
     Path("broken\x1b.png").write_text("<!DOCTYPE html>")
     generate(capsys, *options.split(), reference=None).refused(reason)
+
+
+def test_a_picture_too_large_for_the_memory_is_a_line(capsys: Any, folder: Path) -> None:
+    done = generate(capsys, "--size", "1600000x1600000", reference=None)
+    assert (done.code, done.out) == (2, "")
+    assert "memory: you tried to allocate" in done.err.splitlines()[-1]
 
 
 @pytest.mark.parametrize("overwrite", [[], ["--overwrite"]])

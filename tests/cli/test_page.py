@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import os
 import shlex
 import socket
+import subprocess
 import sys
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
+from urllib.request import Request, urlopen
 
 import numpy as np
 import pytest
@@ -17,6 +21,7 @@ from PIL import Image
 
 from browser import CHROMIUM, Browser
 from cli_calls import call, read_png
+from command_line import environment
 from zimage_vl.cli.page import STRIP, TAKES, Studio, build_page, choose_knobs, get_usual_alpha, launch
 from zimage_vl.recipes import RECIPES, WISHES
 from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
@@ -45,13 +50,15 @@ def address(studio: Studio) -> Generator[str]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder to work in, with references and what is none."""
-    monkeypatch.chdir(tmp_path)
+def folder(studio: Studio, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder to work in, within the page's own, with references and what is none."""
+    folder = studio.folder / tmp_path.name
+    folder.mkdir()
+    monkeypatch.chdir(folder)
     for name, scene in SCENES.items():
         draw_scene(scene).save(name)
     Path("broken.png").write_bytes(b"no picture <b>at all</b>")
-    return tmp_path
+    return folder
 
 
 def pixels(file: str | Path) -> Any:
@@ -119,10 +126,43 @@ def test_what_is_missing_or_broken_is_refused(studio: Studio, folder: Path) -> N
         studio.paint("blue.png", " ", "everything", 0.3, 0)
     with pytest.raises(ValueError, match=r"The reference broken\.png.* is in none of the formats"):
         studio.paint("broken.png", "a circle", "everything", 0.3, 0)
-    with pytest.raises(ValueError, match="no longer here"):
-        studio.paint("gone.png", "a circle", "everything", 0.3, 0)
     with pytest.raises(ValueError, match="no reference to compare"):
         next(studio.paint_strip(None, "a circle", "everything", 0))
+
+
+def test_only_files_of_the_page_are_read(studio: Studio, folder: Path, tmp_path: Path) -> None:
+    """Of all others a visitor is not even told whether they are there."""
+    secret = tmp_path / "secret.png"
+    draw_scene(SCENES["blue.png"]).save(secret)
+    Path("link.png").symlink_to(secret)
+    Path("loop.png").symlink_to("loop.png")
+    up = os.path.relpath(secret)
+    for name in ("gone.png", str(secret), up, "link.png", "loop.png", ".", "", "a\0b", "x" * 5000, os.devnull):
+        with pytest.raises(ValueError, match=r"^The reference is no longer here: choose or drop it again\.$"):
+            studio.paint(name, "a circle", "everything", 0.3, 0)
+
+
+# What a program can send, and no hand on the page.
+ODD: list[tuple[dict[str, Any], str]] = [
+    ({"prompt": None}, "The prompt is empty"),
+    ({"prompt": ["a circle"]}, "The prompt is empty"),
+    ({"take": None}, "is one of everything, colours"),
+    ({"take": ["style"]}, "is one of everything, colours"),
+    ({"alpha": "x"}, "Alpha is a number from 0 to 1"),
+    ({"alpha": float("nan")}, "Alpha is a number from 0 to 1"),
+    ({"alpha": True}, "Alpha is a number from 0 to 1"),
+    ({"alpha": 1.1}, "Alpha is a number from 0 to 1"),
+    ({"seed": "x"}, "The seed is a whole number"),
+    ({"seed": 1.5}, "The seed is a whole number"),
+    ({"seed": -1}, "The seed is a whole number"),
+]
+
+
+@pytest.mark.parametrize(("odd", "reason"), ODD)
+def test_values_that_no_page_sends_are_refused(odd: dict[str, Any], reason: str, studio: Studio) -> None:
+    usual: dict[str, Any] = {"reference": None, "prompt": "a circle", "take": "style", "alpha": 0.3, "seed": 0}
+    with pytest.raises(ValueError, match=reason):
+        studio.paint(**usual | odd)
 
 
 # ---- The command ----
@@ -149,7 +189,40 @@ def test_what_can_be_known_before_is_refused(options: str, reason: str, capsys: 
         call(capsys, "app", *options.format(taken=taken).split()).refused(reason.format(taken=taken))
 
 
+@pytest.mark.skipif(os.name != "posix", reason="signals are posix's")
+def test_a_termination_leaves_no_folder(tmp_path: Path) -> None:
+    pytest.importorskip("gradio")
+    command = [sys.executable, "-m", "zimage_vl", "app"]
+    with subprocess.Popen(command, env=environment(TMPDIR=str(tmp_path)), stdout=subprocess.PIPE, text=True) as page:
+        assert page.stdout is not None
+        assert page.stdout.readline().startswith("http")
+        assert list(tmp_path.glob("zimage-vl-*"))
+        page.terminate()
+        assert page.wait(60) == 130
+    assert not list(tmp_path.glob("zimage-vl-*"))
+
+
 # ---- Visitors ----
+
+
+def test_a_program_gets_our_refusals_and_no_file(address: str, folder: Path, tmp_path: Path, capfd: Any) -> None:
+    """A reference without gradio's mark is one that gradio itself does not look at."""
+    draw_scene(SCENES["blue.png"]).save(tmp_path / "secret.png")
+
+    def ask(*given: Any) -> str:
+        body, url = json.dumps({"data": given}).encode(), f"{address}gradio_api/call/paint"
+        with urlopen(Request(url, body, {"Content-Type": "application/json"})) as answer:
+            event = json.load(answer)["event_id"]
+        with urlopen(f"{url}/{event}") as answer:
+            return answer.read().decode()
+
+    for name in ("secret.png", "gone.png"):
+        answer = ask({"path": str(tmp_path / name)}, "a circle", "everything", 0.9, 0)
+        assert "The reference is no longer here: choose or drop it again." in answer
+    usual = {"prompt": "a circle", "take": "style", "alpha": 0.3, "seed": 0}
+    for odd, reason in ODD:
+        assert reason in ask(None, *{**usual, **odd}.values())
+    assert "Traceback" not in capfd.readouterr().err
 
 
 def test_two_visitors_at_once_get_their_own_pictures(address: str, studio: Studio, folder: Path) -> None:

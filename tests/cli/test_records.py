@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import struct
+import zlib
 from pathlib import Path
 
 import PIL.Image
 import pytest
 import torch
 
+from cli_calls import call
 from zimage_vl.cli._records import as_options, get_package_versions, read_png, write_png
 
 
@@ -39,6 +42,29 @@ def test_pictures_of_others_have_no_record(tmp_path: Path) -> None:
     for name in ("plain.png", "a.jpg", "text.png", "list.png"):
         with pytest.raises(ValueError, match=f"{name} holds "):
             read_png(tmp_path / name)
+
+
+def test_what_is_broken_or_no_file_is_refused_by_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Such as files made to end Pillow, and those that would be read for ever."""
+    write_png(PIL.Image.effect_noise((64, 64), 50), tmp_path / "whole.png", {"prompt": "x"})
+    whole = (tmp_path / "whole.png").read_bytes()
+    header = b"IHDR" + struct.pack(">II", 100_000, 100_000) + whole[24:29]
+    contents = {
+        "huge": whole[:12] + header + struct.pack(">I", zlib.crc32(header)) + whole[33:],
+        "chunk": whole.replace(b"IDAT", b"ID\x00T"),
+        "short": whole[: len(whole) // 2],
+        "empty": b"",
+    }
+    for name, content in contents.items():
+        (tmp_path / f"{name}.png").write_bytes(content)
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "folder.png").mkdir()
+    for name in (*contents, "fifo", "folder", "gone"):
+        file = tmp_path / f"{name}.png"
+        call(capsys, "inspect", file).refused(str(file))
+        call(capsys, "generate", "--from", file, "-o", tmp_path / "new.png").refused(str(file))
+        done = call(capsys, "inspect", "--verify", file)
+        assert (done.code, done.out) == (3, f"REFUSED {file}\n")
 
 
 def test_knobs_are_options_again() -> None:

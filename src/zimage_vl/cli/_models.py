@@ -13,6 +13,7 @@ from textwrap import shorten
 from typing import Any
 
 import zimage_vl
+from zimage_vl.workflows.errors import is_out_of_memory
 
 from ._terminal import escape, note, one_line
 
@@ -200,7 +201,7 @@ def loading(model: str, option: str = "--model") -> Generator[None]:
     try:
         yield
     except Exception as error:
-        if isinstance(error, (MemoryError, NotImplementedError)) or type(error).__name__ == "OutOfMemoryError":
+        if isinstance(error, NotImplementedError) or is_out_of_memory(error):
             raise
         if isinstance(error, (KeyError, TypeError, AttributeError)):
             reason = f"its files are not those of such a model ({type(error).__name__}: {one_line(error)})."

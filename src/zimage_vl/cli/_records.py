@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shlex
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
+from math import isfinite
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,8 @@ from zimage_vl.blend.registry import KNOBS
 
 from ._options import SEVERAL, option_names
 from ._outputs import new_file
-from ._terminal import note
+from ._parsing import parse_alpha, parse_size
+from ._terminal import note, one_line
 
 
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers")
@@ -27,6 +29,35 @@ _PARAMETERS = {option: name for name in (*PICTURE_KNOBS, "init_image", "statisti
 # Not repeated where one of these is typed.
 _TOGETHER: dict[str, tuple[str, ...]] = dict.fromkeys(PICTURE_KNOBS[:3], PICTURE_KNOBS[:2])
 _SAME_NAMES = ("prompt", "model", "revision", "vl_model", "negative_prompt", "steps", "guidance", "seed", "dtype")
+# What the fields of a record are in JSON, as far as they are repeated, and its knobs.
+_NULL = type(None)
+_FIELDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("prompt", "model"), (str,)),
+    **dict.fromkeys(("revision", "vl_model", "negative_prompt", "dtype"), (str, _NULL)),
+    **dict.fromkeys(("width", "height", "steps", "seed"), (int,)),
+    **dict.fromkeys(("knobs", "init_image", "statistics"), (dict, _NULL)),
+    "guidance": (int, float),
+    "references": (list,),
+}
+_KNOB_FIELDS: dict[str, tuple[type, ...]] = {
+    **{name: (type(knob.default),) for name, knob in KNOBS.items() if name not in PICTURE_KNOBS},
+    **dict.fromkeys(("vl_outlier_threshold", "vl_start", "vl_end"), (int, float)),
+    "vl_alpha": (int, float, dict),
+    "vl_hidden_layer": (int, list, dict, _NULL),
+    "vl_target_std": (int, float, _NULL),
+    "vl_concat_tokens": (int, _NULL),
+    "reference_weights": (list, _NULL),
+    "vl_text": (str, _NULL),
+}
+_WORDS = {
+    str: "a text",
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    dict: "an object",
+    list: "a list",
+    _NULL: "null",
+}
 
 
 def get_package_versions(names: Iterable[str]) -> dict[str, str | None]:
@@ -60,13 +91,19 @@ def write_png(image: Any, path: Path, parameters: Mapping[str, Any], overwrite: 
 
 def read_png(path: Path) -> dict[str, Any]:
     """Get how a picture of ours was made; a ValueError where it is none."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image
 
+    if path.exists() and not path.is_file():  # reading a pipe or a device could wait for ever
+        raise ValueError(f"{path} is a folder or is no regular file: name a PNG of `zimage-vl`.")
     try:
         with Image.open(path, formats=["PNG"]) as image:
             return dict(json.loads(getattr(image, "text", {})["parameters"]))
-    except (UnidentifiedImageError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} holds no record of how it was made: it is no PNG of `zimage-vl`.") from error
+    except Exception as error:  # a damaged file, or one made for it, can bring about any in Pillow
+        if isinstance(error, OSError) and error.filename:  # it is not there, or may not be read
+            raise
+        raise ValueError(
+            f"{path} holds no record of how it was made: it is no PNG of `zimage-vl`, or a damaged one."
+        ) from error
 
 
 def repeat(context: Any, picture: Path | None) -> Path | None:
@@ -76,17 +113,19 @@ def repeat(context: Any, picture: Path | None) -> Path | None:
     record, typed = read_png(picture), {word.partition("=")[0] for word in context.find_root().meta["typed"]}
     if not {"width", "height", "knobs", "references", "init_image", "statistics"} <= record.keys():
         raise ValueError(f"{picture} was not made by `zimage-vl generate`, so that its settings cannot be repeated.")
+    _check_fields(picture, record)
     found = {name: record.get(name) for name in _SAME_NAMES}
     if not typed & {"--size", "--width", "--height"}:
         found["size"] = f"{record['width']}x{record['height']}"
     if not typed & {"--take", "--recipe"}:
-        changed = {name: value for name, value in (record["knobs"] or {}).items() if name in KNOBS}
-        changed = {name: value for name, value in changed.items() if value != KNOBS[name].default}
+        knobs = (record["knobs"] or {}).items()
+        changed = {name: value for name, value in knobs if value != KNOBS[name].default}
         found |= {name: _as_typed(name, value) for name, value in changed.items()}
     start, statistics = record["init_image"] or {}, record["statistics"] or {}
     found["strength"] = start.get("strength")
-    for file in filter(None, [*record["references"], start, statistics]):
-        option = file.get("option", "--statistics").replace("--iterations", "--reference")  # of a later round
+    of_options = [(file["option"].replace("--iterations", "--reference"), file) for file in record["references"]]
+    of_options += [(option, file) for option, file in (("--init-image", start), ("--statistics", statistics)) if file]
+    for option, file in of_options:
         name = _PARAMETERS[option]
         if any(typed.intersection(option_names(other)) for other in (name, *_TOGETHER.get(name, ()))):
             continue
@@ -97,7 +136,57 @@ def repeat(context: Any, picture: Path | None) -> Path | None:
         else:
             found[name] = [*found.get(name, ()), place] if name in SEVERAL else place
     context.default_map = {name: value for name, value in found.items() if value is not None}
+    _check_values(picture, context)
     return picture
+
+
+def _check_fields(picture: Path, record: dict[str, Any]) -> None:
+    """Refuse a record whose fields are not what they are when it is written, as after an edit."""
+    for name, value, kinds in _fields(record):
+        if type(value) not in kinds or (isinstance(value, float) and not isfinite(value)):
+            expected = " or ".join(_WORDS[kind] for kind in kinds if kind is not int or float not in kinds)
+            told = f"`{name}` in its record is {json.dumps(value):.80}, expected {expected or 'no such knob'}"
+            raise ValueError(f"{picture} cannot be repeated: {told}.")
+    for file in record["references"]:
+        if file["option"].replace("--iterations", "--reference") not in _PARAMETERS:
+            told = f"`references.option` in its record is {file['option']!r:.80}, expected an option that takes files"
+            raise ValueError(f"{picture} cannot be repeated: {told}.")
+
+
+def _fields(record: dict[str, Any]) -> Iterator[tuple[str, Any, tuple[type, ...]]]:
+    """Names, values, and what these have to be; what holds others goes before them."""
+    yield from ((name, record.get(name), kinds) for name, kinds in _FIELDS.items())
+    for name, value in (record["knobs"] or {}).items():
+        yield (name, value, _KNOB_FIELDS[name]) if name in _KNOB_FIELDS else (f"knobs.{name}", value, ())
+    yield from (("references", file, (dict,)) for file in record["references"])
+    start, statistics = record["init_image"], record["statistics"]
+    files = [("init_image", start), ("statistics", statistics), *(("references", one) for one in record["references"])]
+    for name, file in files:
+        keys = ("name", "sha256", "option") if name == "references" else ("name", "sha256")
+        yield from [] if file is None else [(f"{name}.{key}", file.get(key), (str,)) for key in keys]
+    yield from [] if start is None else [("init_image.strength", start.get("strength"), (int, float))]
+
+
+def _check_values(picture: Path, context: Any) -> None:
+    """Refuse a record whose values the options do not take, while it is known that they are from there."""
+    from zimage_vl.workflows.sweep_plan import make_conditioning
+
+    found, name = dict[str, Any](), ""
+    try:
+        for option in context.command.params:
+            if (name := option.name) in context.default_map:
+                found[name] = option.process_value(context, context.default_map[name])
+        name = ""
+        parse_size(found.get("size"), None, None, 16)
+        knobs = {name: value for name, value in found.items() if name in KNOBS}
+        knobs |= {"vl_alpha": parse_alpha(found["vl_alpha"])} if "vl_alpha" in found else {}
+        make_conditioning(knobs, "neutral_image" in knobs)
+    except Exception as error:
+        # A refusal of the options' parsers has a class of click's or of typer's own.
+        if not isinstance(error, (ValueError, OverflowError)) and not hasattr(error, "format_message"):
+            raise
+        reason = one_line(error) if not name else f"`{name}` in its record: {getattr(error, 'message', error)}"
+        raise ValueError(f"{picture} cannot be repeated: {reason}") from error
 
 
 def as_options(knobs: Mapping[str, Any]) -> list[str]:

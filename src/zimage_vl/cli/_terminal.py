@@ -10,6 +10,8 @@ from typing import Annotated, Any, cast
 
 import typer
 
+from zimage_vl.workflows.errors import is_out_of_memory
+
 
 _MOST_ITEMS, _LONGEST_GROUP = 8, 100  # of a list, and characters of a line, for people; JSON has it all
 
@@ -78,10 +80,9 @@ def one_line(error: BaseException) -> str:
 def is_mendable(error: BaseException) -> bool:
     """Check that something in the call or around it has to change, and nothing in the code.
 
-    Bad input, files and networks, what does not exist yet, too little memory; the last is torch's own.
+    Bad input, files and networks, what does not exist yet, too little memory.
     """
-    kinds = (ValueError, OSError, NotImplementedError, MemoryError)
-    return isinstance(error, kinds) or type(error).__name__ == "OutOfMemoryError"
+    return isinstance(error, (ValueError, OSError, NotImplementedError)) or is_out_of_memory(error)
 
 
 def count_of(count: int, thing: str) -> str:

@@ -21,6 +21,7 @@ import typer
 
 import zimage_vl
 from zimage_vl.blend.registry import KNOBS
+from zimage_vl.workflows.errors import is_out_of_memory
 from zimage_vl.workflows.files import named_errors, remove_leftovers
 from zimage_vl.workflows.manifest import MANIFEST, bring_file
 
@@ -120,8 +121,7 @@ def _blamed_on_the_reference() -> Generator[None]:
     try:
         yield
     except Exception as error:
-        # torch's own name, so that torch need not be imported to compare
-        if not isinstance(error, (ValueError, OSError, MemoryError)) and type(error).__name__ != "OutOfMemoryError":
+        if not isinstance(error, (ValueError, OSError)) and not is_out_of_memory(error):
             raise
         raise _BadReferenceError(explain(error)) from error
 

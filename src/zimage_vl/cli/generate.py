@@ -37,6 +37,7 @@ _SHARE = f"Above 0, up to 1, with --init-image: the share of the steps that is r
 _FILE = "File of `zimage-vl statistics`, for knobs that need the text encoder's. Default: they are measured."
 _SIZE = "WIDTHxHEIGHT in pixels, multiples of 16. Default: 1024x1024; 64x64 with toy."
 _SEED = "Seed of the first picture; the next take the next ones. Default: random, told and recorded."
+_STEPS = "Denoising steps. Default: 9; 8 with toy."
 _STAGES = "Load VL encoder, text encoder and transformer one after another, never two at a time."
 
 
@@ -53,7 +54,7 @@ def generate(
     strength: Annotated[float | None, option("--strength", "NUMBER", _SHARE, min=0, max=1)] = None,
     statistics: Annotated[Path | None, option("--statistics", "FILE", _FILE)] = None,
     negative_prompt: Annotated[str | None, option("--negative-prompt", "TEXT", "Keep away; needs --guidance.")] = None,
-    steps: Annotated[int | None, option("--steps", "INT", "Denoising steps. Default: 9; 8 with toy.", min=1)] = None,
+    steps: Annotated[int | None, option("--steps", "INT", _STEPS, min=1, max=10_000)] = None,
     guidance: Annotated[float, option("--guidance", "NUMBER", "Scale; 0 is off, for Turbo.", min=0)] = 0.0,
     seed: Annotated[int | None, option("--seed", "INT", _SEED, min=0, max=2**63 - 1)] = None,
     size: Annotated[str | None, option("--size", "WxH", _SIZE)] = None,

@@ -39,7 +39,7 @@ def inspect(
     against = None if statistics is None else zimage_vl.TextStatistics.load(statistics)
     described = [_describe(file, against, threshold) for file in files]
     for facts in described if output_format is OutputFormat.TEXT else ():
-        if facts.get("knobs"):  # for people, by their options' names
+        if isinstance(facts.get("knobs"), dict):  # for people, by their options' names
             facts["knobs"] = {option_names(name)[0][2:]: value for name, value in facts["knobs"].items()}
     for facts in [{"files": described}] if output_format is OutputFormat.JSON and len(files) > 1 else described:
         print_facts(facts, output_format)

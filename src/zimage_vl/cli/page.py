@@ -10,11 +10,12 @@ import importlib
 import os
 import secrets
 import shlex
+import signal
 import socket
 import tempfile
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -85,8 +86,8 @@ def page(
 ) -> None:
     """Open a page in the browser: a reference, a prompt, alpha, what to take, and what came of it.
 
-    Its address is printed; Ctrl-C ends it. Visitors wait for each other in a queue, and each sees only what is theirs:
-    it lies in a temporary folder for a day, or until the end. Needs gradio: pip install "gradio>=6.31".
+    Its address is printed; Ctrl-C or SIGTERM ends it. Visitors wait for each other in a queue, and each sees only what
+    is theirs: it lies in a temporary folder for a day, or until the end. Needs gradio: pip install "gradio>=6.31".
     """
     load_gradio()
     from zimage_vl.blend.knobs import DEFAULT_LAYERS
@@ -106,6 +107,7 @@ def page(
     pipe.set_progress_bar_config(disable=True)
     typed = {**model.describe(), "device": None, "steps": steps, "guidance": guidance or None, "size": size}
     typed |= dict.fromkeys(("model", "dtype")) if model.is_toy else {}
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with tempfile.TemporaryDirectory(prefix="zimage-vl-") as folder:
         blocks = build_page(Studio(pipe, Path(folder), call, typed), model.is_toy)
         say(launch(blocks, host, port, share))
@@ -170,18 +172,23 @@ class Studio:
     typed: Mapping[str, Any]  # options of `zimage-vl generate` for the same
 
     def paint(self, reference: str | None, prompt: str, take: str, alpha: float, seed: int | None) -> Painted:
-        """Paint one picture; without a seed, with a random one."""
+        """Paint one picture; without a seed, with a random one. All that came is checked: programs send anything."""
         import torch
 
         from zimage_vl.reference.pictures import load_reference_image
 
-        if not prompt.strip():
+        if type(prompt) is not str or not prompt.strip():
             raise ValueError("The prompt is empty: say what to paint.")
+        if take not in tuple(TAKES):
+            raise ValueError(f"What to take of the reference is one of {', '.join(TAKES)}, got {take!r:.80}.")
+        if type(alpha) not in (int, float) or not 0 <= alpha <= 1:
+            raise ValueError(f"Alpha is a number from 0 to 1, got {alpha!r:.80}.")
+        if seed is not None and (type(seed) is not int or not 0 <= seed < 2**32):
+            raise ValueError(f"The seed is a whole number from 0 to {2**32 - 1}, or empty, got {seed!r:.80}.")
         seed = secrets.randbelow(2**32) if seed is None else seed
         knobs, typed = dict[str, Any](), list[str]()
         if reference is not None:
-            if not (file := Path(reference)).is_file():
-                raise ValueError("The reference is no longer here: choose or drop it again.")
+            file = self._find(reference)
             picture = load_reference_image(file.read_bytes(), f"The reference {file.name}")
             knobs = {"reference_image": picture, **choose_knobs(take, alpha)}
             typed = as_options({"reference_image": file.name, "vl_alpha": knobs["vl_alpha"]})
@@ -195,6 +202,14 @@ class Studio:
         file.parent.mkdir()
         write_png(output.images[0], file, {"command": command})
         return Painted(reference, prompt, take, alpha, seed, str(file), report, command)
+
+    def _find(self, reference: str) -> Path:
+        """A visitor's file: one in the page's folder, whatever the name says; of others not even that they exist."""
+        with suppress(OSError, ValueError, TypeError):
+            file = Path(os.path.realpath(reference))
+            if file.is_relative_to(os.path.realpath(self.folder)) and file.is_file():
+                return file
+        raise ValueError("The reference is no longer here: choose or drop it again.")
 
     def paint_strip(self, reference: str | None, prompt: str, take: str, seed: int | None) -> Iterator[list[Painted]]:
         """Paint some alphas over one noise, with one reading of the reference; yield what there is after each."""
@@ -250,8 +265,6 @@ def build_page(studio: Studio, is_toy: bool) -> Any:
                 upload = {"sources": ["upload", "clipboard"], "buttons": ["fullscreen"], "elem_classes": pixels}
                 shown = {"value": examples[0] if is_toy else None, "type": "filepath", "image_mode": None}
                 reference = gr.Image(label="Reference", height=260, **shown, **upload)
-                # The pipeline opens pictures itself, and says what is wrong with one.
-                reference.preprocess = _get_path
                 if is_toy:
                     gr.Examples(examples, reference, label="Pictures of the toy world")
                 like = "a circle in the middle" if is_toy else "a lighthouse at dusk"
@@ -275,6 +288,10 @@ def build_page(studio: Studio, is_toy: bool) -> Any:
             for label in (_ROW, _PAST)
         )
         strip, history = gr.State([]), gr.State([])
+        # The studio checks what came, and says what is wrong with it.
+        reference.preprocess = _get_path
+        for one in (prompt, take, alpha, seed):
+            one.preprocess = _get_value
         settings, result = [reference, prompt, take, alpha, seed], [picture, report, command]
 
         def show(one: Painted) -> list[Any]:
@@ -318,7 +335,11 @@ def draw_examples(folder: Path) -> list[str]:
 
 
 def _get_path(given: Any) -> str | None:
-    return given and given.path
+    return given and (given.path or "")  # what came without one is no reference of ours
+
+
+def _get_value(given: Any) -> Any:
+    return given
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from ..pipeline.inputs import is_guided
 from ..reference.embeds import ReferenceEmbeds
 from ..reference.pictures import load_reference_image, read_image_bytes
 from ..reference.reading import resolve_layers
+from .errors import is_out_of_memory
 from .files import whole_file
 from .manifest import PICTURES, REFERENCES, Manifest
 from .sweep_plan import OF_READING, SOURCES, SweepPlan, as_list, make_conditioning, merge_knobs
@@ -324,8 +325,8 @@ def _open(name: str, path: str) -> _File | Exception:
 
 
 def _is_of_a_job(error: Exception) -> bool:
-    """Bad values, and what is too large for the memory; torch's own error goes by its name on every device."""
-    return isinstance(error, (ValueError, MemoryError)) or type(error).__name__ == "OutOfMemoryError"
+    """Bad values, and what is too large for the memory."""
+    return isinstance(error, ValueError) or is_out_of_memory(error)
 
 
 def _without_query(path: str) -> str:
