@@ -199,7 +199,7 @@ def test_two_processes_paint_what_one_paints(capsys: Any, folder: Path) -> None:
         ("-p x --shard-index 1", "--shard-index counts from 0 and must be below --num-shards 1"),
         ("-p x --plan nowhere.yaml", "nowhere.yaml: No such file"),
         ("-p x --plan plan.yaml", "--plan 'plan.yaml' has no axis 'alpa'; did you mean alpha?"),
-        ("-p x -r a.png --plan bad.yaml", "--alpha must be"),
+        ("-p x -r a.png --plan bad.yaml", "--plan 'bad.yaml', alpha: True is none of its values"),
         ("-p x -o a.png", "--output 'a.png' is a file"),
         ("-p x -o no/where", "the folder 'no' does not exist"),
         ("-p x -o taken", "is the manifest of something else than a sweep"),
@@ -262,7 +262,7 @@ def test_pipes_and_devices_are_refused_and_not_waited_for(capsys: Any, folder: P
     Path("zero.yaml").symlink_to("/dev/zero")
     for plan in ("plan.yaml", "zero.yaml"):
         call(capsys, "sweep", "-p", "x", "--plan", plan, "-o", "out").refused(plan, "no regular file")
-    call(capsys, "sweep", "-p", "x", "-o", "taken").refused("taken/manifest.jsonl is a link or no")
+    call(capsys, "sweep", "-p", "x", "-o", "taken").refused("taken/manifest.jsonl is no regular file")
     call(capsys, "merge", "taken", "-o", "out").refused("is no folder of a sweep")
     embeds = ("sweep", "-p", "x", "--embeds", "embeds.safetensors", "-o", "out")
     assert call(capsys, *embeds, "--dry-run").out.startswith("pictures  1 failed")

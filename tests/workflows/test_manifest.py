@@ -45,18 +45,17 @@ def test_the_last_word_on_a_job_counts_and_a_cut_line_does_not(tmp_path: Path) -
     assert os.stat(manifest.path).st_ino == before.st_ino
 
 
-def test_a_whole_line_without_its_end_is_not_counted(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST).write_text(json.dumps(make_row(0)))
+@pytest.mark.parametrize("length", [1, 9, None])
+def test_a_first_line_without_its_end_is_not_counted(length: int | None, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps(make_row(0))[:length])
     prepare_folder(tmp_path)
     Manifest(tmp_path).append(make_row(1))
     assert jobs_of(tmp_path) == [1]
 
 
-@pytest.mark.parametrize("text", ['{"source": "a.png"}\n', "[]\n", "1\n", "my notes\nof 2024\n", "my notes", "\n", "{"])
+@pytest.mark.parametrize("text", ['{"source": "a.png"}\n', "[]\n", "1\n", "my notes\nof 2024\n", "my notes", "\n"])
 def test_another_manifest_is_refused_and_kept(text: str, tmp_path: Path) -> None:
     (tmp_path / MANIFEST).write_text(text)
-    if text == "{":  # perhaps the first line of ours, of which a kill left one byte
-        return prepare_folder(tmp_path)
     with pytest.raises(ValueError, match="of something else than a sweep"):
         prepare_folder(tmp_path)
     assert (tmp_path / MANIFEST).read_text() == text

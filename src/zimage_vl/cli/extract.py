@@ -232,7 +232,8 @@ def _own_rows(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     for line, row in _rows(folder):
         file = row.get("file")
         if "source" not in row or not (file is None or _is_own_name(str(file))):
-            raise ValueError(f"{folder / MANIFEST} has a line that is none of `zimage-vl extract`: {row!s:.80}. Name another folder.")
+            named = f"{folder / MANIFEST} has a line that is none of `zimage-vl extract`: {row!s:.80}."
+            raise ValueError(f"{named} Name another folder.")
         yield line, row
 
 

@@ -91,7 +91,9 @@ def sweep(
         refuse_urls(paths, no_urls)
         for path in (path for path in paths if is_written(Path(path).name)):
             if Path(path).parent.resolve() == output.resolve():
-                raise ValueError(f"'{escape(path)}' is an input, and this sweep would replace it: name another folder.")
+                raise ValueError(
+                    f"'{escape(path)}' is an input, and this sweep would replace it: name another folder."
+                )
     from zimage_vl.workflows.sweep import run_sweep
     from zimage_vl.workflows.sweep_plan import SweepPlan
 
@@ -177,10 +179,11 @@ def _read_axes(plan: Path | None, typed: Mapping[str, Any], model: Model) -> dic
     side, steps = model.defaults
     defaults: dict[str, Any] = {"size": f"{side}x{side}", "steps": steps, "guidance": 0, "seed": 0}
     given = {name: values for name, values in typed.items() if values}
-    axes = defaults | ({} if plan is None else read_plan(plan)) | given
+    planned = {} if plan is None else read_plan(plan)
+    axes = defaults | planned | given
     if "prompt" not in axes:
         raise ValueError("A sweep needs a prompt: --prompt, or `prompt` in a --plan.")
-    return {name: read_values(name, value) for name, value in axes.items()}
+    return {name: read_values(name, x, None if name in given else plan) for name, x in axes.items()}
 
 
 def _load(model: Model, offload: str, plan: Any) -> Any:

@@ -145,7 +145,9 @@ def check_sweep_folder(folder: Path) -> None:
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         of_folder = path.name in (PICTURES, REFERENCES)
         if (of_folder or path.name == MANIFEST) and (path.is_symlink() or path.is_dir() != of_folder):
-            raise ValueError(f"{path} is a link or no {'folder' if of_folder else 'file'}: name a new or empty folder.")
+            raise ValueError(
+                f"{path} is a link or no {'folder' if of_folder else 'file'}: name a new or empty folder."
+            )
         taken = any(path.iterdir()) if of_folder else is_written(path.name)
         if taken and not (folder / MANIFEST).exists():
             raise ValueError(f"{path} is not of a sweep, which would replace it: name a new or empty folder.")
