@@ -127,7 +127,7 @@ def test_plans_name_axes_as_options_or_as_the_call_does(name: str, tmp_path: Pat
         ("plan.yaml", "!!python/object/apply:os.getcwd []", "cannot be read"),
         ("plan.toml", "alpha", "cannot be read"),
         ("plan.yaml", "a: &a [x, x]\nb: &b [*a, *a]\nprompt: [*b, *b]", "aliases, as .name, are none of a plan"),
-        ("plan.yaml", "seed: 1\nseed: 2", "a name stands there twice"),
+        ("plan.yaml", "seed: 1\nseed: 2", "a name stands twice in what begins in line 1"),
         ("plan.yaml", "seed: 2020-01-01", "is no text, number"),
         ("plan.yaml", "prompt: !!binary aGk=", "is no text, number"),
         ("plan.yaml", "seed: !!set {1, 2}", "is no text, number"),

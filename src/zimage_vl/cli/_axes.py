@@ -122,7 +122,7 @@ def _load_yaml(yaml: Any, data: bytes) -> object:
         def construct_mapping(self, node: Any, deep: bool = False) -> Any:
             found = super().construct_mapping(node, deep)
             if len(found) < len(node.value):
-                raise ValueError(f"a name stands there twice{node.start_mark}.")
+                raise ValueError(f"a name stands twice in what begins in line {node.start_mark.line + 1}.")
             return found
 
     return yaml.load(data, Loader)
@@ -160,9 +160,10 @@ def read_values(name: str, given: Any, plan: Path | None = None) -> list[Any]:
             raise typer.BadParameter("an empty list has no value: leave the axis out.")
         return [value for item in items for value in _read_item(name, item)]
     except (typer.BadParameter, ValueError) as error:
-        message = error.message if isinstance(error, typer.BadParameter) else str(error)
+        if plan is None and isinstance(error, ValueError):
+            raise  # which names the option
         shown = axis_option(name) if plan is None else f"--plan '{escape(str(plan))}', {axis_option(name)[2:]}"
-        raise ValueError(f"{shown}: {message}") from None
+        raise ValueError(f"{shown}: {getattr(error, 'message', error)}") from None
 
 
 def _read_item(name: str, item: Any) -> list[Any]:

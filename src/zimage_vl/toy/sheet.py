@@ -220,9 +220,11 @@ def _shorten(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Ima
     if font.getlength(line) <= width:
         return line
     kept = line.removesuffix(" ...")
-    ends = range(1, len(kept) + 1)
-    count = bisect_right(ends, width, key=lambda end: font.getlength(kept[:end].rstrip() + "..."))
-    return kept[:count].rstrip() + "..."
+
+    def measure(end: int) -> float:
+        return font.getlength(kept[:end].rstrip() + "...")
+
+    return kept[: bisect_right(range(1, len(kept) + 1), width, key=measure)].rstrip() + "..."
 
 
 def _paste(sheet: Image.Image, picture: Image.Image, corner: tuple[int, int], cell: int) -> None:
