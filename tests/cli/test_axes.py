@@ -69,12 +69,31 @@ def test_values(name: str, given: Any, values: list[Any]) -> None:
         ("prompt", [7], "7 is no text"),
         ("prompt", ["a\udcff"], r"--prompt: .* is no valid UTF-8"),
         ("reference_image", [7], "7 is no path"),
+        *[("reference_image", [odd], "is no path") for odd in ("", "a\0b", [[]], [["a.png", ""]], None)],
+        ("reference_image", [], "--reference: an empty list has no value"),
+        *[
+            ("vl_hidden_layer", odd, "--layer: ")
+            for odd in ({float("inf"): 1}, {None: 1}, {True: 1}, {-2.7: 1, -2.2: 1})
+        ],
+        *[("vl_hidden_layer", odd, "--layer: ") for odd in ({"-2": 1, "-02": 5}, {"-8..-6": 1}, {}, [[]], [[True]])],
+        *[
+            (name, odd, f"--{name}: ")
+            for name in ("seed", "steps", "guidance")
+            for odd in (None, True, [[1, 2]], {"a": 1})
+        ],
+        *[("size", odd, "--size") for odd in (None, 64, [["a", 64]], [[17, 64]], [[64, 64, 64]])],
+        *[("recipe", odd, "--take: ") for odd in (True, [["x"]], {})],
+        *[("vl_describe", odd, "--describe: ") for odd in ([[True]], 2, {})],
+        *[("vl_alpha", odd, "--alpha: ") for odd in (True, {1: 0.3}, {"prompt": None}, [["x"]], [])],
+        ("prompt", None, "None is no text"),
         ("recipe", ["guid"], "Did you mean guide"),
     ],
 )
 def test_other_values_are_refused_by_the_option_s_name(name: str, given: Any, reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         read_values(name, given)
+    with pytest.raises(ValueError, match=r"^--plan 'a.yaml', [a-z-]+: "):
+        read_values(name, given, Path("a.yaml"))
 
 
 def test_a_folder_means_its_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,6 +126,13 @@ def test_plans_name_axes_as_options_or_as_the_call_does(name: str, tmp_path: Pat
         ("plan.yaml", "alpha: " + "[" * 3000, "cannot be read"),
         ("plan.yaml", "!!python/object/apply:os.getcwd []", "cannot be read"),
         ("plan.toml", "alpha", "cannot be read"),
+        ("plan.yaml", "a: &a [x, x]\nb: &b [*a, *a]\nprompt: [*b, *b]", "aliases, as .name, are none of a plan"),
+        ("plan.yaml", "seed: 1\nseed: 2", "a name stands twice in what begins in line 1"),
+        ("plan.yaml", "seed: 2020-01-01", "is no text, number"),
+        ("plan.yaml", "prompt: !!binary aGk=", "is no text, number"),
+        ("plan.yaml", "seed: !!set {1, 2}", "is no text, number"),
+        ("plan.toml", "seed = [2020-01-01]", "is no text, number"),
+        ("plan.yaml", "#" * (2**24 + 1), "is larger than 16777216 bytes"),
         ("plan.json", "{}", "must end in .yaml, .yml or .toml"),
     ],
 )

@@ -199,7 +199,7 @@ def test_two_processes_paint_what_one_paints(capsys: Any, folder: Path) -> None:
         ("-p x --shard-index 1", "--shard-index counts from 0 and must be below --num-shards 1"),
         ("-p x --plan nowhere.yaml", "nowhere.yaml: No such file"),
         ("-p x --plan plan.yaml", "--plan 'plan.yaml' has no axis 'alpa'; did you mean alpha?"),
-        ("-p x -r a.png --plan bad.yaml", "--alpha must be"),
+        ("-p x -r a.png --plan bad.yaml", "--plan 'bad.yaml', alpha: True is none of its values"),
         ("-p x -o a.png", "--output 'a.png' is a file"),
         ("-p x -o no/where", "the folder 'no' does not exist"),
         ("-p x -o taken", "is the manifest of something else than a sweep"),
@@ -216,3 +216,72 @@ def test_what_can_be_known_before_is_refused(options: str, reason: str, capsys: 
     call(capsys, "sweep", *words, *([] if "-o" in words else ["-o", "out"])).refused(reason)
     assert not list(folder.glob("out/pictures/*"))
     assert [path.name for path in Path("taken").iterdir()] == ["manifest.jsonl"]
+
+
+def test_damaged_pictures_and_thumbnails_are_made_anew(capsys: Any, folder: Path) -> None:
+    sweep(capsys, "--seed", "0,1")
+    before = pictures_of("out")
+    (thumbnail,) = Path("out", "references").iterdir()
+    small = thumbnail.read_bytes()
+    first, _ = (Path("out", row["file"]) for row in rows_of())
+    for broken in (first, thumbnail):
+        broken.write_bytes(broken.read_bytes()[:-50])
+    assert "1 kept, 1 planned" in sweep(capsys, "--seed", "0,1", "--dry-run").out
+    assert "1 done, 1 kept" in sweep(capsys, "--seed", "0,1").err
+    assert (pictures_of("out"), thumbnail.read_bytes(), len(rows_of())) == (before, small, 2)
+
+
+def test_manifests_edited_by_hand_are_refused_by_the_job(capsys: Any, folder: Path) -> None:
+    sweep(capsys)
+    row = rows_of()[0]
+    for more in ({"steps": 0}, {"seconds": float("inf")}, {"seconds": "x"}):
+        Path("out", "manifest.jsonl").write_text(json.dumps(row | more) + "\n")
+        sweep(capsys, "--dry-run").refused("the line of job 0", "is damaged: delete it")
+    for text in ("[" * 200_000 + "\n", "x"):
+        Path("out", "manifest.jsonl").write_text(text)
+        call(capsys, "merge", "out", "-o", "new").refused("is the manifest of something else")
+        assert not Path("new").exists()
+
+
+def test_inputs_and_files_of_others_are_kept(capsys: Any, folder: Path) -> None:
+    Path("in1").mkdir()
+    Path("a.png").rename("in1/sheet.png")
+    for more in ((), ("--dry-run",)):
+        call(capsys, "sweep", "-p", "x", "-r", "in1", "-o", "in1", *more).refused("in1/sheet.png is not of a sweep")
+    assert call(capsys, "sweep", "-p", "x", "-r", "b.png", "--steps", 1, "-o", "out").code == 0
+    call(capsys, "sweep", "-p", "x", "-r", "out", "-o", "out").refused("'out/sheet.png' is an input")
+    call(capsys, "merge", "out", "-o", "in1").refused("in1/sheet.png is not of a sweep")
+    assert [path.name for path in Path("in1").iterdir()] == ["sheet.png"]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
+def test_pipes_and_devices_are_refused_and_not_waited_for(capsys: Any, folder: Path) -> None:
+    for name in ("plan.yaml", "embeds.safetensors", "taken/manifest.jsonl"):
+        Path(name).parent.mkdir(exist_ok=True)
+        os.mkfifo(name)
+    Path("zero.yaml").symlink_to("/dev/zero")
+    for plan in ("plan.yaml", "zero.yaml"):
+        call(capsys, "sweep", "-p", "x", "--plan", plan, "-o", "out").refused(plan, "no regular file")
+    call(capsys, "sweep", "-p", "x", "-o", "taken").refused("taken/manifest.jsonl is no regular file")
+    call(capsys, "merge", "taken", "-o", "out").refused("is no folder of a sweep")
+    embeds = ("sweep", "-p", "x", "--embeds", "embeds.safetensors", "-o", "out")
+    assert call(capsys, *embeds, "--dry-run").out.startswith("pictures  1 failed")
+    assert "is no regular file" in call(capsys, *embeds).err
+
+
+def test_folders_of_two_kinds_stay_apart(capsys: Any, folder: Path) -> None:
+    sweep(capsys)
+    assert call(capsys, "extract", "a.png", "-o", "ex", "--layers=-2").code == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    call(capsys, "extract", "b.png", "-o", "out", "--layers=-2").refused("Name another folder")
+    for words in (("ex", "-o", "out"), ("ex", "out", "-o", "new"), ("out", "-o", "ex"), ("ex", "out", "-o", "ex")):
+        call(capsys, "merge", *words).refused("manifest")
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+    (file,) = Path("ex").glob("*.safetensors")
+    for lost, source in ((file, "ex"), (next(Path("out", "pictures").iterdir()), "out")):
+        lost.unlink()
+        call(capsys, "merge", source, "-o", "new").refused(f"{lost}: is named by the manifest")
+        assert not Path("new").exists()
+    Path("linked").mkdir()
+    Path("linked", "manifest.jsonl").symlink_to(Path("out", "manifest.jsonl").resolve())
+    call(capsys, "extract", "a.png", "-o", "linked").refused("no regular file")

@@ -22,12 +22,16 @@ def colours(picture: Image.Image) -> set[Any]:
     return {colour for _, colour in picture.getcolors(1 << 24)}
 
 
-def test_a_sheet_shows_its_pictures_and_blanks(tmp_path: Path) -> None:
+def test_a_sheet_shows_its_pictures_and_blanks(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name, colour, side in (("red.png", RED, 64), ("green.png", GREEN, 600)):
         Image.new("RGB", (side, side), colour).save(tmp_path / name)
     sheet = Sheet("title", "foot", [""], ["alpha 0", "alpha 1"], [("a", None, [["red.png", None]])])
     small = draw_sheet(tmp_path, sheet)
     assert RED in colours(small)
+    (tmp_path / "broken.png").write_bytes((tmp_path / "red.png").read_bytes()[:-40])
+    broken = Sheet("title", "foot", [""], ["alpha 0", "alpha 1"], [("a", None, [["red.png", "broken.png"]])])
+    assert draw_sheet(tmp_path, broken) == small
+    assert capsys.readouterr().err.count("broken.png") == 1
     with_reference = draw_sheet(tmp_path, Sheet("", "", [""], ["one"], [("a", "red.png", [["green.png"]])]))
     assert {RED, GREEN} <= colours(with_reference)
     assert with_reference.height > small.height  # large pictures have larger cells
@@ -35,10 +39,10 @@ def test_a_sheet_shows_its_pictures_and_blanks(tmp_path: Path) -> None:
 
 def test_sheets_of_a_time_when_there_were_more_go(tmp_path: Path) -> None:
     prepare_folder(tmp_path / "out")
-    for name in ("sheet.png", "sheet-2.png"):
+    for name in ("sheet.png", "sheet-2.png", "sheet-music.png"):
         (tmp_path / "out" / name).touch()
     assert write_views(tmp_path / "out")["sheets"] == []
-    assert [path.name for path in (tmp_path / "out").glob("*.*")] == ["index.html"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.*")) == ["index.html", "sheet-music.png"]
 
 
 def test_time_is_measured_where_the_folder_has_pictures_and_by_rule_elsewhere(tmp_path: Path) -> None:

@@ -83,7 +83,9 @@ def test_small_pictures_are_enlarged_pixel_by_pixel_and_large_ones_fitted_with_t
     assert (right - left, bottom - top) == (128, 64)
 
 
-@pytest.mark.parametrize("text", ["", "an image of a purple triangle", "word " * 50, "w" * 200, "w" * 99 + " more"])
+@pytest.mark.parametrize(
+    "text", ["", "an image of a purple triangle", "word " * 50, "w" * 200, "w" * 99 + " more", "w" * 10**7]
+)
 def test_lines_keep_the_width_and_all_words_or_are_marked(text: str) -> None:
     lines = wrap_text(text, 150, 2, 20)
     assert len(lines) <= 2

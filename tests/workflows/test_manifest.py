@@ -45,17 +45,44 @@ def test_the_last_word_on_a_job_counts_and_a_cut_line_does_not(tmp_path: Path) -
     assert os.stat(manifest.path).st_ino == before.st_ino
 
 
-def test_a_whole_line_without_its_end_is_not_counted(tmp_path: Path) -> None:
-    (tmp_path / MANIFEST).write_text(json.dumps(make_row(0)))
+@pytest.mark.parametrize("length", [1, 9, None])
+def test_a_first_line_without_its_end_is_not_counted(length: int | None, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(json.dumps(make_row(0))[:length])
     prepare_folder(tmp_path)
     Manifest(tmp_path).append(make_row(1))
     assert jobs_of(tmp_path) == [1]
 
 
-@pytest.mark.parametrize("line", ['{"source": "a.png"}', "[]", "1"])
-def test_another_manifest_is_refused(line: str, tmp_path: Path) -> None:
-    (tmp_path / MANIFEST).write_text(line + "\n")
+@pytest.mark.parametrize("text", ['{"source": "a.png"}\n', "[]\n", "1\n", "my notes\nof 2024\n", "my notes", "\n"])
+def test_another_manifest_is_refused_and_kept(text: str, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_text(text)
     with pytest.raises(ValueError, match="of something else than a sweep"):
+        prepare_folder(tmp_path)
+    assert (tmp_path / MANIFEST).read_text() == text
+
+
+TAKEN = ["sheet.png", "sheet-2.png", "index.html", "pictures/a.png", "references/a.jpg"]
+
+
+@pytest.mark.parametrize("name", [*TAKEN, "pictures", "manifest.jsonl", "manifest.jsonl/a"])
+def test_the_folder_of_something_else_is_refused_and_kept(name: str, tmp_path: Path) -> None:
+    folder = tmp_path / "own"
+    (folder / name).parent.mkdir(parents=True)
+    if name in TAKEN or "/" in name:
+        (folder / name).write_text("mine")
+    else:
+        (tmp_path / "target").mkdir()
+        (folder / name).symlink_to(tmp_path / "target")
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match=f"{name.split('/')[0]} is .*: name a new or empty folder"):
+        prepare_folder(folder)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_what_no_sweep_writes_may_lie_beside_it(tmp_path: Path) -> None:
+    for name in ("sheet-music.png", "sheet-2.png.bak", "notes.txt"):
+        (tmp_path / name).touch()
+    for _ in range(2):  # the second time with its empty folders
         prepare_folder(tmp_path)
 
 

@@ -65,12 +65,30 @@ def test_a_job_s_own_knobs_take_precedence_over_its_recipe_s() -> None:
             {"reference_image": ["x"], "vl_token_selection": ["all", "text"], "vl_outlier_masking": ["none", "zero"]},
             "would do nothing",
         ),
+        (
+            {"reference_image": ["x"], "vl_alpha": list(range(3000)), "vl_max_pixels": list(range(1, 51))},
+            "50 of `vl_max_pixels` x 3000 of `vl_alpha` are 150000 combinations, at most 100000 are tried",
+        ),
+        (
+            {
+                "seed": range(10**5),
+                "prompt": list(map(str, range(10**5))),
+                "steps": range(1, 10**5),
+                "guidance": range(10**5),
+            },
+            "more than .* jobs",
+        ),
         ({"negative_prompt": ["c"], "guidance": [4.0, 0.0]}, "`negative_prompt` does nothing without guidance"),
     ],
 )
 def test_what_a_call_would_refuse_is_refused_before_any_job(axes: dict[str, Any], reason: str) -> None:
     with pytest.raises(ValueError, match=reason):
         plan(**axes)
+
+
+def test_any_number_of_texts_prompts_and_seeds_is_a_plan() -> None:
+    texts = [str(number) for number in range(100_001)]
+    assert len(plan(reference_image=["x"], vl_text=texts, prompt=texts, seed=[0, 1])) == 2 * 100_001**2
 
 
 def test_an_unknown_axis_is_named() -> None:

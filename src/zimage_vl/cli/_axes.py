@@ -11,6 +11,7 @@ from difflib import get_close_matches
 from importlib import import_module
 from math import isfinite, nan
 from pathlib import Path
+from types import NoneType
 from typing import Annotated, Any
 
 import typer
@@ -27,9 +28,11 @@ from ._terminal import escape, one_line
 
 _PAINTING = ("prompt", "negative_prompt", "recipe", "size", "steps", "guidance", "seed")
 _TEXTS = ("prompt", "negative_prompt", "vl_text")
+_MAY_BE_NONE = {"negative_prompt", "recipe", *KNOBS} - {*PICTURE_KNOBS}
 _SWITCH = {"yes": True, "true": True, "no": False, "false": False}
 _LEAST = {"steps": 1, "seed": 0, "guidance": 0}
 _MOST_IN_A_RANGE, _MOST_SEED = 10_000_000, 2**63
+_MOST_BYTES = 2**24  # of a plan
 # How values are written where another form stands in the help of a single picture.
 _FORMS = {
     "reference_image": "a file, a folder, a glob or a URL",
@@ -77,14 +80,21 @@ def read_plan(path: Path) -> dict[str, Any]:
         ValueError: It is neither YAML nor TOML, or names what is no axis.
     """
     shown = f"--plan '{escape(str(path))}'"
-    data = path.read_bytes()
     # PyYAML and, before Python 3.11, tomli come with what this package requires: huggingface-hub requires them.
     library = {".toml": "tomllib" if sys.version_info >= (3, 11) else "tomli"}.get(path.suffix, "yaml")
     try:
         if path.suffix not in (".yaml", ".yml", ".toml"):
             raise ValueError("its name must end in .yaml, .yml or .toml.")
+        if path.exists() and not path.is_file():  # reading a pipe or a device could wait for ever
+            raise ValueError("it is no regular file.")
+        if path.stat().st_size > _MOST_BYTES:
+            raise ValueError(f"it is larger than {_MOST_BYTES} bytes.")
         reader: Any = import_module(library)
-        found: object = reader.safe_load(data) if library == "yaml" else reader.loads(data.decode())
+        data = path.read_bytes()
+        found: object = _load_yaml(reader, data) if library == "yaml" else reader.loads(data.decode())
+        _check_plain(found)
+    except OSError:
+        raise
     except Exception as error:  # of two libraries
         raise ValueError(f"{shown} cannot be read: {one_line(error)}") from error
     if not isinstance(found, dict):
@@ -102,13 +112,40 @@ def read_plan(path: Path) -> dict[str, Any]:
     return plan
 
 
+def _load_yaml(yaml: Any, data: bytes) -> object:
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):  # few of which can stand for more than fits into the memory
+                raise ValueError("aliases, as *name, are none of a plan: write the values out.")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            found = super().construct_mapping(node, deep)
+            if len(found) < len(node.value):
+                raise ValueError(f"a name stands twice in what begins in line {node.start_mark.line + 1}.")
+            return found
+
+    return yaml.load(data, Loader)
+
+
+def _check_plain(value: Any) -> None:
+    """Refuse dates, bytes and sets, of which no axis has any."""
+    if isinstance(value, (list, dict)):
+        for each in value if isinstance(value, list) else (*value, *value.values()):
+            _check_plain(each)
+    elif not isinstance(value, (str, int, float, NoneType)):
+        raise ValueError(f"{value!r:.80} is no text, number, yes, no, or list of such: put it in quotes.")
+
+
 def _aliases(name: str) -> list[str]:
     options = [option for option in (option_names(name) if name in KNOBS else (axis_option(name),)) if "--" in option]
     return [option[2:].replace("-", "_") for option in options]
 
 
-def read_values(name: str, given: Any) -> list[Any]:
+def read_values(name: str, given: Any, plan: Path | None = None) -> list[Any]:
     """Get the values of an axis. A text may mean several, with commas and ranges; a list gives each of its own.
+
+    Errors name the option, or the axis of the plan that they come from.
 
     Raises:
         ValueError: A value that is none of this axis.
@@ -119,16 +156,27 @@ def read_values(name: str, given: Any) -> list[Any]:
     """
     try:
         items = given if isinstance(given, list) else [given]
+        if not items:
+            raise typer.BadParameter("an empty list has no value: leave the axis out.")
         return [value for item in items for value in _read_item(name, item)]
-    except typer.BadParameter as error:
-        raise ValueError(f"{axis_option(name)}: {error.message}") from None
+    except (typer.BadParameter, ValueError) as error:
+        if plan is None and isinstance(error, ValueError):
+            raise  # which names the option
+        shown = axis_option(name) if plan is None else f"--plan '{escape(str(plan))}', {axis_option(name)[2:]}"
+        raise ValueError(f"{shown}: {getattr(error, 'message', error)}") from None
 
 
 def _read_item(name: str, item: Any) -> list[Any]:
+    if item is None and name in _MAY_BE_NONE:
+        return [None]
     if name in _TEXTS:
-        if item is not None and not isinstance(item, str):
-            raise typer.BadParameter(f"{item!r} is no text: put it in quotes.")
-        return [None if item is None else parse_text(item)]
+        if not isinstance(item, str):
+            raise typer.BadParameter(f"{item!r:.80} is no text: put it in quotes.")
+        return [parse_text(item)]
+    if name in PICTURE_KNOBS:
+        paths: list[Any] = item if isinstance(item, list) else [item]
+        if not paths or not all(isinstance(path, str) and path and "\0" not in path for path in paths):
+            raise typer.BadParameter(f"{item!r:.80} is no path, nor a list of several that act together.")
     if not isinstance(item, str):
         return [_read_plain(name, item)]
     if name in PICTURE_KNOBS:
@@ -144,13 +192,33 @@ def _read_item(name: str, item: Any) -> list[Any]:
 
 def _read_plain(name: str, value: Any) -> Any:
     """A value of a plan file that is no text."""
-    if name == "vl_hidden_layer" and isinstance(value, Mapping):
-        return {int(layer): weight for layer, weight in value.items()}  # TOML has texts as keys
-    if name in PICTURE_KNOBS and not (isinstance(value, list) and all(isinstance(path, str) for path in value)):
-        raise typer.BadParameter(f"{value!r} is no path, nor a list of several that act together.")
+    knob = KNOBS.get(name)
+    if name in PICTURE_KNOBS or (isinstance(value, bool) and knob is not None and isinstance(knob.default, bool)):
+        return value
     if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return _read_word(name, str(value))[0]
-    return value
+        return [float(value)] if name == "reference_weights" else _read_word(name, str(value))[0]
+    if isinstance(value, Mapping) and value and name == "vl_hidden_layer":
+        layers = {_one_layer(layer): _number(weight) for layer, weight in value.items()}
+        if len(layers) == len(value):
+            return layers  # TOML has texts as keys
+    if isinstance(value, Mapping) and name == "vl_alpha" and all(isinstance(place, str) for place in value):
+        return {place: _number(alpha) for place, alpha in value.items()}
+    if isinstance(value, list) and name == "size":
+        return parse_size("x".join(map(str, value)), None, None, 0)
+    if isinstance(value, list) and value and name in ("vl_alpha", "vl_hidden_layer", "reference_weights"):
+        return list(map(_one_layer if name == "vl_hidden_layer" else _number, value))
+    raise typer.BadParameter(f"{value!r:.80} is none of its values.")
+
+
+def _one_layer(value: Any) -> int:
+    layers = _read_word("vl_hidden_layer", str(value))
+    if len(layers) > 1:
+        raise typer.BadParameter(f"{value!r} is more than one whole number.")
+    return layers[0]
+
+
+def _number(value: Any) -> float:
+    return _read_number("none" if isinstance(value, bool) else str(value), float("-inf"))
 
 
 def _read_word(name: str, word: str) -> list[Any]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from itertools import islice
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ._models import TOY_MODEL
+from ._terminal import note, one_line
 
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ def write_views(folder: Path) -> dict[str, Any]:
     """Write the sheets and the page of a folder; get their paths and the manifest's."""
     from zimage_vl.workflows.files import whole_file
     from zimage_vl.workflows.gallery import Gallery, write_page
-    from zimage_vl.workflows.manifest import MANIFEST
+    from zimage_vl.workflows.manifest import MANIFEST, is_sheet
 
     gallery = Gallery.read(folder)
     write_page(folder, gallery)
@@ -38,8 +39,8 @@ def write_views(folder: Path) -> dict[str, Any]:
         sheets.append(folder / ("sheet.png" if number == 1 else f"sheet-{number}.png"))
         with whole_file(sheets[-1]) as file:
             draw_sheet(folder, sheet).save(file, format="PNG")
-    for stale in {folder / "sheet.png", *folder.glob("sheet-*.png")} - {*sheets}:  # of a time when there were more
-        stale.unlink(missing_ok=True)
+    for stale in {path for path in folder.glob("sheet*.png") if is_sheet(path.name)} - {*sheets}:
+        stale.unlink(missing_ok=True)  # of a time when there were more
     return {
         "manifest": str(folder / MANIFEST),
         "sheets": [str(path) for path in sheets],
@@ -48,24 +49,31 @@ def write_views(folder: Path) -> dict[str, Any]:
 
 
 def draw_sheet(folder: Path, sheet: Sheet) -> Image:
-    """Draw one contact sheet; where a picture is missing there is a blank."""
+    """Draw one contact sheet; where a picture is missing there is a blank, and a note where it cannot be read."""
     from PIL import Image
 
+    from zimage_vl.reference.pictures import load_reference_image
     from zimage_vl.toy.sheet import SheetRow, contact_sheet
 
     files = [file for _, _, blocks in sheet.rows for block in blocks for file in block if file is not None]
-    cell = 128
-    for file in islice(files, 1):
-        with Image.open(folder / file) as picture:
-            cell = 128 if max(picture.size) <= 128 else 256
+
+    unreadable: dict[str, str] = {}
+
+    def read(file: str | None) -> Any:
+        try:
+            return file and load_reference_image(folder / file, "picture")
+        except (OSError, ValueError) as error:
+            unreadable[str(file)] = one_line(error)
+            return None
+
+    first = next(filter(None, map(read, files)), None)
+    cell = 128 if first is None or max(first.size) <= 128 else 256
 
     def load(file: str | None) -> Any:
-        if file is None:
+        if (small := read(file)) is None:
             return Image.new("RGB", (cell, cell), _BLANK)
-        with Image.open(folder / file) as picture:
-            small = picture.convert("RGB")
-            small.thumbnail((cell, cell))
-            return small
+        small.thumbnail((cell, cell))
+        return small
 
     rows = [
         SheetRow(
@@ -73,6 +81,8 @@ def draw_sheet(folder: Path, sheet: Sheet) -> Image:
         )
         for label, reference, blocks in sheet.rows
     ]
+    for error in unreadable.values():
+        note(f"{error} It is blank on the sheet; the sweep that painted it paints it anew.")
     return contact_sheet(rows, sheet.titles, sheet.headings, title=sheet.title, footnote=sheet.footnote, cell=cell)
 
 
@@ -100,6 +110,8 @@ def describe_dry_run(
         with manifest.blaming(row):
             if row["status"] == "done" and row["device"] == device:
                 known.append((float(row["seconds"]), cost(row)))
+                if not (isfinite(known[-1][0]) and 0 < known[-1][1] < float("inf")):
+                    raise ValueError
     if known:
         seconds = operations * sum(seconds for seconds, _ in known) / sum(cost for _, cost in known)
         rule = f"measured on the {len(known)} pictures in {folder}"

@@ -9,7 +9,7 @@ import os
 import re
 import sys
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, replace
@@ -85,8 +85,9 @@ def extract(
         check_output_path(output, (".safetensors",), overwrite=overwrite, inputs=[model.model, *references])
     else:
         check_output_folder(output, ", or a file that ends in .safetensors")
-        if (output / MANIFEST).exists() and not (output / MANIFEST).is_file():
+        if (path := output / MANIFEST).is_symlink() or (path.exists() and not path.is_file()):
             raise ValueError(f"--output '{escape(str(output))}': {MANIFEST} in it is no regular file.")
+        next(_own_rows(output), None)  # which refuses a folder of something else
     mask, described = knobs.get("reference_mask"), dict[str, str]()
     if mask is not None:
         mask, described = read_picture("--mask", mask, no_urls)
@@ -213,25 +214,36 @@ def merge_extracted(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     for folder in folders:
         if not (folder / MANIFEST).is_file():
             raise FileNotFoundError(errno.ENOENT, f"has no {MANIFEST}: it is no folder of `extract`", str(folder))
-    known = {line for line, _ in _rows(output)}
     for folder in folders:
-        for line, row in _rows(folder):
-            file = row.get("file")
-            if "source" not in row or not (file is None or _is_own_name(str(file))):  # and leads nowhere else
-                raise ValueError(f"{folder / MANIFEST} has a line that is none of `zimage-vl extract`: {row!s:.80}")
+        deque(_own_rows(folder), maxlen=0)  # before anything is written
+    known = {line for line, _ in _own_rows(output)}
+    for folder in folders:
+        for line, row in _own_rows(folder):
             if line not in known:
-                if file is not None:
+                if (file := row.get("file")) is not None:
                     bring_file(folder / file, output / file)
                 append_line(output / MANIFEST, row)
     counts = Counter(str(row.get("status")) for _, row in _rows(output))
     return {"output": str(output), "counts": dict(counts), "manifest": str(output / MANIFEST)}
 
 
+def _own_rows(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The same, where they are lines of `extract` that lead nowhere else."""
+    for line, row in _rows(folder):
+        file = row.get("file")
+        if "source" not in row or not (file is None or _is_own_name(str(file))):
+            named = f"{folder / MANIFEST} has a line that is none of `zimage-vl extract`: {row!s:.80}."
+            raise ValueError(f"{named} Name another folder.")
+        yield line, row
+
+
 def _rows(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """The lines of a manifest, but for those that a kill cut off."""
-    with suppress(FileNotFoundError), open(folder / MANIFEST, "rb") as file:
+    if not (folder / MANIFEST).is_file():  # reading a pipe or a device could wait for ever
+        return
+    with open(folder / MANIFEST, "rb") as file:
         for line in file:
-            with suppress(ValueError):
+            with suppress(ValueError, RecursionError):
                 if isinstance(row := json.loads(line), dict):
                     yield line, cast("dict[str, Any]", row)
 

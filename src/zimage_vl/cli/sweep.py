@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
@@ -14,6 +15,15 @@ from typing import Annotated, Any
 import typer
 
 from zimage_vl.workflows.files import claimed
+from zimage_vl.workflows.manifest import (
+    PICTURES,
+    REFERENCES,
+    Manifest,
+    check_sweep_folder,
+    is_written,
+    merge_folders,
+    prepare_folder,
+)
 
 from ._axes import read_plan, read_values, with_axes
 from ._models import Model
@@ -22,7 +32,7 @@ from ._outputs import PARTLY_DONE, check_output_folder, new_folder
 from ._records import PICTURE_KNOBS, recorded_versions
 from ._sources import NoUrlsOption, refuse_urls
 from ._team import NumShardsOption, ShardIndexOption, Team, take_part
-from ._terminal import FormatOption, OutputFormat, note, print_json, say
+from ._terminal import FormatOption, OutputFormat, escape, note, print_json, say
 from ._views import describe_dry_run, dry_run_lines, write_views
 from .extract import is_extracted, merge_extracted
 
@@ -71,13 +81,19 @@ def sweep(
     typed = {"prompt": prompt, "recipe": recipe, "negative_prompt": negative_prompt, "steps": steps} | knobs
     typed |= {"guidance": guidance, "seed": seed, "size": size}
     check_output_folder(output)
+    check_sweep_folder(output)
     if offload != "none" and model.device == "cpu":
         raise ValueError(f"--offload {offload} needs an accelerator, and this is the CPU.")
     take_part((), num_shards, shard_index)  # which refuses what is none, before anything is read
     axes = _read_axes(plan, typed, model)
     for source in (source for name in PICTURE_KNOBS for source in axes.get(name, ())):
-        refuse_urls([source] if isinstance(source, str) else source or [], no_urls)
-    from zimage_vl.workflows.manifest import Manifest
+        paths = [source] if isinstance(source, str) else source
+        refuse_urls(paths, no_urls)
+        for path in (path for path in paths if is_written(Path(path).name)):
+            if Path(path).parent.resolve() == output.resolve():
+                raise ValueError(
+                    f"'{escape(path)}' is an input, and this sweep would replace it: name another folder."
+                )
     from zimage_vl.workflows.sweep import run_sweep
     from zimage_vl.workflows.sweep_plan import SweepPlan
 
@@ -126,25 +142,33 @@ def merge(
 
     Folders of `zimage-vl extract` are brought together too: their files, and the lines of their manifests.
     """
-    from zimage_vl.workflows.manifest import Manifest, merge_folders
-
     check_output_folder(output)
     if any(map(is_extracted, folders)):
-        with new_folder(output), claimed(output):
+        with _gone_if_it_fails(output), new_folder(output), claimed(output):
             described = merge_extracted(folders, output)
         _report({**described, "errors": {}, "sheets": []}, output_format)
         return
-    with _prepared(output):
+    with _gone_if_it_fails(output), _prepared(output):
         merge_folders(folders, output)
         counts = Counter("done" if entry.done else "failed" for entry in Manifest(output).entries())
         _report({"output": str(output), "counts": dict(counts), "errors": {}, **write_views(output)}, output_format)
 
 
 @contextmanager
+def _gone_if_it_fails(folder: Path) -> Generator[None]:
+    """Within it, what fails leaves no new folder, which has but links and copies."""
+    is_new = not folder.exists()
+    try:
+        yield
+    except Exception:
+        if is_new:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+
+
+@contextmanager
 def _prepared(folder: Path) -> Generator[None]:
     """Within it, the folder is in order and this run's alone."""
-    from zimage_vl.workflows.manifest import PICTURES, REFERENCES, prepare_folder
-
     with new_folder(folder, PICTURES, REFERENCES), claimed(folder):
         prepare_folder(folder)
         yield
@@ -155,10 +179,11 @@ def _read_axes(plan: Path | None, typed: Mapping[str, Any], model: Model) -> dic
     side, steps = model.defaults
     defaults: dict[str, Any] = {"size": f"{side}x{side}", "steps": steps, "guidance": 0, "seed": 0}
     given = {name: values for name, values in typed.items() if values}
-    axes = defaults | ({} if plan is None else read_plan(plan)) | given
+    planned = {} if plan is None else read_plan(plan)
+    axes = defaults | planned | given
     if "prompt" not in axes:
         raise ValueError("A sweep needs a prompt: --prompt, or `prompt` in a --plan.")
-    return {name: read_values(name, value) for name, value in axes.items()}
+    return {name: read_values(name, x, None if name in given else plan) for name, x in axes.items()}
 
 
 def _load(model: Model, offload: str, plan: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -203,7 +204,7 @@ def wrap_text(text: str, width: int, most_lines: int, size: int) -> list[str]:
     """
     font = _font(size)
     lines: list[str] = []
-    words = text.split()
+    words = " ".join(text.split())[: width * most_lines].split()  # no more fits, at a pixel per letter
     while words:
         count = 1
         while count < len(words) and font.getlength(" ".join(words[: count + 1])) <= width:
@@ -219,9 +220,11 @@ def _shorten(line: str, width: int, font: ImageFont.FreeTypeFont | ImageFont.Ima
     if font.getlength(line) <= width:
         return line
     kept = line.removesuffix(" ...")
-    while kept and font.getlength(kept + "...") > width:
-        kept = kept[:-1].rstrip()
-    return kept + "..."
+
+    def measure(end: int) -> float:
+        return font.getlength(kept[:end].rstrip() + "...")
+
+    return kept[: bisect_right(range(1, len(kept) + 1), width, key=measure)].rstrip() + "..."
 
 
 def _paste(sheet: Image.Image, picture: Image.Image, corner: tuple[int, int], cell: int) -> None:

@@ -7,6 +7,7 @@ line, and put into the order of the jobs when nobody writes.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import os
 import re
@@ -20,6 +21,9 @@ from .files import named_errors, remove_leftovers, whole_file
 
 MANIFEST, PICTURES, REFERENCES = "manifest.jsonl", "pictures", "references"
 _is_picture = re.compile(rf"{PICTURES}/[\w-]*\.png", re.ASCII).fullmatch  # and leads nowhere else
+#: Checks whether a name is that of a contact sheet.
+is_sheet = re.compile(r"sheet(-[0-9]+)?\.png").fullmatch
+_START = b'{"job": '  # of every line
 
 
 class Entry(NamedTuple):
@@ -29,6 +33,7 @@ class Entry(NamedTuple):
     key: str
     offset: int  # in bytes
     done: bool
+    sha256: str | None  # of the picture
 
 
 class Manifest:
@@ -61,19 +66,28 @@ class Manifest:
             ValueError: It is the manifest of something else.
         """
         found: dict[str, Entry] = {}
+        other = ValueError(f"{self.path} is the manifest of something else than a sweep: name another folder.")
+        offset, line = 0, b""
         for offset, line in self._lines():
             if (row := _parse(line)) is None:
                 continue
             if not isinstance(row, dict) or not {"job", "key", "status"} <= row.keys():
-                raise ValueError(f"{self.path} is the manifest of something else than a sweep: name another folder.")
-            entry = Entry(row["job"], row["key"], offset, row["status"] == "done")
+                raise other
+            entry = Entry(row["job"], row["key"], offset, row["status"] == "done", row.get("sha256"))
             with self.blaming(row):
                 has_file = _is_picture(row["file"]) if entry.done else row["file"] is None
                 if not (type(row["job"]) is int and isinstance(row["key"], str) and has_file):
                     raise TypeError
             if entry.done or entry.key not in found or not found[entry.key].done:
                 found[entry.key] = entry
+        if not found and (offset or line.endswith(b"\n") or line[: len(_START)] != _START[: len(line)]):
+            raise other  # and not the first line of ours, cut off
         return sorted(found.values())
+
+    def has_picture(self, entry: Entry) -> bool:
+        """Check that the picture of a job that is done is there, with the bytes that its line names."""
+        path = self.path.parent / PICTURES / f"{entry.key}.png"
+        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
 
     def rows(self, limit: int | None = None) -> Iterator[dict[str, Any]]:
         """Get the rows of these lines, or of the first of them, one after another."""
@@ -98,6 +112,8 @@ class Manifest:
 
     def _lines(self) -> Iterator[tuple[int, bytes]]:
         if self.path.exists():
+            if not self.path.is_file():  # reading a pipe or a device could wait for ever
+                raise ValueError(f"{self.path} is no regular file: name another folder.")
             with open(self.path, "rb") as file:
                 offset = 0
                 for line in file:
@@ -119,13 +135,37 @@ def _parse(line: bytes) -> object:
     return None
 
 
+def check_sweep_folder(folder: Path) -> None:
+    """Refuse a folder in which a sweep would replace what it did not write, or write somewhere else.
+
+    Raises:
+        ValueError: It has a file of a name that a sweep writes, and no manifest; or a link or a file in the place of
+            the manifest or of a folder.
+    """
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        of_folder = path.name in (PICTURES, REFERENCES)
+        if (of_folder or path.name == MANIFEST) and (path.is_symlink() or path.is_dir() != of_folder):
+            raise ValueError(
+                f"{path} is a link or no {'folder' if of_folder else 'file'}: name a new or empty folder."
+            )
+        taken = any(path.iterdir()) if of_folder else is_written(path.name)
+        if taken and not (folder / MANIFEST).exists():
+            raise ValueError(f"{path} is not of a sweep, which would replace it: name a new or empty folder.")
+
+
+def is_written(name: str) -> bool:
+    """Check whether a sweep writes a file of this name into its folder."""
+    return name in (MANIFEST, "index.html") or is_sheet(name) is not None
+
+
 def prepare_folder(folder: Path) -> None:
     """Make the folder of a sweep where it is missing, put its manifest in order, and remove what a killed run left.
 
-    Nobody may append meanwhile.
+    Nobody may append meanwhile. A ValueError where it is a folder of something else.
     """
+    check_sweep_folder(folder)
     folder.mkdir(exist_ok=True)
-    Manifest(folder).tidy()  # which refuses a folder of something else
+    Manifest(folder).tidy()
     for each in (folder, folder / PICTURES, folder / REFERENCES):
         each.mkdir(exist_ok=True)
         remove_leftovers(each)
@@ -157,6 +197,8 @@ def merge_folders(folders: Sequence[Path], output: Path) -> None:
 
 def bring_file(source: Path, target: Path) -> None:
     """Link or copy a file unless it is there: equal names are equal contents, for they say what decides these."""
+    if not source.is_file():
+        raise FileNotFoundError(errno.ENOENT, "is named by the manifest beside it, and no file", str(source))
     if target.exists():
         return
     try:

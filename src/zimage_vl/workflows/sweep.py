@@ -13,6 +13,7 @@ import json
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from functools import cached_property, partial
@@ -83,12 +84,14 @@ def run_sweep(
         ['kept']
     """
     manifest, painter = Manifest(folder), _Painter(plan, load, origin, identity)
-    done = {entry.key for entry in manifest.entries() if entry.done}
+    done = {entry.key: entry for entry in manifest.entries() if entry.done}
     for number in range(len(plan)) if numbers is None else numbers:
         job = painter.describe(number)
         file = f"{PICTURES}/{job.key}.png"
         row: dict[str, Any] = {"job": number, "key": job.key, "status": "kept", "file": file}
-        if job.key in done and (folder / file).is_file():
+        if job.key in done and manifest.has_picture(done[job.key]):
+            if load is not None:
+                _keep_thumbnails(job, folder)
             yield row
             continue
         if job.failure is None:
@@ -105,6 +108,7 @@ def run_sweep(
             row |= {"status": "failed", "file": None, "sha256": None, "error": explain(error)}
         else:
             png = _encode_png(image, {**job.record, **reports})
+            manifest.path.touch()  # pictures without one are of something else
             with whole_file(folder / file) as written:
                 written.write(png)
             _keep_thumbnails(job, folder)
@@ -139,6 +143,8 @@ class _File:
 
     def __init__(self, name: str, path: str) -> None:
         self._name, self._path = name, path
+        if name.endswith("_embeds") and not Path(path).is_file():
+            ReferenceEmbeds.load(path)  # which says what it is instead
         self._data = Path(path).read_bytes() if name.endswith("_embeds") else read_image_bytes(path, SOURCES[name])
         self.digest = hashlib.sha256(self._data).hexdigest()
 
@@ -347,8 +353,14 @@ def _encode_png(image: Image.Image, parameters: Mapping[str, Any]) -> bytes:
 def _keep_thumbnails(job: _Job, folder: Path) -> None:
     """The references in small, for the page, which may be looked at where they are not."""
     for one in job.files.get("reference_image", []):
-        if not (path := folder / REFERENCES / f"{one.digest[:20]}.jpg").exists():
+        if not _is_picture_file(path := folder / REFERENCES / f"{one.digest[:20]}.jpg"):
             small = one.content.copy()
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
             with whole_file(path) as file:
                 small.save(file, format="JPEG", quality=90, subsampling=0)
+
+
+def _is_picture_file(path: Path) -> bool:
+    with suppress(OSError, ValueError):
+        return path.is_file() and bool(load_reference_image(path))
+    return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -29,6 +30,7 @@ SOURCES = {
 OF_READING = ("vl_text", "vl_treatment", "vl_describe", "vl_text_position", "vl_max_pixels")
 _SLOWEST = (*SOURCES, "reference_weights", "prompt", "negative_prompt", "recipe", "vl_reader", *OF_READING)
 _PAINTING = ("size", "steps", "guidance", "seed")
+_MOST_COMBINATIONS = 100_000  # of knobs; prompts, pictures and seeds may be any number
 #: What a plan may vary, slowest first: jobs that share a reading follow each other.
 AXES = (*_SLOWEST, *(name for name in KNOBS if name not in _SLOWEST), *_PAINTING)
 
@@ -69,6 +71,8 @@ class SweepPlan:
         # Each value once; they need not be hashable.
         once = {name: tuple({repr(x): x for x in self.axes[name]}.values()) for name in AXES if name in self.axes}
         object.__setattr__(self, "axes", {name: values for name, values in once.items() if values})
+        if math.prod(map(len, self.axes.values())) > sys.maxsize:
+            raise ValueError(f"The plan has more than {sys.maxsize} jobs: plan fewer.")
         layers: dict[str, dict[int, None]] = {}
         muted = False
         for one in self._check():
@@ -102,7 +106,13 @@ class SweepPlan:
         if useless and not read:
             raise ValueError(f"`{useless[0]}` does nothing without `reference_image` or `reference_embeds`: add one.")
         names = [name for name in self.axes if (name in KNOBS and name not in SOURCES) or name == "recipe"]
-        for values in itertools.product(*(self.axes[name] for name in names)):
+        varied = {name: self.axes[name] for name in names}
+        if "vl_text" in varied:  # any text is as good as another
+            varied["vl_text"] = tuple({text is None: text for text in varied["vl_text"]}.values())
+        if (count := math.prod(map(len, varied.values()))) > _MOST_COMBINATIONS:
+            many = " x ".join(f"{len(values)} of `{name}`" for name, values in varied.items() if len(values) > 1)
+            raise ValueError(f"{many} are {count} combinations, at most {_MOST_COMBINATIONS} are tried: plan fewer.")
+        for values in itertools.product(*varied.values()):
             knobs = merge_knobs(dict(zip(names, values, strict=True)))
             check_choice("vl_treatment", knobs.get("vl_treatment", "none"), TREATMENTS)
             yield make_conditioning(knobs, "neutral_image" in self.axes)
