@@ -282,7 +282,9 @@ def build_page(studio: Studio, is_toy: bool) -> Any:
                 download = {"buttons": ["download", "fullscreen"], "elem_classes": pixels}
                 picture = gr.Image(label="Picture", type="filepath", interactive=False, height=400, **download)
                 report = gr.Markdown()
-                command = gr.Textbox(label="The same on the command line", buttons=["copy"], visible=False)
+                command = gr.Textbox(
+                    label="The same on the command line, in the reference's folder", buttons=["copy"], visible=False
+                )
         row, past = (
             gr.Gallery(label=label, visible=False, allow_preview=False, buttons=[], elem_classes=["pictures", *pixels])
             for label in (_ROW, _PAST)
