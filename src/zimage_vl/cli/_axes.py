@@ -30,7 +30,9 @@ _PAINTING = ("prompt", "negative_prompt", "recipe", "size", "steps", "guidance",
 _TEXTS = ("prompt", "negative_prompt", "vl_text")
 _MAY_BE_NONE = {"negative_prompt", "recipe", *KNOBS} - {*PICTURE_KNOBS}
 _VALUES = {
-    **{"recipe": "names of zimage-vl recipes", "size": "WIDTHxHEIGHT", "guidance": "numbers"},
+    "recipe": "names of zimage-vl recipes",
+    "size": "WIDTHxHEIGHT",
+    "guidance": "numbers",
     **dict.fromkeys(("steps", "seed"), "whole numbers"),
 }
 _SWITCH = {"yes": True, "true": True, "no": False, "false": False}
