@@ -86,6 +86,7 @@ def test_values(name: str, given: Any, values: list[Any]) -> None:
         *[("vl_describe", odd, "--describe: ") for odd in ([[True]], 2, {})],
         *[("vl_alpha", odd, "--alpha: ") for odd in (True, {1: 0.3}, {"prompt": None}, [["x"]], [])],
         ("prompt", None, "None is no text"),
+        ("seed", None, "--seed: None is none of its values: whole numbers"),
         ("recipe", ["guid"], "Did you mean guide"),
     ],
 )

@@ -199,7 +199,7 @@ def test_two_processes_paint_what_one_paints(capsys: Any, folder: Path) -> None:
         ("-p x --shard-index 1", "--shard-index counts from 0 and must be below --num-shards 1"),
         ("-p x --plan nowhere.yaml", "nowhere.yaml: No such file"),
         ("-p x --plan plan.yaml", "--plan 'plan.yaml' has no axis 'alpa'; did you mean alpha?"),
-        ("-p x -r a.png --plan bad.yaml", "--plan 'bad.yaml', alpha: True is none of its values"),
+        ("-p x -r a.png --plan bad.yaml", "--plan 'bad.yaml', alpha: True is none of its values: 0..1"),
         ("-p x -o a.png", "--output 'a.png' is a file"),
         ("-p x -o no/where", "the folder 'no' does not exist"),
         ("-p x -o taken", "is the manifest of something else than a sweep"),

@@ -29,6 +29,12 @@ from ._terminal import escape, one_line
 _PAINTING = ("prompt", "negative_prompt", "recipe", "size", "steps", "guidance", "seed")
 _TEXTS = ("prompt", "negative_prompt", "vl_text")
 _MAY_BE_NONE = {"negative_prompt", "recipe", *KNOBS} - {*PICTURE_KNOBS}
+_VALUES = {
+    "recipe": "names of zimage-vl recipes",
+    "size": "WIDTHxHEIGHT",
+    "guidance": "numbers",
+    **dict.fromkeys(("steps", "seed"), "whole numbers"),
+}
 _SWITCH = {"yes": True, "true": True, "no": False, "false": False}
 _LEAST = {"steps": 1, "seed": 0, "guidance": 0}
 _MOST_IN_A_RANGE, _MOST_SEED = 10_000_000, 2**63
@@ -207,7 +213,7 @@ def _read_plain(name: str, value: Any) -> Any:
         return parse_size("x".join(map(str, value)), None, None, 0)
     if isinstance(value, list) and value and name in ("vl_alpha", "vl_hidden_layer", "reference_weights"):
         return list(map(_one_layer if name == "vl_hidden_layer" else _number, value))
-    raise typer.BadParameter(f"{value!r:.80} is none of its values.")
+    raise typer.BadParameter(f"{value!r:.80} is none of its values: {_VALUES[name] if knob is None else knob.values}.")
 
 
 def _one_layer(value: Any) -> int:
