@@ -451,7 +451,7 @@ WORDY = ReferenceEmbeds({-6: TEXT}, TEXT_REGIONS)
         ([], {"alpha": torch.ones(3)}, r"12 values, one per token, got \(12,\) and \(3,\)"),
         ([], {"alpha": torch.tensor(0.5)}, "`alpha` must have 12 values"),
         ([], {"alpha": torch.full((12,), 1.5)}, "`alpha"),
-        ([], {"vl_hidden_layer": -2}, r"layers \[-6\], not of layer -2"),
+        ([], {"vl_hidden_layer": -2}, r"layers \[-6\], not -2"),
         ([], {"reference_weights": [1, 1]}, "must be 2, as `reference_weights` are, got 1"),
         ([], {"vl_alignment": "truncate", "vl_token_selection": "image_no_markers"}, "at least 12 tokens.*, got 9"),
         ([], {"text": TEXT.half(), "vl_target_std": 1e6, "vl_alpha": 1}, "`the blended embeddings` contains NaN or"),

@@ -24,7 +24,8 @@ def test_the_version() -> None:
 
 
 def test_the_shell_completes_commands_options_and_choices() -> None:
-    assert "_ZIMAGE_VL_COMPLETE=complete_bash" in run("--show-completion", SHELL="/bin/bash").stdout
+    named = {"_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}  # which looks at the process that runs the tests
+    assert "_ZIMAGE_VL_COMPLETE=complete_bash" in run("--show-completion", "bash", **named).stdout
     for words, completed in (
         ("gen", "generate"),
         ("generate --take col", "colour-palette colours"),

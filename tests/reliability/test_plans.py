@@ -115,7 +115,7 @@ def try_plan(path: Path, runs: Callable[..., Call], what: object) -> None:
         expect(ROW, counts.keys() <= {"planned", "failed"}, f"{counts} after {what}")
 
 
-@fuzz(60)
+@fuzz(25)
 @given(st.booleans(), EDITS)
 def test_an_edited_plan(
     desk: Path, runs: Callable[..., Call], toml: bool, edits: list[tuple[str, float, Any]]
@@ -129,7 +129,7 @@ def test_an_edited_plan(
     try_plan(path, runs, edits)
 
 
-@fuzz(60)
+@fuzz(25)
 @given(st.booleans(), CHANGES)
 def test_a_plan_with_changed_bytes(
     desk: Path, runs: Callable[..., Call], toml: bool, changes: list[tuple[str, float, int]]
@@ -164,7 +164,7 @@ def try_manifest(desk: Path, runs: Callable[..., Call], name: str, content: byte
     expect(ROW, after == before, f"{after ^ before} after {what}", "files lost")
 
 
-@fuzz(80)
+@fuzz(30)
 @given(st.sampled_from(["sweep", "extract"]), st.floats(0, 1), EDITS)
 def test_an_edited_manifest(
     desk: Path,
@@ -180,7 +180,7 @@ def test_an_edited_manifest(
     try_manifest(desk, runs, name, "".join(json.dumps(line) + "\n" for line in lines).encode(), (name, place, edits))
 
 
-@fuzz(60)
+@fuzz(25)
 @given(st.sampled_from(["sweep", "extract"]), CHANGES)
 def test_a_manifest_with_changed_bytes(
     desk: Path, runs: Callable[..., Call], folders: dict[str, bytes], name: str, changes: list[tuple[str, float, int]]
