@@ -14,6 +14,7 @@ import zimage_vl
 from ._options import option, option_names
 from ._outputs import PARTLY_DONE
 from ._records import read_png
+from ._sources import PICTURE_SUFFIXES
 from ._terminal import FormatOption, OutputFormat, escape, note, one_line, print_facts, print_json, say
 from .statistics import describe_statistics
 
@@ -65,7 +66,7 @@ def _verify(files: list[Path], output_format: OutputFormat) -> None:
 
 def _load(file: Path) -> zimage_vl.TextStatistics | zimage_vl.ReferenceEmbeds | dict[str, Any]:
     """What a file holds; a ValueError or OSError with its name where that is none of ours."""
-    if file.suffix.lower() == ".png":
+    if file.suffix.lower() in PICTURE_SUFFIXES:
         return read_png(file)
     from safetensors import safe_open
 
