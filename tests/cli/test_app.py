@@ -51,7 +51,8 @@ def test_a_line_comes_before_anything_slow_and_json_shows_no_bars(tmp_path: Path
     done = run(*given, start=(sys.executable, "-c", program))
     assert json.loads(done.stdout)["outputs"] == [str(tmp_path / "x.png")]
     told = "Model: the toy, which knows only coloured shapes; for more: --model Tongyi-MAI/Z-Image-Turbo"
-    assert done.stderr.splitlines() == [told, "[]"]  # once, and no bars
+    assert done.stderr.splitlines()[:2] == [told, "[]"]  # what follows are warnings of older libraries
+    assert (done.stderr.count(told), done.stderr.count("it/s")) == (1, 0)
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("generate", "--help"), ("extract", "-h")])
