@@ -85,13 +85,14 @@ def run_sweep(
     """
     manifest, painter = Manifest(folder), _Painter(plan, load, origin, identity)
     done = {entry.key: entry for entry in manifest.entries() if entry.done}
+    looked_at: set[Path] = set()  # thumbnails, which many jobs share
     for number in range(len(plan)) if numbers is None else numbers:
         job = painter.describe(number)
         file = f"{PICTURES}/{job.key}.png"
         row: dict[str, Any] = {"job": number, "key": job.key, "status": "kept", "file": file}
         if job.key in done and manifest.has_picture(done[job.key]):
             if load is not None:
-                _keep_thumbnails(job, folder)
+                _keep_thumbnails(job, folder, looked_at)
             yield row
             continue
         if job.failure is None:
@@ -111,7 +112,7 @@ def run_sweep(
             manifest.path.touch()  # pictures without one are of something else
             with whole_file(folder / file) as written:
                 written.write(png)
-            _keep_thumbnails(job, folder)
+            _keep_thumbnails(job, folder, looked_at)
             row |= {"status": "done", "sha256": hashlib.sha256(png).hexdigest(), "error": None}
         row["seconds"] = round(time.perf_counter() - start, 3)
         row["time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -350,14 +351,16 @@ def _encode_png(image: Image.Image, parameters: Mapping[str, Any]) -> bytes:
     return file.getvalue()
 
 
-def _keep_thumbnails(job: _Job, folder: Path) -> None:
+def _keep_thumbnails(job: _Job, folder: Path, looked_at: set[Path]) -> None:
     """The references in small, for the page, which may be looked at where they are not."""
     for one in job.files.get("reference_image", []):
-        if not _is_picture_file(path := folder / REFERENCES / f"{one.digest[:20]}.jpg"):
+        path = folder / REFERENCES / f"{one.digest[:20]}.jpg"
+        if path not in looked_at and not _is_picture_file(path):
             small = one.content.copy()
             small.thumbnail((_THUMBNAIL, _THUMBNAIL))
             with whole_file(path) as file:
                 small.save(file, format="JPEG", quality=90, subsampling=0)
+        looked_at.add(path)
 
 
 def _is_picture_file(path: Path) -> bool:
