@@ -79,6 +79,12 @@ def describe_file(path: Path, **first: str) -> dict[str, str]:
     return {**first, "name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
+def measure_dose(report: Any) -> tuple[float, int]:
+    """Get the median effective alpha of the tokens that a reference acted on, and how many they are."""
+    acted = report.effective_alpha[report.effective_alpha > 0]
+    return float(acted.median()) if len(acted) else 0.0, len(acted)
+
+
 def write_png(image: Any, path: Path, parameters: Mapping[str, Any], overwrite: bool = False) -> None:
     """Write a PNG that holds how it was made, as JSON in its text "parameters"."""
     from PIL.PngImagePlugin import PngInfo

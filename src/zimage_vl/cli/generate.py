@@ -20,7 +20,7 @@ from ._models import Model
 from ._options import OffloadOption, choose, option, option_names, with_options
 from ._outputs import OverwriteOption, check_output_path, numbered_paths
 from ._parsing import parse_alpha, parse_size
-from ._records import PICTURE_KNOBS, describe_file, recorded_versions, repeat, write_png
+from ._records import PICTURE_KNOBS, describe_file, measure_dose, recorded_versions, repeat, write_png
 from ._sources import NoUrlsOption, read_picture
 from ._terminal import FormatOption, OutputFormat, count_of, note, print_json, say
 
@@ -321,9 +321,9 @@ class _Pictures:
             else:
                 said = [f"influence {report.influence:.2f} (0: none)"]
             if report.effective_alpha is not None:
-                acted = report.effective_alpha[report.effective_alpha > 0]
-                where = f" on {len(acted)} of {report.text_tokens} tokens" * (len(acted) < report.text_tokens)
-                said.append(f"effective alpha {float(acted.median() if len(acted) else 0):.2f}{where}")
+                effective, acted = measure_dose(report)
+                where = f" on {acted} of {report.text_tokens} tokens" * (acted < report.text_tokens)
+                said.append(f"effective alpha {effective:.2f}{where}")
             if self.parameters["knobs"]["vl_exclude_sinks"] and not any((report.text_sinks, *report.reference_sinks)):
                 said.append("no attention sinks found, so that --exclude-sinks changed nothing")
             note(f"{side}: {', '.join(said)}")

@@ -26,7 +26,7 @@ from zimage_vl.recipes import RECIPES
 from ._models import Model
 from ._options import OffloadOption, option, with_options
 from ._parsing import parse_size
-from ._records import as_options, write_png
+from ._records import as_options, measure_dose, write_png
 from ._terminal import is_mendable, one_line, say
 
 
@@ -227,16 +227,15 @@ def tell_report(alpha: float, reports: Any, described: bool) -> str:
         return "No reference: this is the prompt's own picture."
     if not (report := reports[0]).references:
         return "Alpha is 0: the reference was not read, and this is the prompt's own picture."
-    acted = report.effective_alpha[report.effective_alpha > 0]
-    effective = float(acted.median())
+    effective, acted = measure_dose(report)
     why = f"as the reference's embeddings are {'larger' if effective > alpha else 'smaller'} than the prompt's"
     why = "as was asked for" if abs(effective - alpha) < 0.02 else why
     told = [
         f"**Effective alpha {effective:.2f}**: what alpha {alpha:g} came to, {why}.",
         f"**Influence {report.influence:.2f}**: how far the prompt's embeddings turned; 0 is not at all.",
     ]
-    if len(acted) < report.text_tokens:
-        told.append(f"It acted on {len(acted)} of {report.text_tokens} tokens of the prompt and its template.")
+    if acted < report.text_tokens:
+        told.append(f"It acted on {acted} of {report.text_tokens} tokens of the prompt and its template.")
     if described:
         told.append(f"The reference was put into words as *{html.escape(report.references[0].text)}*")
     return "  \n".join(told)
