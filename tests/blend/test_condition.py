@@ -447,8 +447,8 @@ WORDY = ReferenceEmbeds({-6: TEXT}, TEXT_REGIONS)
     [
         ([], {"text": TEXT.log()}, "`text_embeds` contains NaN"),
         ([], {"text": TEXT[:0], "regions": TEXT_REGIONS[:0]}, "at least one token"),
-        ([], {"regions": TEXT_REGIONS[:3]}, r"12 values, one per token, got \(3,\)"),
-        ([], {"alpha": torch.ones(3)}, r"12 values, one per token, got \(12,\) and \(3,\)"),
+        ([], {"regions": TEXT_REGIONS[:3]}, r"shape \(12,\), one per token.*got torch.int8 of shape \(3,\)"),
+        ([], {"alpha": torch.ones(3)}, "12 values, one per token, got 3"),
         ([], {"alpha": torch.tensor(0.5)}, "`alpha` must have 12 values"),
         ([], {"alpha": torch.full((12,), 1.5)}, "`alpha"),
         ([], {"vl_hidden_layer": -2}, r"layers \[-6\], not -2"),

@@ -190,5 +190,5 @@ def test_bad_masking_is_refused() -> None:
     # As the guide calls them: with embeddings and a threshold alone.
     with pytest.raises(TypeError, match=r"pipe.text_statistics\(\)"):
         get_outlier_dimensions(TOKENS, threshold=10.0)
-    with pytest.raises(TypeError, match=r"pipe.text_statistics\(\).*got float"):
+    with pytest.raises(TypeError, match=r"pipe.text_statistics\(\).*got 10.0 of type float"):
         mask_outlier_dimensions(TOKENS, 10.0, mode="clamp")  # pyright: ignore[reportArgumentType]

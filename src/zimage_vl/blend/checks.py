@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from numbers import Real
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -33,7 +34,7 @@ def check_number(name: str, value: object, expected: str, accepts: Callable[[flo
         0.0
     """
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise TypeError(f"`{name}` must be {expected}, got {value!r} of type {type(value).__name__}.")
+        raise TypeError(f"`{name}` must be {expected}, got {value!r:.80} of type {type(value).__name__}.")
     try:
         number = float(value)
     except OverflowError:
@@ -43,10 +44,23 @@ def check_number(name: str, value: object, expected: str, accepts: Callable[[flo
     return number
 
 
+def check_kind(name: str, value: object, attribute: str, expected: str) -> None:
+    """Raise a TypeError unless `value` has an attribute of its kind, as objects of another copy of this code have."""
+    if not hasattr(value, attribute) or isinstance(value, type):
+        raise TypeError(f"`{name}` must be {expected}, got {value!r:.80} of type {type(value).__name__}.")
+
+
+def check_listed(name: str, value: object) -> Sequence[Any]:
+    """Check a list or a tuple and return it; anything else is a TypeError."""
+    if not isinstance(value, (list, tuple)):
+        raise TypeError(f"`{name}` must be a list, got {value!r:.80} of type {type(value).__name__}.")
+    return cast("Sequence[Any]", value)
+
+
 def check_count(name: str, value: object) -> int:
     """Check an int of at least 1 and return it: TypeError for another type, ValueError below 1."""
     if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`{name}` must be an int of at least 1, got {value!r} of type {type(value).__name__}.")
+        raise TypeError(f"`{name}` must be an int of at least 1, got {value!r:.80} of type {type(value).__name__}.")
     return int(check_number(name, value, "an int of at least 1", lambda x: x >= 1))
 
 
@@ -89,7 +103,22 @@ def check_alpha(
 
 def to_plain(value: object) -> object:
     """Turn a tensor or an array into numbers and lists; anything else comes back as it is."""
-    return value.tolist() if hasattr(value, "tolist") else value  # pyright: ignore[reportAttributeAccessIssue]
+    if (isinstance(value, Tensor) and not has_values(value)) or not hasattr(value, "tolist"):
+        return value
+    return value.tolist()  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def has_values(tensor: Tensor) -> bool:
+    """Tell whether a tensor is an ordinary one: dense, not quantised, and not on torch's meta device."""
+    return tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized
+
+
+def check_floating(name: str, value: object, shape: str) -> Tensor:
+    """Check that it is a dense tensor of 16, 32 or 64 bit floats; a TypeError, which tells the shape, otherwise."""
+    if isinstance(value, Tensor) and value.is_floating_point() and value.itemsize > 1 and has_values(value):
+        return value
+    got = f"{value.dtype}, {value.layout}, on {value.device}" if isinstance(value, Tensor) else type(value).__name__
+    raise TypeError(f"`{name}` must be a floating-point tensor of shape {shape}, dense and in memory, got {got}.")
 
 
 def check_embeddings(name: str, embeddings: object, dims: int | None = None) -> Tensor:
@@ -98,9 +127,7 @@ def check_embeddings(name: str, embeddings: object, dims: int | None = None) -> 
     TypeError unless a floating-point tensor; ValueError for another shape, no token, another width than `dims`, NaN or
     inf. `name` is the argument or stage, for the message.
     """
-    if not isinstance(embeddings, Tensor) or not embeddings.is_floating_point():
-        got = embeddings.dtype if isinstance(embeddings, Tensor) else type(embeddings).__name__
-        raise TypeError(f"`{name}` must be a floating-point tensor of shape (tokens, dims), got {got}.")
+    embeddings = check_floating(name, embeddings, "(tokens, dims)")
     shape = tuple(embeddings.shape)
     if embeddings.ndim != 2 or 0 in shape:
         raise ValueError(f"`{name}` must have the shape (tokens, dims) with at least one token, got {shape}.")

@@ -14,8 +14,14 @@ import torch
 from torch import Tensor
 
 from .align import align_anchored, align_sequence
-from .checks import check_alpha, check_embeddings, skip_finite_checks
-from .embedding_statistics import EmbeddingStatistics, find_sink_tokens, get_overall_std, get_token_rms
+from .checks import check_alpha, check_count, check_embeddings, check_kind, check_listed, skip_finite_checks
+from .embedding_statistics import (
+    EmbeddingStatistics,
+    check_statistics,
+    find_sink_tokens,
+    get_overall_std,
+    get_token_rms,
+)
 from .knobs import VLConditioning, resolve_alpha, share_weights
 from .mix import TOKEN_BLENDS, blend_adain_per_dim, compute_style_delta
 from .normalize import (
@@ -28,7 +34,7 @@ from .normalize import (
     scale_dimensions,
     scale_embeddings,
 )
-from .regions import PromptToken, Region, select_tokens
+from .regions import PromptToken, Region, check_regions, select_tokens
 from .report import ConditioningReport, ReferenceReport, get_effective_alpha, get_influence
 
 
@@ -114,8 +120,11 @@ def condition_prompt_embeds(
         True
     """
     embeds = check_embeddings("text_embeds", text_embeds)
+    check_kind("conditioning", conditioning, "vl_alignment", "a VLConditioning")
+    for i, reference in enumerate(check_listed("references", references)):
+        check_kind(f"references[{i}]", reference, "hidden_states", "ReferenceEmbeds")
+    check_regions("text_regions", text_regions, length := len(embeds))
     text = _read_text(embeds, text_regions, conditioning, alpha, text_statistics)
-    length = len(embeds)
     check_caption(length, text.appended, max_tokens)
     if not bool(text.alphas.any()):
         return text_embeds, _make_report(text, embeds, [], None)
@@ -137,7 +146,7 @@ def condition_prompt_embeds(
 
 def check_caption(length: int, appended: int, max_tokens: int | None) -> None:
     """Refuse a text that the transformer, which takes `max_tokens`, cannot take with what "concat" appends."""
-    if max_tokens is not None and length + appended > max_tokens:
+    if max_tokens is not None and length + appended > check_count("max_tokens", max_tokens):
         got = f"{length} of the text and {appended} appended by 'concat'"
         raise ValueError(f"The transformer takes {max_tokens} tokens, got {got}: shorten the prompt or append fewer.")
 
@@ -154,12 +163,13 @@ def _read_text(
     if alpha is None or share:
         tokens = [PromptToken(i, "", Region(int(region))) for i, region in enumerate(regions)]
         alpha = resolve_alpha(knobs.vl_alpha, tokens, None)
-    if not embeds.shape[:1] == regions.shape == alpha.shape:
-        got = f"{tuple(regions.shape)} and {tuple(alpha.shape)}"
-        raise ValueError(f"`text_regions` and `alpha` must have {len(embeds)} values, one per token, got {got}.")
+    values = check_alpha("alpha", alpha)
+    if not isinstance(values, tuple) or len(values) != len(embeds):
+        got = len(values) if isinstance(values, tuple) else values
+        raise ValueError(f"`alpha` must have {len(embeds)} values, one per token, got {got}.")
     sinks = find_sink_tokens(embeds)
     counted = ~sinks if knobs.vl_exclude_sinks else torch.ones_like(sinks)
-    alphas = embeds.new_tensor(check_alpha("alpha", alpha))
+    alphas = embeds.new_tensor(values)
     appended = knobs.count_appended(len(embeds)) if share else 0
     return _TextSide(knobs, embeds, regions.to(embeds.device), sinks, counted, alphas, appended, statistics)
 
@@ -170,12 +180,16 @@ def _check_needs(
     statistics: EmbeddingStatistics | None,
     neutral: ReferenceEmbeds | None,
 ) -> None:
+    if statistics is not None:
+        check_statistics("text_statistics", statistics)
     if knobs.needs_text_statistics and (statistics is None or statistics.exclude_sinks != knobs.vl_exclude_sinks):
         got = statistics and f"exclude_sinks={statistics.exclude_sinks}"
         raise ValueError(
             f"'per_dim', 'hybrid' and vl_outlier_masking need `text_statistics` with exclude_sinks="
             f"{knobs.vl_exclude_sinks}, as vl_exclude_sinks is, got {got}."
         )
+    if neutral is not None:
+        check_kind("neutral", neutral, "hidden_states", "ReferenceEmbeds")
     if (neutral is not None) != knobs.has_neutral_image:
         raise ValueError(f"`neutral` goes with has_neutral_image=True alone, got {knobs.has_neutral_image}.")
     if not references or len(knobs.reference_weights or references) != len(references):

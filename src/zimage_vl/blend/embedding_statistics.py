@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from .checks import check_embeddings, check_number
+from .checks import check_count, check_embeddings, check_flag, check_floating, check_kind, check_listed, check_number
 
 
 def get_token_rms(embeddings: Tensor) -> Tensor:
@@ -73,13 +74,14 @@ class EmbeddingStatistics:
     exclude_sinks: bool = False  # attention sinks were left out
 
     def __post_init__(self) -> None:
-        mean, std = self.mean, self.std
+        mean, std = (check_floating(name, getattr(self, name), "(dims,)") for name in ("mean", "std"))
+        check_flag("exclude_sinks", self.exclude_sinks)
         fit = mean.ndim == 1 and mean.shape == std.shape
         if not fit or not bool((mean.isfinite() & std.isfinite() & (std >= 0)).all()):
             got = f"shapes {tuple(mean.shape)} and {tuple(std.shape)}"
             raise ValueError(f"`mean` and `std` must both be (dims,) and finite, `std` not negative, got {got}.")
-        if self.count < 2:
-            raise ValueError(f"Statistics need at least two tokens to have a spread, got {self.count}.")
+        if check_count("count", self.count) < 2:
+            raise ValueError(f"Statistics need at least two tokens to have a spread, got a `count` of {self.count}.")
 
     def to(self, device: torch.device | str) -> EmbeddingStatistics:
         """Return the same on another device."""
@@ -97,13 +99,21 @@ class EmbeddingStatistics:
             >>> EmbeddingStatistics.from_embeddings(torch.tensor([[1.0, 2.0], [3.0, 2.0]])).mean.tolist()
             [2.0, 2.0]
         """
-        sequences = [embeddings] if isinstance(embeddings, Tensor) else embeddings
+        sequences = [embeddings] if isinstance(embeddings, Tensor) else check_listed("embeddings", embeddings)
+        check_flag("exclude_sinks", exclude_sinks)
         checked = [check_embeddings(f"embeddings[{i}]", x) for i, x in enumerate(sequences)]
         widths = sorted({x.shape[1] for x in checked})
         if len(widths) != 1:
             raise ValueError(f"`embeddings` must be at least one sequence, all equally wide, got widths {widths}.")
         tokens = torch.cat([x[~find_sink_tokens(x)] for x in checked] if exclude_sinks else checked)
         return cls(tokens.mean(dim=0), get_dimension_std(tokens), tokens.shape[0], exclude_sinks)
+
+
+def check_statistics(name: str, statistics: object) -> EmbeddingStatistics:
+    """Check that it is statistics and return it; the TypeError says where to get some."""
+    expected = "the text encoder's statistics, pipe.text_statistics() or EmbeddingStatistics.from_embeddings(...)"
+    check_kind(name, statistics, "exclude_sinks", expected)
+    return cast("EmbeddingStatistics", statistics)
 
 
 def per_dimension_correlation(embeddings: Tensor, reference: EmbeddingStatistics) -> float:
@@ -117,6 +127,7 @@ def per_dimension_correlation(embeddings: Tensor, reference: EmbeddingStatistics
         >>> round(per_dimension_correlation(x, EmbeddingStatistics.from_embeddings(5 * x)), 6)
         1.0
     """
+    check_statistics("reference", reference)
     x = check_embeddings("embeddings", embeddings, reference.std.shape[0])
     correlation = float(torch.corrcoef(torch.stack([get_dimension_std(x), reference.std.to(x)]).double())[0, 1])
     if correlation != correlation:

@@ -9,13 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, cast, get_args
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from .checks import check_choice, check_embeddings, check_number
-from .embedding_statistics import EmbeddingStatistics, get_dimension_std, get_overall_std, get_token_rms, give_moments
+from .embedding_statistics import (
+    EmbeddingStatistics,
+    check_statistics,
+    get_dimension_std,
+    get_overall_std,
+    get_token_rms,
+    give_moments,
+)
 from .registry import OutlierMasking
 
 
@@ -40,15 +47,6 @@ def scale_embeddings(embeddings: Tensor, target_std: float) -> Tensor:
     return (embeddings.float() * (target_std / std)).to(embeddings.dtype)
 
 
-def _check_statistics(reference: object) -> EmbeddingStatistics:
-    if not isinstance(getattr(reference, "std", None), Tensor):
-        raise TypeError(
-            "`reference` must be the text encoder's statistics, pipe.text_statistics() or "
-            f"EmbeddingStatistics.from_embeddings(...), got {type(reference).__name__}."
-        )
-    return cast("EmbeddingStatistics", reference)
-
-
 def normalize_per_dimension(embeddings: Tensor, reference: EmbeddingStatistics) -> Tensor:
     """Normalise each dimension, `(x - mean_d) / std_d * ref_std_d + ref_mean_d`.
 
@@ -59,7 +57,7 @@ def normalize_per_dimension(embeddings: Tensor, reference: EmbeddingStatistics) 
         >>> normalize_per_dimension(torch.tensor([[-1.0, 7.0], [0.0, 7.0], [1.0, 7.0]]), reference).tolist()
         [[3.0, 7.0], [5.0, 7.0], [7.0, 7.0]]
     """
-    reference = _check_statistics(reference)
+    check_statistics("reference", reference)
     x = check_embeddings("embeddings", embeddings, reference.mean.shape[0])
     return give_moments(x, reference.mean.to(x), reference.std.to(x)).to(embeddings.dtype)
 
@@ -97,7 +95,7 @@ def match_token_rms(embeddings: Tensor, like: Tensor) -> Tensor:
         >>> match_token_rms(torch.tensor([[1.0, -1.0]]), like=torch.tensor([[10.0, 10.0]])).tolist()
         [[10.0, -10.0]]
     """
-    return rescale_tokens(embeddings, get_token_rms(like))
+    return rescale_tokens(embeddings, get_token_rms(check_embeddings("like", like)))
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ class OutlierMaskingInfo:
 def _find_outliers(
     embeddings: Tensor, reference: EmbeddingStatistics | None, threshold: float
 ) -> list[tuple[int, float, OutlierDirection]]:
-    statistics = _check_statistics(reference)
+    statistics = check_statistics("reference", reference)
     threshold = check_number("threshold", threshold, "a number above 1", lambda x: 1 < x < float("inf"))
     x = check_embeddings("embeddings", embeddings, statistics.std.shape[0])
     if x.shape[0] < 2:

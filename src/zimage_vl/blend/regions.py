@@ -8,11 +8,11 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from .checks import check_choice
+from .checks import check_choice, has_values
 from .registry import TextPosition, TokenSelection
 
 
-__all__ = ["PromptToken", "Region", "TextPosition", "TokenSelection", "select_tokens"]
+__all__ = ["PromptToken", "Region", "TextPosition", "TokenSelection", "check_regions", "select_tokens"]
 
 
 class Region(IntEnum):
@@ -33,6 +33,9 @@ _SELECTED_REGIONS: dict[str, tuple[Region, ...]] = {
 }
 
 
+_REGIONS_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
+
+
 @dataclass(frozen=True)
 class PromptToken:
     """One token of a prompt's turn as the text encoder reads it; `start` and `end` are -1 outside the words."""
@@ -42,6 +45,19 @@ class PromptToken:
     region: Region  # PREFIX, WORDS or SUFFIX
     start: int = -1  # its first character within the prompt
     end: int = -1  # one past its last
+
+
+def check_regions(name: str, regions: object, count: int) -> None:
+    """Check `Region` values, an integer tensor `(count,)`: TypeError for no dense tensor, else ValueError."""
+    if not isinstance(regions, Tensor) or not has_values(regions):
+        got = regions.layout if isinstance(regions, Tensor) else type(regions).__name__
+        raise TypeError(f"`{name}` must be an integer tensor of shape ({count},), dense and in memory, got {got}.")
+    fits = tuple(regions.shape) == (count,) and regions.dtype in _REGIONS_DTYPES
+    if not (fits and int(regions.min()) >= min(Region) and int(regions.max()) <= max(Region)):
+        raise ValueError(
+            f"`{name}` must be an integer tensor of shape ({count},), one per token, with values of Region, "
+            f"0..{max(Region):d}, got {regions.dtype} of shape {tuple(regions.shape)}: {regions.tolist()!r:.80}."
+        )
 
 
 def select_tokens(regions: Tensor, selection: TokenSelection) -> Tensor:

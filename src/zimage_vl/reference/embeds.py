@@ -13,7 +13,8 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from ..blend.regions import Region, TokenSelection, select_tokens
+from ..blend.checks import check_kind, has_values
+from ..blend.regions import Region, TokenSelection, check_regions, select_tokens
 from .files import FileKind, read_tensor_file, write_tensor_file
 
 
@@ -24,7 +25,6 @@ REFERENCE_FILE = FileKind(
     remedy="encode the reference again and save it with ReferenceEmbeds.save",
 )
 _STATES_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_REGIONS_DTYPES = (torch.int8, torch.uint8, torch.int16, torch.int32, torch.int64)
 _VL_WIDTHS = {2048: "Qwen3-VL-2B", 2560: "Qwen3-VL-4B", 4096: "Qwen3-VL-8B", 5120: "Qwen3-VL-32B"}
 _COUNT, _PAIR, _DIGEST = r"[1-9]\d{0,17}", r"\[[1-9]\d{0,17}, [1-9]\d{0,17}\]", "[0-9a-f]{64}"
 # What the fields of the provenance that are not free text look like in a file.
@@ -108,12 +108,13 @@ class ReferenceEmbeds:
     muted_states: Mapping[int, Tensor] = field(default_factory=dict[int, Tensor], repr=False)
 
     def __post_init__(self) -> None:
-        _check_states(self.hidden_states, self.provenance.num_hidden_layers)
-        if self.muted_states:
-            _check_states(self.muted_states, self.provenance.num_hidden_layers)
+        check_kind("provenance", self.provenance, "num_hidden_layers", "a ReferenceProvenance")
+        _check_states("hidden_states", self.hidden_states, self.provenance.num_hidden_layers)
+        if not isinstance(self.muted_states, Mapping) or self.muted_states:  # pyright: ignore[reportUnnecessaryIsInstance]
+            _check_states("muted_states", self.muted_states, self.provenance.num_hidden_layers)
             if set(self.muted_states) != set(self.hidden_states) or self.muted.width != self.width:
                 raise ValueError("`muted_states` must have the layers, tokens and dimensions of `hidden_states`.")
-        _check_regions(self.regions, self.num_tokens)
+        check_regions("regions", self.regions, self.num_tokens)
         # A copy of the mapping: what the caller does with its own dict later does not reach in here.
         object.__setattr__(self, "hidden_states", dict(self.hidden_states))
         object.__setattr__(self, "muted_states", dict(self.muted_states))
@@ -149,6 +150,8 @@ class ReferenceEmbeds:
 
         One that is not in here is a ValueError.
         """
+        if not isinstance(layer, int):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"`layer` must be an int such as -6, got {layer!r:.80} of type {type(layer).__name__}.")
         count = (self.provenance.num_hidden_layers or 0) + 1
         for held, states in self.hidden_states.items():
             if held == layer or (-count <= layer < count and abs(held - layer) == count > 1):
@@ -281,15 +284,18 @@ def _check_form(name: str, text: str) -> None:
         raise ValueError(f"The provenance's field {name!r} is of another kind: {text[:80]!r}.")
 
 
-def _check_states(hidden_states: Mapping[int, Tensor], depth: int | None) -> None:
+def _check_states(name: str, hidden_states: Mapping[int, Tensor], depth: int | None) -> None:
+    check_kind(name, hidden_states, "items", "a dict of layers and their (tokens, dims) states")
+    for layer, states in hidden_states.items():
+        check_kind(f"{name}[{layer}]", states, "layout", "a tensor of shape (tokens, dims)")
     shapes = {tuple(states.shape) for states in hidden_states.values()}
     if len(shapes) != 1:
-        raise ValueError(f"`hidden_states` must hold at least one layer, all of one shape, got {sorted(shapes)}.")
+        raise ValueError(f"`{name}` must hold at least one layer, all of one shape, got {sorted(shapes)}.")
     for layer, states in hidden_states.items():
         if depth is not None and not -depth - 1 <= layer <= depth:
             raise ValueError(f"A language model of {depth} layers has no hidden states {layer}.")
-        if states.dim() != 2 or 0 in states.shape or states.dtype not in _STATES_DTYPES:
-            got = f"{states.dtype} of shape {tuple(states.shape)}"
+        if states.dim() != 2 or 0 in states.shape or states.dtype not in _STATES_DTYPES or not has_values(states):
+            got = f"{states.dtype} of shape {tuple(states.shape)}, {states.layout}, on {states.device}"
             raise ValueError(
                 f"The states of layer {layer} must be floating (tokens, dims), at least one token, got {got}."
             )
@@ -298,12 +304,3 @@ def _check_states(hidden_states: Mapping[int, Tensor], depth: int | None) -> Non
                 f"The Qwen3-VL hidden states of layer {layer} contain NaN or infinity, often an overflow of float16: "
                 "encode the reference in bfloat16 or float32."
             )
-
-
-def _check_regions(regions: Tensor, num_tokens: int) -> None:
-    fits = tuple(regions.shape) == (num_tokens,) and regions.dtype in _REGIONS_DTYPES
-    if not (fits and int(regions.min()) >= min(Region) and int(regions.max()) <= max(Region)):
-        raise ValueError(
-            f"`regions` must be an integer tensor of shape ({num_tokens},) with values of Region, 0..{max(Region):d}, "
-            f"got {regions.dtype} of shape {tuple(regions.shape)}: {regions.tolist()!r:.80}."
-        )

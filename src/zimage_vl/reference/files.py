@@ -18,6 +18,8 @@ from safetensors.torch import load as load_safetensors_bytes
 from safetensors.torch import save as save_safetensors_bytes
 from torch import Tensor
 
+from ..blend.checks import check_kind
+
 
 _OWN_METADATA = ("schema", "schema_version", "sha256")
 _MOST_HEADER_BYTES = 2**22  # ours have a few hundred, and the text
@@ -45,6 +47,8 @@ def write_tensor_file(
         ValueError: The metadata are no valid Unicode, or larger than a reader would take.
     """
     path = Path(file) if isinstance(file, (str, os.PathLike)) else None
+    if path is None:
+        check_kind("path", file, "write", "a path or a file open for writing bytes")
     if path and not path.parent.is_dir():
         raise FileNotFoundError(f"The folder {path.parent} does not exist; make it, then save {path.name} into it.")
     # Cloned: safetensors refuses tensors that share memory.
@@ -82,6 +86,8 @@ def read_tensor_file(path: str | os.PathLike[str], kind: FileKind) -> tuple[dict
         FileNotFoundError: There is no such file.
         ValueError: It is no regular file, a pickle, damaged, not a safetensors file, or of another kind or version.
     """
+    if not isinstance(path, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`path` must be a path, got {path!r:.80} of type {type(path).__name__}.")
     path = Path(path)
     if not path.exists():
         raise FileNotFoundError(f"There is no file {path}.")

@@ -27,6 +27,8 @@ import torch
 from PIL import ImageCms
 from torch import Tensor
 
+from ..blend.checks import has_values
+
 
 #: What `load_reference_image` reads.
 ReferenceImage = Union[PIL.Image.Image, "np.ndarray[Any, Any]", Tensor, str, "os.PathLike[str]", bytes]
@@ -452,6 +454,8 @@ def _image_from_array(array: np.ndarray[Any, Any] | Tensor, name: str) -> PIL.Im
         hint = "pass a batch as list(batch)" if len(shape) == 4 else f"channels elsewhere are moved by .{turn}"
         raise ValueError(f"{kind}, expected {layout} with 1, 3 or 4 channels, or (height, width); {hint}.")
     if isinstance(array, Tensor):
+        if not has_values(array):
+            raise ValueError(f"{kind}, {array.dtype}, {array.layout}, on {array.device}: pass a dense one in memory.")
         plain = array.detach().cpu()
         array = (plain.float() if plain.is_floating_point() else plain).numpy()
         array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array

@@ -15,6 +15,7 @@ import torch
 from diffusers import ZImageImg2ImgPipeline
 from PIL import Image, ImageOps
 
+from ..blend.checks import check_count
 from ..blend.registry import KNOBS
 from ..pipeline.inputs import check_painted, check_painting, is_guided, refuse_unknown, warn_about_models
 from ..pipeline.offload import freed_after_error
@@ -71,8 +72,9 @@ def load_init_image(
         (64, 32)
     """
     picture = load_reference_image(image, "init_image")
+    check_count("multiple", multiple)
     for name, side in (("width", width), ("height", height)):
-        if side is not None and (side < multiple or side % multiple):
+        if side is not None and (check_count(name, side) < multiple or side % multiple):
             raise ValueError(f"`{name}` must be a multiple of {multiple}, at least that, got {side}.")
     own_width, own_height = fit_size(picture.size, multiple)
     if height is None and width is not None:
