@@ -1,4 +1,4 @@
-"""Measure the rows of the settings on the toy world; write the tables and the plots."""
+"""Measure the rows of the settings on the toy world; write the tables, the plots and the numbers of the page."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from .measurements import FILE, Measurements, describe_run
+from .measurements import FILE, Measurements, describe_run, write_numbers
 from .settings import BASE, KINDS, PLOTTED, TITLES, Row, make_rows
 
 
@@ -143,7 +143,10 @@ def main() -> None:
     plots = [draw_group(group, measurements, arguments.file.parent) for group in PLOTTED]
     tables = arguments.file.parent.parent / "evidence-tables.md"
     tables.write_text(write_tables(measurements, arguments.file.parent.name), encoding="utf-8")
-    print("\n".join(str(path) for path in [tables, *plots] if path))
+    page = tables.with_name("evidence.md")
+    if page.is_file():
+        page.write_text(write_numbers(page.read_text(encoding="utf-8"), measurements), encoding="utf-8")
+    print("\n".join(str(path) for path in [tables, page, *plots] if path))
 
 
 if __name__ == "__main__":

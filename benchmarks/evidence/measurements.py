@@ -183,3 +183,23 @@ def find_wrong_numbers(page: str, measurements: Measurements) -> list[str]:
         if abs(told - value) > 0.5001 * 10 ** -len(number.partition(".")[2]):
             wrong.append(f"{number}: {name!r} is {value:.4f}")
     return wrong
+
+
+def write_numbers(page: str, measurements: Measurements) -> str:
+    """Write each named number of a page anew, with as many decimals. The words around them are for a person to check.
+
+    Example:
+        >>> rows = {"dose/a/open": {"seen": "Pr Rr", "effective_alpha": 0.625}}
+        >>> write_numbers("Acts as .10<!-- dose/a/open/effective_alpha -->.", Measurements({}, rows=rows))
+        'Acts as .62<!-- dose/a/open/effective_alpha -->.'
+    """
+
+    def write(match: re.Match[str]) -> str:
+        number, name = match[1], match[2]
+        if not number:
+            return match[0]
+        value = f"{measurements.look_up(name):.{len(number.partition('.')[2])}f}"
+        return value.replace("0.", ".", 1) if number.startswith(".") else value
+
+    skipped = r"```.*?```|`[^`]*`|\]\([^)]*\)"
+    return re.sub(rf"{skipped}|(?<![\w.])([-+]?\d*\.\d+)(?=<!--\s*(.+?)\s*-->)", write, page, flags=re.DOTALL)
