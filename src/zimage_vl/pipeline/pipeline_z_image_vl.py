@@ -706,7 +706,6 @@ class ZImageVLPipeline(ZImagePipeline):
             alpha=plan.alpha,
             text_statistics=None if statistics is None else statistics.to(text.device),
             neutral=neutral,
-            max_tokens=None if self.transformer is None else max_text_tokens(self.transformer.config.axes_lens),
         )
 
     def read_pictures(self, pictures: Sequence[Reading | ReferenceEmbeds]) -> list[ReferenceEmbeds]:
