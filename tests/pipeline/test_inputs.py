@@ -188,14 +188,14 @@ def test_prompts(pipe: ZImageVLPipeline) -> None:
 @pytest.mark.parametrize(
     ("given", "error", "match"),
     [
-        ([embeds(0)], ValueError, r"\(tokens, 32\).*\(0, 32\)"),
-        ([embeds(4, 4096)], ValueError, r"\(4, 4096\).*Qwen3-VL-8B"),
+        ([embeds(0)], ValueError, r"prompt_embeds\[0\]`.*\(tokens, dims\).*\(0, 32\)"),
+        ([embeds(), embeds(4, 4096)], ValueError, r"prompt_embeds\[1\]` must be 32 wide.*got 4096.*8B 4096"),
         ([embeds()[None]], ValueError, r"\(1, 5, 32\)"),
         *[(x, TypeError, "must be a list") for x in (embeds(), (embeds(),), [])],
         ([embeds().int()], TypeError, "floating-point.*int32"),
         ([np.zeros((5, 32))], TypeError, "floating-point.*ndarray"),
-        *[([embeds() + x], ValueError, "NaN or infinity") for x in (math.nan, math.inf)],
-        ([embeds(1505)], ValueError, "1504 text tokens, `.*prompt_embeds` has 1505"),
+        *[([embeds() + x], ValueError, "NaN or inf") for x in (math.nan, math.inf)],
+        ([embeds(1505)], ValueError, r"1504 text tokens, `.*prompt_embeds\[0\]` has 1505"),
     ],
 )
 def test_embeddings_that_do_not_fit(pipe: ZImageVLPipeline, given: Any, error: Any, match: str) -> None:

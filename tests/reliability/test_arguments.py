@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -79,13 +81,16 @@ def calls() -> dict[str, tuple[Callable[..., Any], dict[str, Any]]]:
 def test_an_odd_argument_is_taken_or_refused_by_its_name(name: str, tmp_path: Path, monkeypatch: Any) -> None:
     monkeypatch.chdir(tmp_path)
     function, good = calls()[name]
-    for parameter, value in good.items():
-        for odd in ODD:
-            count(ROW)
-            try:
-                function(**{**good, parameter: odd})
-            except (OSError, UnicodeEncodeError) as error:
-                expect(ROW, isinstance(odd, (str, Path)), (name, parameter, odd, repr(error)))
-            except Exception as error:
-                told = any(word in str(error) for word in (f"`{parameter}", "`reference_image`", "`init_image`", "layer"))
-                expect(ROW, is_ours(error) and (told or type(error) is ValueError), (name, parameter, odd, repr(error)))
+    names = {"image": "(reference|init)_image", "layer": "layer"}
+    for parameter, odd in product(good, ODD):
+        count(ROW)
+        case = f"{name}({parameter}={odd!r:.80})"
+        try:
+            function(**{**good, parameter: odd})
+        except (OSError, UnicodeEncodeError) as error:
+            expect(ROW, isinstance(odd, (str, Path)), f"{case}: {error!r}")
+        except ValueError as error:
+            expect(ROW, is_ours(error), f"{case}: {error!r}")
+        except Exception as error:
+            told = re.search(f"`{names.get(parameter, parameter)}", str(error))
+            expect(ROW, is_ours(error) and told, f"{case}: {error!r}")

@@ -190,7 +190,7 @@ def fail(*_: Any) -> Any:
         ({"max_sequence_length": 0}, ValueError, "max_sequence_length"),
         ({"width": 30}, ValueError, "`width`.*divisible by 4"),
         ({"num_inference_steps": 0}, ValueError, "num_inference_steps"),
-        ({"start": [START, START]}, ValueError, "2 pictures for 1 prompts"),
+        ({"start": [START, START]}, ValueError, "2 entries for 1 prompts"),
         ({"start": "no/such.png"}, ValueError, "no/such.png"),
         ({"generator": [seeded(), seeded()]}, ValueError, "1 pictures are asked for"),
         ({"vl_alpha": 2.0}, ValueError, "vl_alpha"),

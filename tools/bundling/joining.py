@@ -6,7 +6,6 @@ import ast
 import hashlib
 import re
 import sys
-import textwrap
 from collections.abc import Collection, Sequence
 
 from .docstrings import first_sentence, shorten_docstrings
@@ -58,7 +57,7 @@ def join_modules(modules: Sequence[Module], public: Collection[str] = (), note: 
         _import_lines(modules),
         *(_section(module, digest, public) for module in modules),
     ]
-    text = "\n".join(parts) + _resolve_annotations(modules)
+    text = "\n".join(parts)
     check_joined(text)
     return text
 
@@ -143,33 +142,6 @@ def _assigned_name(node: ast.stmt) -> str:
         node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
     )
     return targets[0].id if len(targets) == 1 and isinstance(targets[0], ast.Name) else ""
-
-
-def _resolve_annotations(modules: Sequence[Module]) -> str:
-    """Code that makes classes of the pipeline's annotations again, where only the other modules postponed theirs.
-
-    One file has one rule for all its annotations, but diffusers 0.36 reads those of a pipeline's `__init__` as they
-    are, and strings are no classes to it.
-    """
-    pipelines = {name: module for module in modules for name in _pipeline_names(module.source)}
-    if len(pipelines) != 1 or not any(m.has_future_annotations for m in modules):
-        return ""
-    ((name, home),) = pipelines.items()
-    if home.has_future_annotations:
-        return ""
-    return textwrap.dedent(f"""
-
-        def _annotate_with_classes(function):
-            # Annotations are strings in this file; diffusers 0.36 wants the classes of a pipeline's components.
-            import inspect
-            import typing
-
-            function = inspect.unwrap(function)
-            function.__annotations__ = typing.get_type_hints(function)
-
-
-        _annotate_with_classes({name}.__init__)
-        """)
 
 
 def _pipeline_names(source: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import builtins
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -60,6 +61,8 @@ class Module:
 def collect_modules(package: Path, entry: str) -> list[Module]:
     """The entry and all that it imports from the package, each after those it needs; the entry is last.
 
+    Functions that nothing in them uses are dropped: whoever reads the joined file need not read those.
+
     Args:
         package: Folder of the package.
         entry: Name of the module to begin with.
@@ -75,6 +78,7 @@ def collect_modules(package: Path, entry: str) -> list[Module]:
                 raise BundleError(f"{module.file} imports {name} for type checkers, and nothing else does.")
     modules = list(done.values())
     _check_names(modules)
+    _drop_unused(modules)
     return modules
 
 
@@ -240,6 +244,25 @@ def _drop(module: Module, node: ast.stmt, body: list[ast.stmt]) -> None:
         while first > 1 and re.match(r"#", lines[first - 2]):
             first -= 1
     module.dropped.append((first, last))
+
+
+def _drop_unused(modules: list[Module]) -> None:
+    """Leaves out the functions whose names stand nowhere but in themselves, and then those that only they used."""
+    bodies = [(module, ast.parse(module.source).body) for module in modules]
+    left = [(module, node, body) for module, body in bodies for node in body]
+    while True:
+        names = [{name.id for name in ast.walk(node) if isinstance(name, ast.Name)} for _, node, _ in left]
+        uses = Counter(name for own in names for name in own)
+        unused = [
+            one
+            for one, own in zip(left, names, strict=True)
+            if isinstance(one[1], ast.FunctionDef) and uses[one[1].name] == (one[1].name in own)
+        ]
+        if not unused:
+            return
+        for one in unused:
+            _drop(*one)
+            left.remove(one)
 
 
 def _check_names(modules: list[Module]) -> None:

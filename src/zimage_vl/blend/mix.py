@@ -44,7 +44,7 @@ def blend_embeddings(text_embeds: Tensor, vl_embeds: Tensor, alpha: TokenAlpha) 
         [[2.0], [8.0]]
     """
     text, vl, a = _read_pair(text_embeds, vl_embeds, alpha)
-    return torch.lerp(text, vl, a.expand_as(text)).to(text_embeds.dtype)
+    return torch.lerp(text, vl, a).to(text_embeds.dtype)
 
 
 def blend_slerp(text_embeds: Tensor, vl_embeds: Tensor, alpha: TokenAlpha) -> Tensor:
@@ -69,7 +69,7 @@ def blend_slerp(text_embeds: Tensor, vl_embeds: Tensor, alpha: TokenAlpha) -> Te
     straight = (sine < 1e-4) | (text_norm == 0) | (vl_norm == 0)
     direction = (torch.sin((1 - a) * angle) * p + torch.sin(a * angle) * q) / sine.clamp_min(1e-4)
     turned = ((1 - a) * text_norm + a * vl_norm) * direction
-    blended = torch.where(straight, torch.lerp(text, vl, a.expand_as(text)), turned)
+    blended = torch.where(straight, torch.lerp(text, vl, a), turned)
     return torch.where(a == 0, text, torch.where(a == 1, vl, blended)).to(text_embeds.dtype)
 
 
@@ -83,9 +83,8 @@ def blend_adain(text_embeds: Tensor, vl_embeds: Tensor, alpha: TokenAlpha = 0.3)
         [[50.0, 60.0, 70.0]]
     """
     text, vl, a = _read_pair(text_embeds, vl_embeds, alpha)
-    return torch.lerp(text, give_moments(text.T, vl.T.mean(dim=0), get_dimension_std(vl.T)).T, a.expand_as(text)).to(
-        text_embeds.dtype
-    )
+    moved = give_moments(text.T, vl.T.mean(dim=0), get_dimension_std(vl.T)).T
+    return torch.lerp(text, moved, a).to(text_embeds.dtype)
 
 
 def blend_adain_per_dim(text_embeds: Tensor, vl_embeds: Tensor, alpha: TokenAlpha = 0.3) -> Tensor:
@@ -101,9 +100,8 @@ def blend_adain_per_dim(text_embeds: Tensor, vl_embeds: Tensor, alpha: TokenAlph
     text, vl, a = _read_pair(text_embeds, vl_embeds, alpha, aligned=False)
     if len(vl) < 2:
         raise ValueError("'adain_per_dim' needs at least two tokens of the reference, got 1: select more tokens.")
-    return torch.lerp(text, give_moments(text, vl.mean(dim=0), get_dimension_std(vl)), a.expand_as(text)).to(
-        text_embeds.dtype
-    )
+    moved = give_moments(text, vl.mean(dim=0), get_dimension_std(vl))
+    return torch.lerp(text, moved, a).to(text_embeds.dtype)
 
 
 def compute_style_delta(styled: Tensor, neutral: Tensor) -> Tensor:

@@ -43,7 +43,7 @@ _STAGES = "Load VL encoder, text encoder and transformer one after another, neve
 
 @with_options(KNOBS)
 def generate(
-    prompt: Annotated[str, option("--prompt -p", "TEXT", "What to paint.")],
+    prompt: Annotated[str, option("--prompt -p", "TEXT", "What to paint; with --from, what that file says.")],
     output: Annotated[Path, option("--output -o", "FILE", f"PNG file to write. Several: {_SEVERAL}.")],
     model: Model,
     repeated: Annotated[Path | None, option("--from", "FILE", _FROM, callback=repeat, is_eager=True)] = None,

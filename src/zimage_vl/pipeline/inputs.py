@@ -23,12 +23,12 @@ from PIL import Image
 from torch import Tensor
 
 from ..blend.align import align_sequence
-from ..blend.checks import check_choice, check_flag, to_plain
+from ..blend.checks import check_choice, check_embeddings, check_flag, to_plain
 from ..blend.condition import check_caption
 from ..blend.knobs import PLACES, VLConditioning, resolve_alpha, split_per_prompt
-from ..blend.regions import Region, select_tokens
+from ..blend.regions import select_tokens
 from ..blend.registry import CONDITIONING_NAMES, KNOBS, VLReader
-from ..reference.embeds import ReferenceEmbeds, as_reference_embeds, describe_width
+from ..reference.embeds import ReferenceEmbeds, as_reference_embeds
 from ..reference.pictures import (
     TREATMENTS,
     ReferenceImage,
@@ -37,7 +37,7 @@ from ..reference.pictures import (
     load_reference_mask,
 )
 from ..reference.reading import ReaderSource, Reading, build_reading
-from ..reference.turn import TextTurn, read_text_turn
+from ..reference.turn import TextTurn, read_text_turn, refuse_lone_surrogates
 
 
 # What a call takes as pictures and as ready embeddings; a list is one per prompt, a list in it several for one prompt.
@@ -262,7 +262,7 @@ def _read_call(host: Host, call: Mapping[str, Any]) -> tuple[Plan, int]:
         negatives = _check_texts("negative_prompt", negatives, count)
     if negative_embeds is not None:
         negative_embeds = _check_embeds_list(host, "negative_prompt_embeds", negative_embeds)
-        _check_count("negative_prompt_embeds", len(negative_embeds), count)
+        check_one_per_prompt("negative_prompt_embeds", len(negative_embeds), count)
     elif embeds is not None and guided:
         raise ValueError(
             "With `prompt_embeds` and classifier-free guidance `negative_prompt_embeds` are needed too; pass them, or "
@@ -284,18 +284,16 @@ def _check_texts(name: str, texts: object, count: int | None = None) -> list[str
         raise ValueError(f"`{name}` is an empty list: pass at least one text.")
     found = list(cast("list[str]", listed))
     for text in found:
-        try:
-            text.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise ValueError(f"`{name}` is no valid Unicode (a lone surrogate): {text!r:.80}.") from error
+        refuse_lone_surrogates(f"`{name}`", text)
     if count is None:
         return found
     found = found * count if len(found) == 1 else found
-    _check_count(name, len(found), count)
+    check_one_per_prompt(name, len(found), count)
     return found
 
 
-def _check_count(name: str, got: int, count: int) -> None:
+def check_one_per_prompt(name: str, got: int, count: int) -> None:
+    """Refuse a list that is not as long as the prompts are many."""
     if got != count:
         raise ValueError(f"`{name}` has {got} entries for {count} prompts: pass one for all or one per prompt.")
 
@@ -306,20 +304,12 @@ def _check_embeds_list(host: Host, name: str, embeds: object) -> list[Tensor]:
             f"`{name}` must be a list with a (tokens, dims) tensor for each prompt, as `encode_prompt` gives it, got "
             f"{type(embeds).__name__}."
         )
-    for tensor in cast("list[object]", embeds):
-        if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
-            got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-            raise TypeError(f"`{name}` must hold floating-point (tokens, dims) tensors, got {got}.")
-        if tensor.dim() != 2 or 0 in tensor.shape or (host.width or tensor.shape[1]) != tensor.shape[1]:
+    for i, tensor in enumerate(cast("list[Tensor]", embeds)):
+        length = len(check_embeddings(f"{name}[{i}]", tensor, host.width))
+        if host.max_text_tokens is not None and length > host.max_text_tokens:
             raise ValueError(
-                f"`{name}` must hold (tokens, {host.width or 'dims'}) tensors with at least one token, got one of "
-                f"shape {tuple(tensor.shape)}; its width is {describe_width(tensor.shape[-1])}."
+                f"The transformer takes at most {host.max_text_tokens} text tokens, `{name}[{i}]` has {length}."
             )
-        if host.max_text_tokens is not None and tensor.shape[0] > host.max_text_tokens:
-            raise ValueError(
-                f"The transformer takes at most {host.max_text_tokens} text tokens, `{name}` has {tensor.shape[0]}."
-            )
-    check_finite_tensors(f"`{name}`", cast("list[Tensor]", embeds))
     return list(cast("list[Tensor]", embeds))
 
 
@@ -386,7 +376,12 @@ def check_painting(host: Host, call: Mapping[str, Any], count: int) -> None:
             raise ValueError(f"`latents` must be a tensor of shape {expected} for this call, got {got}.")
         check_finite_tensors("`latents`", [latents])
     check_choice("output_type", call["output_type"], _OUTPUT_TYPES)
-    _check_generators(call["generator"], images)
+    generators = list_generators(call["generator"])
+    if isinstance(call["generator"], (list, tuple)) and len(generators) != images:
+        raise ValueError(
+            f"`generator` is a list of {len(generators)}, but {images} pictures are asked for: pass one generator, or "
+            "one per picture."
+        )
     callback, inputs = call["callback_on_step_end"], call["callback_on_step_end_tensor_inputs"] or ()
     if callback is not None and not callable(callback):
         raise TypeError(f"`callback_on_step_end` must be a function, got {type(callback).__name__}.")
@@ -394,17 +389,14 @@ def check_painting(host: Host, call: Mapping[str, Any], count: int) -> None:
         check_choice("callback_on_step_end_tensor_inputs", name, _CALLBACK_INPUTS)
 
 
-def _check_generators(generator: object, images: int) -> None:
-    several = isinstance(generator, (list, tuple))
-    generators = cast("list[object]", generator if several else [generator])
-    for one in generators:
-        if not isinstance(one, torch.Generator) and (one is not None or several):
+def list_generators(generator: object) -> list[torch.Generator]:
+    """Get the generators of a call, none for None; another kind is a TypeError."""
+    single = [] if generator is None else [generator]
+    listed = list(cast("list[object]", generator)) if isinstance(generator, (list, tuple)) else single
+    for one in listed:
+        if not isinstance(one, torch.Generator):
             raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {type(one).__name__}.")
-    if several and len(generators) != images:
-        raise ValueError(
-            f"`generator` is a list of {len(generators)}, but {images} pictures are asked for: pass one generator, or "
-            "one per picture."
-        )
+    return cast("list[torch.Generator]", listed)
 
 
 def _check_whole(name: str, value: object, most: float = math.inf) -> int:
@@ -559,7 +551,7 @@ class _Side:
         name, count = f"{self.prefix}{kind}", len(self.conditionings)
         if isinstance(given, (list, tuple)) and any(entry is None for entry in cast("list[object]", given)):
             entries = cast("list[Any]", given)
-            _check_count(name, len(entries), count)
+            check_one_per_prompt(name, len(entries), count)
             groups = [[] if entry is None else group_references([entry], 1, name)[0] for entry in entries]
         else:
             groups = group_references(given, count, name)
@@ -587,8 +579,7 @@ def _check_room(host: Host, plans: Sequence[PromptPlan], embeds: Sequence[Tensor
         for one in plan.pictures if knobs.vl_alignment == "truncate" else ():
             if isinstance(one, ReferenceEmbeds) or one.with_text is None:  # a description's length is not known yet
                 kept = select_tokens(one.regions, knobs.vl_token_selection)
-                if isinstance(one, Reading) and one.visible is not None:
-                    kept[one.regions == Region.IMAGE] &= one.visible
+                kept = kept & one.kept if isinstance(one, Reading) else kept
                 align_sequence(torch.ones(int(kept.sum()), 1), length, "truncate")
 
 

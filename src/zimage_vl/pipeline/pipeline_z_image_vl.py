@@ -706,7 +706,6 @@ class ZImageVLPipeline(ZImagePipeline):
             alpha=plan.alpha,
             text_statistics=None if statistics is None else statistics.to(text.device),
             neutral=neutral,
-            max_tokens=None if self.transformer is None else max_text_tokens(self.transformer.config.axes_lens),
         )
 
     def read_pictures(self, pictures: Sequence[Reading | ReferenceEmbeds]) -> list[ReferenceEmbeds]:
@@ -866,14 +865,16 @@ def _declare_vl_parts_as_components() -> None:
 
     `DiffusionPipeline.from_pretrained(folder, vl_encoder=mine)` takes a parameter with a default for a setting, and
     would put the folder's encoder in the place of `mine` without a word. diffusers 0.36 reads the types there too, and
-    in the single file they are strings.
+    those of the annotations, which are strings in the single file.
     """
-    signature = inspect.signature(ZImageVLPipeline.__init__, eval_str=True)
+    build: Any = ZImageVLPipeline.__init__
+    signature = inspect.signature(build, eval_str=True)
     parameters = [
         parameter.replace(default=parameter.empty) if name.startswith("vl_") and name != "vl_model_id" else parameter
         for name, parameter in signature.parameters.items()
     ]
-    setattr(ZImageVLPipeline.__init__, "__signature__", signature.replace(parameters=parameters))  # noqa: B010
+    build.__signature__ = signature.replace(parameters=parameters)
+    build.__annotations__ = {each.name: each.annotation for each in parameters if each.name != "self"}
 
 
 _declare_vl_parts_as_components()

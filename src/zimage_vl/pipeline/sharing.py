@@ -16,6 +16,7 @@ from typing import Any
 
 from torch import nn
 
+from ..reference.files import replace_file
 from .offload import join_offload, model_hooks
 
 
@@ -104,13 +105,6 @@ def make_self_describing(folder: str | os.PathLike[str], pipeline_class: type) -
     source = read_single_file(pipeline_class)
     index = json.loads(index_file.read_text(encoding="utf-8"))
     index["_class_name"] = ["pipeline", pipeline_class.__name__]
-    _replace_text(Path(folder) / "pipeline.py", source)
+    replace_file(Path(folder) / "pipeline.py", source.encode())
     # As diffusers writes it. Last: without it the folder is still one that diffusers can read.
-    _replace_text(index_file, json.dumps(index, indent=2, sort_keys=True) + "\n")
-
-
-def _replace_text(path: Path, text: str) -> None:
-    # In full or not at all: an interrupted save must not leave half a file that is run later.
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(text, encoding="utf-8", newline="\n")
-    os.replace(temporary, path)
+    replace_file(index_file, (json.dumps(index, indent=2, sort_keys=True) + "\n").encode())

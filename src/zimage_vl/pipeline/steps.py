@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 UserCallback = Callable[[Any, int, Any, dict[str, Any]], dict[str, Any]]
 
 
+@dataclass(eq=False)
 class StepCallback:
     """A `callback_on_step_end` that gives the next step the embeddings it needs, then calls the caller's own.
 
@@ -20,18 +22,13 @@ class StepCallback:
     It also keeps the last latents, by which a NaN is traced to the transformer or the VAE.
     """
 
-    def __init__(
-        self,
-        window: Sequence[bool],
-        inside: Mapping[str, Sequence[Tensor]],
-        outside: Mapping[str, Sequence[Tensor]],
-        user_callback: UserCallback | None,
-        user_inputs: Sequence[str],
-        repeats: int = 1,
-    ) -> None:
-        self.window, self.inside, self.outside, self.repeats = window, inside, outside, repeats
-        self.user_callback, self.user_inputs = user_callback, user_inputs
-        self.latents: Tensor | None = None
+    window: Sequence[bool]
+    inside: Mapping[str, Sequence[Tensor]]
+    outside: Mapping[str, Sequence[Tensor]]
+    user_callback: UserCallback | None
+    user_inputs: Sequence[str]
+    repeats: int = 1
+    latents: Tensor | None = field(default=None, init=False)
 
     @property
     def tensor_inputs(self) -> list[str]:

@@ -63,13 +63,18 @@ def write_tensor_file(
     if path is None:
         cast("BinaryIO", file).write(whole)
         return
+    replace_file(path, whole)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file in full or not at all, over one of its name."""
     # Beside its final name, so that the replacement is one step of the file system; the name is nobody else's.
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        with open(temporary, "xb") as written:
-            written.write(whole)
-            written.flush()
-            os.fsync(written.fileno())
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)

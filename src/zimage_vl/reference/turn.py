@@ -82,6 +82,7 @@ def read_text_turn(tokenizer: PreTrainedTokenizerBase, text: str, max_sequence_l
     """
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f'`text` must be a string ("" for none), got {type(text).__name__}.')
+    refuse_lone_surrogates("The text", text)
     rendered, begin = _render(tokenizer, text)
     end = begin + len(text)
     ids, offsets = _tokenize(tokenizer, rendered)
@@ -94,6 +95,14 @@ def read_text_turn(tokenizer: PreTrainedTokenizerBase, text: str, max_sequence_l
     ]
     melted = any(first < begin < last for first, last in offsets)
     return TextTurn(text, ids[kept], regions[kept], spans[kept], ids, melted, tokenizer)
+
+
+def refuse_lone_surrogates(name: str, text: str) -> None:
+    """Refuse a text that is no valid Unicode, which no tokenizer could read."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is no valid Unicode (a lone surrogate): {text!r:.80}.") from error
 
 
 def picture_turn(
@@ -223,10 +232,6 @@ def _render(tokenizer: PreTrainedTokenizerBase, content: str) -> tuple[str, int]
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[list[int], list[tuple[int, int]]]:
     """Token ids, and the characters of the text that each covers."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise ValueError(f"The text is no valid Unicode (a lone surrogate): {error.object[:80]!r}.") from error
     with tokenizer_lock:
         fast = _fast_tokenizer(tokenizer)
         encoded = fast(text, return_offsets_mapping=True, verbose=False)

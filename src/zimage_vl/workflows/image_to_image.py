@@ -17,7 +17,14 @@ from PIL import Image, ImageOps
 
 from ..blend.checks import check_count
 from ..blend.registry import KNOBS
-from ..pipeline.inputs import check_painted, check_painting, is_guided, refuse_unknown, warn_about_models
+from ..pipeline.inputs import (
+    check_one_per_prompt,
+    check_painted,
+    check_painting,
+    is_guided,
+    refuse_unknown,
+    warn_about_models,
+)
 from ..pipeline.offload import freed_after_error
 from ..pipeline.pipeline_z_image_vl import ZImageVLPipeline, ZImageVLPipelineOutput
 from ..reference.pictures import MAX_ASPECT_RATIO, ReferenceImage, load_reference_image
@@ -247,10 +254,8 @@ def paint_like(
             raise TypeError(f"paint_like takes no `{name}`: `picture` is start picture and reference at once.")
     given = cast("list[Any]", picture if isinstance(picture, (list, tuple)) else [picture])
     count = 1 if isinstance(prompt, str) else len(prompt)
-    if len(given) not in (1, count):
-        raise ValueError(
-            f"`picture` has {len(given)} entries for {count} prompts: pass one for all or one per prompt."
-        )
+    if len(given) != 1:
+        check_one_per_prompt("picture", len(given), count)
     loaded = [load_reference_image(one, "picture") for one in given]  # once, for both
     both = loaded[0] if len(loaded) == 1 else loaded
     return paint_from_image(pipe, prompt, both, strength, reference_image=both, vl_alpha=vl_alpha, **kwargs)
@@ -277,8 +282,5 @@ def _load_starts(
     init_image: Any, count: int, width: int | None, height: int | None, multiple: int
 ) -> list[Image.Image]:
     given = cast("list[Any]", init_image if isinstance(init_image, (list, tuple)) else [init_image] * count)
-    if len(given) != count:
-        raise ValueError(
-            f"`init_image` has {len(given)} pictures for {count} prompts: pass one for all or one per prompt."
-        )
+    check_one_per_prompt("init_image", len(given), count)
     return [load_init_image(image, width, height, multiple) for image in given]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
-import torch
+from ..blend.checks import check_count
+from ..pipeline.inputs import list_generators
 
 
 # What belongs to the picture that was given, and not to those painted from it.
@@ -58,10 +59,7 @@ def refine_iteratively(
         [(64, 64), (64, 64)]
     """
     _check_iterations(iterations, reference_image, kwargs)
-    generators = _given_generators(kwargs.get("generator"))
-    for generator in generators:
-        if not isinstance(generator, torch.Generator):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise TypeError(f"`generator` must be a torch.Generator or a list, got {type(generator).__name__}.")
+    generators = list_generators(kwargs.get("generator"))
     states = [generator.get_state() for generator in generators]
     outputs: list[Any] = []
     for number in range(iterations):
@@ -77,10 +75,7 @@ def refine_iteratively(
 
 
 def _check_iterations(iterations: object, reference_image: Any, kwargs: dict[str, Any]) -> None:
-    if isinstance(iterations, bool) or not isinstance(iterations, int):
-        raise TypeError(f"`iterations` must be a whole number of at least 1, got {iterations!r}.")
-    if iterations < 1:
-        raise ValueError(f"`iterations` must be at least 1 (one is the plain call), got {iterations}.")
+    check_count("iterations", iterations)
     if reference_image is None or kwargs.get("reference_embeds") is not None:
         got = "None" if kwargs.get("reference_embeds") is None else "`reference_embeds`"
         raise ValueError(f"Refining needs a `reference_image` to begin with, a picture as every later one; got {got}.")
@@ -91,9 +86,3 @@ def _check_iterations(iterations: object, reference_image: Any, kwargs: dict[str
             f"`num_images_per_prompt` must be 1, got {kwargs['num_images_per_prompt']}: each prompt has one picture "
             "to feed back. For several, refine once a seed."
         )
-
-
-def _given_generators(generator: object) -> list[torch.Generator]:
-    if generator is None:
-        return []
-    return cast("list[torch.Generator]", list(generator) if isinstance(generator, (list, tuple)) else [generator])
