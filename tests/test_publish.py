@@ -85,7 +85,7 @@ def planned(checkout: Path) -> publish.Plan:
 
 @pytest.fixture
 def hub() -> Generator[UploadHub]:
-    with UploadHub() as stub:
+    with UploadHub(lfs=(".png",)) as stub:  # which files it stores apart, the Hub decides: pictures may well be
         yield stub
 
 
@@ -93,6 +93,7 @@ def hub() -> Generator[UploadHub]:
 def on_loopback(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", huggingface_hub.constants.ENDPOINT)  # `api` sets it
 
 
@@ -107,6 +108,7 @@ def run(root: Path, hub: UploadHub, *arguments: str, **variables: str) -> subpro
     online = environment(HF_ENDPOINT=hub.url, HF_HUB_OFFLINE="0", HF_HOME=str(root / "outputs"), NO_PROXY="127.0.0.1")
     for name in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN"):
         online.pop(name, None)
+    online["HF_HUB_DISABLE_XET"] = "1"
     command = [sys.executable, "-W", "ignore", str(root / "tools" / "publish.py"), "--source", SOURCE, *arguments]
     return subprocess.run(command, env={**online, **variables}, capture_output=True, text=True, check=False)
 
@@ -270,61 +272,31 @@ def upload(planned: publish.Plan, hub: UploadHub) -> tuple[str, list[str]]:
     return publish.upload(planned, api(hub), message="A version", say=said.append), said
 
 
-def test_one_commit_and_a_tag_and_nothing_twice(planned: publish.Plan, hub: UploadHub) -> None:
-    sha, _ = upload(planned, hub)
-    for revision in (TAG, "main"):
-        assert hub.find(REPO, revision) == (sha, {".gitattributes": b"*.bin filter=lfs\n", **planned.files})
-    assert hub.messages == ["A version"]
-    before = len(writes(hub))
-    again, said = upload(planned, hub)
-    assert again == sha
-    assert "there is nothing to do" in said[-1]
-    assert len(writes(hub)) == before
-
-
-def test_a_tag_with_other_content_is_refused_and_not_moved(planned: publish.Plan, hub: UploadHub) -> None:
-    upload(planned, hub)
-    before = len(writes(hub)), hub.find(REPO, TAG)
-    other = dataclasses.replace(planned, files={**planned.files, "pipeline.py": b"# Another\n", "more.png": b"1"})
-    with pytest.raises(publish.PublishError, match=r"other content \(pipeline\.py, more\.png\).*raise the version"):
-        upload(other, hub)
-    assert (len(writes(hub)), hub.find(REPO, TAG)) == before
-
-
-def test_the_next_version_leaves_the_last_tag_and_files_of_others_alone(planned: publish.Plan, hub: UploadHub) -> None:
+def test_one_commit_and_a_tag_nothing_twice_and_the_files_and_tags_that_are_there_stay(
+    planned: publish.Plan, hub: UploadHub
+) -> None:
     hub.commit(REPO, {"kept.txt": b"theirs", "LICENSE": planned.files["LICENSE"]})
-    first, _ = upload(planned, hub)
-    newer = dataclasses.replace(planned, version="999.0", files={**planned.files, "pipeline.py": b"# Newer\n"})
-    second, _ = upload(newer, hub)
-    assert hub.find(REPO, TAG) == (first, {"kept.txt": b"theirs", **planned.files})
-    assert hub.find(REPO, "v999.0") == (second, {"kept.txt": b"theirs", **newer.files})
-
-
-def test_an_upload_that_broke_off_before_the_tag_is_taken_up_again(planned: publish.Plan, hub: UploadHub) -> None:
     hub.fail_at = ("POST", "/tag/")
     with pytest.raises(publish.PublishError, match=r"setting the tag .*files are committed as \w{40}; run it again"):
         upload(planned, hub)
     hub.fail_at = None
-    upload(planned, hub)
+    first, _ = upload(planned, hub)
     assert hub.messages == ["A version"], "the files are committed twice"
-    assert hub.find(REPO, TAG) == hub.find(REPO, "main")
-
-
-def test_files_that_the_hub_stores_apart_are_compared_by_their_content(
-    planned: publish.Plan, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Which files, the Hub decides: it may well take pictures for such.
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_DISABLE_XET", True)
-    with UploadHub(lfs=(".png",)) as hub:
-        upload(planned, hub)
-        assert any(path.startswith("/storage/") for path in writes(hub))
-        found = hub.find(REPO, TAG)
-        assert found is not None
-        assert found[1]["failures.png"] == planned.files["failures.png"]
-        assert "there is nothing to do" in upload(planned, hub)[1][-1]
-        other = dataclasses.replace(planned, files={**planned.files, "failures.png": b"1"})
-        with pytest.raises(publish.PublishError, match=r"other content \(failures\.png\)"):
+    assert any(path.startswith("/storage/") for path in writes(hub)), "no file was stored apart"
+    published = (first, {"kept.txt": b"theirs", **planned.files})
+    assert hub.find(REPO, TAG) == hub.find(REPO, "main") == published
+    before = len(writes(hub))
+    again, said = upload(planned, hub)
+    assert (again, "there is nothing to do" in said[-1]) == (first, True)
+    for name, data in (("pipeline.py", b"# Another\n"), ("failures.png", b"1"), ("more.png", b"1")):
+        other = dataclasses.replace(planned, files={**planned.files, name: data})
+        with pytest.raises(publish.PublishError, match=rf"other content \({name}\).*raise the version"):
             upload(other, hub)
+    assert len(writes(hub)) == before
+    newer = dataclasses.replace(planned, version="999.0", files={**planned.files, "pipeline.py": b"# Newer\n"})
+    second, _ = upload(newer, hub)
+    assert hub.find(REPO, TAG) == published
+    assert hub.find(REPO, "v999.0") == (second, {"kept.txt": b"theirs", **newer.files})
 
 
 @pytest.mark.slow

@@ -13,8 +13,6 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "tools"))
 
 import use_picture  # noqa: E402
-from use_picture import Case  # noqa: E402
-from zimage_vl.toy import Scene, draw_scene  # noqa: E402
 
 
 CARD = use_picture.CARD.read_text(encoding="utf-8")
@@ -26,18 +24,6 @@ def test_the_committed_picture_was_made_with_these_parameters_and_is_the_cards_f
     assert CARD[CARD.index("![") :].split("](")[1].startswith("use.png)")
     assert "python tools/use_picture.py" in CARD
     assert f"Counted over {use_picture.PAIRS} such pairs at alpha {use_picture.DEFAULT}" in CARD
-
-
-def test_cases_are_assessed_and_picked_by_the_rule() -> None:
-    pair = Scene("circle", "red", "white"), Scene("cross", "blue", "black")
-    good, plain = (draw_scene(Scene("circle", *colours)) for colours in (("blue", "black"), ("green", "gray")))
-    best = use_picture.assess(0, pair, good, plain)
-    assert (best.kept, best.followed, best.plain_kept) == (1, 1, 1)
-    worst = use_picture.assess(1, pair, draw_scene(pair[1]), good)
-    assert (worst.kept, worst.followed, worst.plain_followed) == (0, 1, 1)
-    middle = Case(2, 1, 0, 1, 0)
-    assert use_picture.choose([worst, middle, best]) == {"best": best, "typical": middle, "worst": worst}
-    assert "50% of the pictures keep" in use_picture.count([best, worst])
 
 
 def test_the_command_paints_and_writes_the_counts(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import sys
 from collections.abc import Callable
@@ -14,8 +13,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from pipeline_samples import SMALL, make_parent, make_picture
-from tiny_models import tiny_image_processor, tiny_pipeline, tiny_tokenizer, tiny_vl_encoder
+from tiny_models import tiny_image_processor, tiny_tokenizer, tiny_vl_encoder
 from zimage_vl.reference.readers import find_reader_source, read_reference
 
 
@@ -26,24 +24,15 @@ import bench  # noqa: E402
 import gpu  # noqa: E402
 import host_memory  # noqa: E402
 import true_size  # noqa: E402
-from performance import arithmetic, device_memory, extraction, host, machine, page, random_models, timing  # noqa: E402
+from performance import arithmetic, extraction, host, machine, page, random_models, timing  # noqa: E402
 from performance.accelerator import Accelerator  # noqa: E402
+from performance.real_shapes import TEXT, TRANSFORMER, VL_TEXT  # noqa: E402
 
 
 CPU = Accelerator("cpu")
 
 
 # ---- Clocks ----
-
-
-def test_the_sides_take_turns_and_each_round_has_its_number() -> None:
-    calls: list[tuple[str, int]] = []
-    checked: list[dict[str, Any]] = []
-    sides = {name: lambda i, name=name: calls.append((name, i)) or name for name in "ab"}
-    times = timing.interleave(sides, 2, warmups=1, check=checked.append)
-    assert calls == [("a", -1), ("b", -1), ("a", 0), ("b", 0), ("a", 1), ("b", 1)]
-    assert checked == [{"a": "a", "b": "b"}] * 2
-    assert {name: len(values) for name, values in times.items()} == {"a": 2, "b": 2}
 
 
 def test_a_ratio_compares_neighbours_in_time() -> None:
@@ -95,44 +84,7 @@ def test_the_real_shapes_have_their_numbers_of_parameters() -> None:
     assert all(parameter.is_meta for model in models.values() for parameter in model.parameters())
 
 
-def test_random_models_are_drawn_anew_from_their_seed_and_stay_tied() -> None:
-    first, again, other = (
-        random_models.materialise(random_models.empty_models(32)["vl_encoder"], CPU.device, torch.float32, seed)
-        for seed in (0, 0, 1)
-    )
-    assert first.lm_head.weight is first.model.language_model.embed_tokens.weight
-    assert not any(tensor.is_meta for tensor in (*first.parameters(), *first.buffers()))
-    for (name, one), two, three in zip(first.named_parameters(), again.parameters(), other.parameters(), strict=True):
-        assert torch.equal(one, two), name
-        assert one.dim() == 1 or not torch.equal(one, three), name
-
-
-def test_prompts_have_the_tokens_asked_for_and_differ() -> None:
-    tokenizer = random_models.load_tokenizer()
-    prompts = [random_models.make_prompt(tokenizer, 24, seed) for seed in range(5)]
-    assert {len(tokenizer(prompt)["input_ids"]) for prompt in prompts} == {24}
-    assert len(set(prompts)) == 5
-
-
 # ---- The page ----
-
-
-def test_a_section_is_written_and_the_others_stay(tmp_path: Path) -> None:
-    target = tmp_path / "docs" / "page.md"
-    page.write_sections(target, {"f": "the start", "a": "one\n\ntwo"})
-    page.write_sections(target, {"f": "another start", "gpu": r"\1 open"})
-    found = [page.read_section(target, name) for name in ("a", "f", "gpu", "b")]
-    assert found == ["one\n\ntwo", "another start", r"\1 open", None]
-    places = [target.read_text(encoding="utf-8").index(text) for text in found[:3]]
-    assert places == sorted(places)  # the page's order, not that of writing
-    page.write_sections(target, {"f": None})
-    assert page.read_section(target, "f") is None
-
-
-def test_a_finding_says_whether_its_goal_is_met() -> None:
-    rows = page.findings_table([page.Finding("x", "<= 1", "2", met) for met in (True, False, None)]).splitlines()
-    assert [row.split("|")[4].strip() for row in rows[2:]] == ["yes", "**no**", "-"]
-    assert "yes" not in page.findings_table([page.Finding("x", "<= 1", "2", True)], judged=False)
 
 
 def test_the_machine_is_named_without_its_name_or_a_path() -> None:
@@ -157,35 +109,6 @@ def test_the_quick_run_measures_every_part(tmp_path: Path, capsys: pytest.Captur
     for letter in ("a", "d"):
         assert "| **no** |" not in [row[-10:] for row in str(sections[letter]).splitlines() if "same bits" in row]
     assert "| yes |" in str(sections["b"])  # same bits
-
-
-class Counting(Accelerator):
-    """The CPU, with live tensors counted as a GPU's allocator would."""
-
-    def allocated(self) -> int:
-        self.free()
-        tensors = [thing for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor) and not thing.is_meta]
-        storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
-        return sum(storages.values())
-
-    def peak_of(self, work: Callable[[], Any]) -> int:
-        work()
-        return 2**30
-
-
-def test_memory_that_is_counted_is_compared() -> None:
-    pipe = tiny_pipeline()
-    models = (pipe, make_parent(pipe), "a red circle", make_picture(), {**SMALL, "num_inference_steps": 1})
-    models[-1].pop("guidance_scale")
-    offloaded, sentence = device_memory.measure_offload(*models, Counting("cpu"))
-    assert "GiB at the peak" in sentence
-    assert len(offloaded) == 8
-    assert all("GiB" in finding.result and finding.met is not None for finding in offloaded)
-    size = device_memory.count_bytes(pipe.vl_encoder)
-    findings, _ = device_memory.measure_resident(*models, Counting("cpu"))
-    assert [finding.met for finding in findings] == [True, True]
-    assert device_memory.show_bytes(size) in findings[1].result
-    assert pipe.vl_encoder is None
 
 
 def test_what_a_script_prints_is_part_of_the_page_unless_it_fails(tmp_path: Path) -> None:
@@ -222,9 +145,11 @@ def test_a_way_of_painting_is_measured_in_a_process_of_its_own(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_the_gpu_script_runs_on_a_cpu_and_says_that_the_column_is_open(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "page.md"
+    for shape, depth in ((TRANSFORMER, "n_layers"), (TEXT, "num_hidden_layers"), (VL_TEXT, "num_hidden_layers")):
+        monkeypatch.setitem(shape, depth, 8)
     small = ["--scale", "32", "--pixels", "64", "--sizes", "64", "--steps", "1", "--rounds", "1"]
     gpu.main(["--device", "cpu", *small, "--output", str(target)])
     assert "NO GPU" in capsys.readouterr().out

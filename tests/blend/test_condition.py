@@ -35,7 +35,6 @@ from embedding_samples import (
     put_sink,
     rms_of,
 )
-from zimage_vl.blend import checks
 from zimage_vl.blend.align import align_anchored, align_sequence
 from zimage_vl.blend.condition import condition_prompt_embeds
 from zimage_vl.blend.knobs import VLConditioning
@@ -472,16 +471,3 @@ def test_references_and_statistics_that_are_needed_are_asked_for() -> None:
         for statistics, got in ((None, "None"), (WITHOUT_SINKS, "exclude_sinks=True")):
             with pytest.raises(ValueError, match=f"need `text_statistics`.*exclude_sinks=False.*got {got}"):
                 condition(**knobs, text_statistics=statistics)
-
-
-@pytest.mark.parametrize("way", WAYS)
-def test_what_models_give_is_scanned_once(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The text and the reference (and its neutral twin) as they come in, the result as it goes out."""
-    twin = {"neutral": make_reference(seed=11)} if way == "style_delta" else {}
-    scans: list[tuple[int, ...]] = []
-    scan = torch.isfinite
-    monkeypatch.setattr(checks.torch, "isfinite", lambda x: (scans.append(tuple(x.shape)), scan(x))[1])
-    out, _ = condition(**WAYS[way], **twin)
-    assert scans == [tuple(TEXT.shape), *[tuple(STATES.shape)] * (1 + len(twin)), tuple(out.shape)]
-    with pytest.raises(ValueError, match="NaN"):  # the public functions scan again afterwards
-        scale_embeddings(TEXT.log(), 70.0)

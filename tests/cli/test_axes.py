@@ -9,7 +9,7 @@ import pytest
 
 from cli_calls import call
 from zimage_vl.blend.registry import KNOBS
-from zimage_vl.cli._axes import axis_option, read_plan, read_values
+from zimage_vl.cli._axes import read_plan, read_values
 from zimage_vl.cli._options import option_names
 
 
@@ -141,11 +141,3 @@ def test_other_plans_are_refused(name: str, text: str, reason: str, tmp_path: Pa
     (tmp_path / name).write_text(text)
     with pytest.raises(ValueError, match=reason):
         read_plan(tmp_path / name)
-
-
-def test_an_axis_has_an_option() -> None:
-    assert [axis_option(name) for name in ("vl_alpha", "seed", "reference_mask")] == [
-        "--alpha",
-        "--seed",
-        "--reference-mask",
-    ]

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +15,13 @@ import pytest
 import torch
 
 from cli_calls import Call, call
-from command_line import TWO_PROCESSES, run
+from forked_scripts import run_forked
+from tally import load_toy_once
 from zimage_vl.cli._models import Model
 from zimage_vl.cli.extract import append_line, file_name
 from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 from zimage_vl.reference.embeds import ReferenceEmbeds
-from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
+from zimage_vl.toy import Scene, draw_scene
 
 
 TEXT = "a red circle"
@@ -28,6 +31,7 @@ TEXT = "a red circle"
 def pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working folder with refs/a.png, refs/b.png, and refs/broken.png which is none."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zimage_vl.load_toy_pipeline", load_toy_once)
     Path("refs").mkdir()
     for seed, name in enumerate(("a", "b")):
         draw_scene(Scene("circle", "red", "white"), seed=seed).save(f"refs/{name}.png")
@@ -54,8 +58,7 @@ def test_extracting_first_is_one_call_bit_for_bit(pictures: Path, capsys: pytest
     embeds = ReferenceEmbeds.load(Path("out") / printed["references"][0]["file"])
     assert embeds.layers == (-2, -6)
     assert (embeds.provenance.text, embeds.provenance.model_id) == (TEXT, "toy")
-    pipe = load_toy_pipeline()
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_toy_once()
     call_of = {"height": 64, "width": 64, "num_inference_steps": 2, "guidance_scale": 0.0, "output_type": "np"}
     for knobs in ({}, {"vl_hidden_layer": {-2: 1, -6: 2}, "vl_alpha": 0.8, "vl_normalization": "token_rms"}):
         noises = [torch.Generator().manual_seed(0) for _ in range(2)]
@@ -173,8 +176,7 @@ def test_each_way_to_read_is_that_of_the_call(pictures: Path, capsys: pytest.Cap
     mask = PIL.Image.new("L", (64, 64))
     mask.paste(255, (0, 0, 64, 32))
     mask.save("mask.png")
-    pipe = load_toy_pipeline()
-    pipe.set_progress_bar_config(disable=True)
+    pipe = load_toy_once()
     small = {"height": 64, "width": 64, "num_inference_steps": 1, "guidance_scale": 0.0, "output_type": "np"}
     ways: list[tuple[list[str], dict[str, Any], dict[str, Any]]] = [
         (["--reader", "text_encoder", "--layers=-2"], {"vl_reader": "text_encoder"}, {"vl_reader": "text_encoder"}),
@@ -284,37 +286,48 @@ def test_names_that_are_no_text_end_nothing(pictures: Path, capsys: pytest.Captu
     assert shown.out.splitlines()[0].startswith(r"out\udcff/")
 
 
-def test_in_a_process_of_its_own(pictures: Path) -> None:
-    done = run("extract", "refs/?.png", "-o", "out", "--layers=-2")
-    assert done.returncode == 0, done.stderr
-    paths = done.stdout.splitlines()
-    assert [ReferenceEmbeds.load(path).provenance.text for path in paths] == ["", ""]
-    assert "2 written" in done.stderr
+def run_two(*arguments: str) -> tuple[int | None, str, str]:
+    """As torchrun starts two processes, which test_sweep.py does; how the first ended, and what it said."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+
+    def start(rank: int) -> tuple[int | None, str, str]:
+        variables = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2}
+        variables = {**variables, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+        script = Path(f"rank{rank}.py")
+        script.write_text(
+            f"import os, sys\nos.environ.update({ {name: str(value) for name, value in variables.items()} })\n"
+            f"from zimage_vl.cli import main\nsys.argv[1:] = {arguments}\nmain()\n"
+        )
+        return run_forked(script.resolve(), Path(f"rank{rank}").resolve())
+
+    with ThreadPoolExecutor(2) as pool:
+        return next(pool.map(start, range(2)))
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
 def test_shards_and_processes_read_what_one_reads(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    for name, colour in {"c": "green", "d": "cyan"}.items():
-        draw_scene(Scene("cross", colour, "white")).save(f"refs/{name}.png")
     given = ("refs", "--layers=-2", "--device", "cpu")
     assert call(capsys, "extract", *given, "-o", "out").code == 3  # one is broken
     whole = {path.name: path.read_bytes() for path in Path("out").glob("*.safetensors")}
     lines = manifest()
-    for index in range(6):  # one of them has nothing to do
-        options = ("--num-shards", 6, "--shard-index", index, "-o", f"part{index}")
+    for index in range(4):  # one of them has nothing to do
+        options = ("--num-shards", 4, "--shard-index", index, "-o", f"part{index}")
         assert call(capsys, "extract", *given, *options).code in (0, 3)
     for _ in range(2):
-        merged = call(capsys, "merge", *(f"part{index}" for index in range(6)), "-o", "all", "--format", "json")
-        assert json.loads(merged.out)["counts"] == {"written": 4, "failed": 1}
-    done = run("extract", *given, "-o", "two", start=TWO_PROCESSES)
-    assert done.returncode == 1, done.stderr  # torchrun's own, where a process ends with 3
-    assert done.stdout.split() == [f"two/{line['file']}" for line in lines if line["file"]]
+        merged = call(capsys, "merge", *(f"part{index}" for index in range(4)), "-o", "all", "--format", "json")
+        assert json.loads(merged.out)["counts"] == {"written": 2, "failed": 1}
+    code, out, err = run_two("extract", *given, "-o", "two")
+    assert code == 3, err
+    assert "2 written" in err
+    assert out.split() == [f"two/{line['file']}" for line in lines if line["file"]]
     for folder in ("all", "two"):
         assert {path.name: path.read_bytes() for path in Path(folder).glob("*.safetensors")} == whole
         found = sorted(manifest(folder), key=lambda line: line["source"])
         assert [{**line, "seconds": 0, "time": ""} for line in found] == [
             {**line, "seconds": 0, "time": ""} for line in lines
         ]
-    call(capsys, "merge", "part5", "refs", "-o", "new").refused("refs: has no manifest.jsonl")
+    call(capsys, "merge", "part3", "refs", "-o", "new").refused("refs: has no manifest.jsonl")
     call(capsys, "extract", "refs", "-o", "x", "--num-shards", 2, "--shard-index", 2).refused("below --num-shards 2")
     assert not Path("new").exists()
     assert not Path("x").exists()

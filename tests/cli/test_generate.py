@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from cli_calls import Call, call, read_png
-from command_line import run
+from tally import load_toy_once
 from tiny_models import tiny_pipeline
 from zimage_vl.blend.registry import KNOBS
 from zimage_vl.cli._models import Model
@@ -22,7 +22,7 @@ from zimage_vl.cli._records import PICTURE_KNOBS, write_png
 from zimage_vl.cli.generate import choose_size
 from zimage_vl.pipeline.text_statistics import TextStatistics
 from zimage_vl.recipes import RECIPES, WISHES
-from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
+from zimage_vl.toy import Scene, draw_scene
 from zimage_vl.workflows.image_to_image import paint_from_image
 
 
@@ -34,9 +34,7 @@ same = np.testing.assert_array_equal
 
 @pytest.fixture(scope="module")
 def pipe() -> Any:
-    pipe = load_toy_pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    return pipe
+    return load_toy_once()
 
 
 @pytest.fixture
@@ -329,11 +327,11 @@ def test_another_precision_without_a_reference(capsys: Any, folder: Path) -> Non
     assert (said["dtype"], said["knobs"], said["report"], said["reference_acts"]) == ("bfloat16", None, None, False)
 
 
-def test_alpha_0_and_a_seed_that_was_not_given_are_told(folder: Path) -> None:
-    done = run("generate", "-p", PROMPT, "-r", "reference.png", "-a", 0, "-o", "out.png", "--steps", 1)
-    assert (done.returncode, done.stdout) == (0, "out.png\n")
-    assert "the reference is not read" in done.stderr
-    assert f"seed {read_png(Path('out.png'))[1]['seed']}" in done.stderr
+def test_alpha_0_and_a_seed_that_was_not_given_are_told(capsys: Any, folder: Path) -> None:
+    done = call(capsys, "generate", "-p", PROMPT, "-r", "reference.png", "-a", 0, "-o", "out.png", "--steps", 1)
+    assert (done.code, done.out) == (0, "out.png\n")
+    assert "the reference is not read" in done.err
+    assert f"seed {read_png(Path('out.png'))[1]['seed']}" in done.err
 
 
 def test_knobs_that_do_nothing_are_told_in_the_words_of_the_command_line(

@@ -9,7 +9,7 @@ from pathlib import Path
 import PIL.Image
 import pytest
 
-from zimage_vl.cli._outputs import check_output_path, new_file, new_folder, numbered_paths
+from zimage_vl.cli._outputs import check_output_path, new_file, new_folder
 from zimage_vl.cli._records import write_png
 
 
@@ -18,26 +18,6 @@ PICTURE = PIL.Image.new("RGB", (8, 8), "red")
 
 def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
-
-
-class _BreaksHalfWay(PIL.Image.Image):
-    """An image whose saving fails after some bytes, as on a full disk."""
-
-    def save(self, fp: object, *arguments: object, **options: object) -> None:
-        fp.write(b"half a picture")
-        raise OSError(28, os.strerror(28))
-
-
-@pytest.mark.parametrize("before", [None, b"before"])
-def test_a_failed_write_names_the_file_and_leaves_what_was_there(before: bytes | None, tmp_path: Path) -> None:
-    path = tmp_path / "picture.png"
-    if before is not None:
-        path.write_bytes(before)
-    with pytest.raises(OSError, match=os.strerror(28)) as failed:
-        write_png(_BreaksHalfWay(), path, {}, overwrite=True)
-    assert failed.value.filename == str(path)
-    assert (path.read_bytes() if path.exists() else None) == before
-    assert names(tmp_path) == ([] if before is None else ["picture.png"])
 
 
 @pytest.mark.parametrize("links", [True, False])
@@ -119,8 +99,3 @@ def test_a_folder_made_for_nothing_goes_again(tmp_path: Path) -> None:
     (tmp_path / "old").mkdir()
     fail(tmp_path / "old")
     assert names(tmp_path) == ["kept", "old"]
-
-
-def test_several_results_are_numbered() -> None:
-    assert numbered_paths(Path("a/b.png"), 1) == [Path("a/b.png")]
-    assert numbered_paths(Path("a/b.png"), 3) == [Path("a/b-0.png"), Path("a/b-1.png"), Path("a/b-2.png")]

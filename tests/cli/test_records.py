@@ -9,10 +9,9 @@ from pathlib import Path
 
 import PIL.Image
 import pytest
-import torch
 
 from cli_calls import call
-from zimage_vl.cli._records import as_options, get_package_versions, read_png, write_png
+from zimage_vl.cli._records import as_options, read_png, write_png
 
 
 PICTURE = PIL.Image.new("RGB", (8, 8), "red")
@@ -79,7 +78,3 @@ def test_knobs_are_options_again() -> None:
         "--alpha 'red house=0.5' --alpha default=0.0 --layer -6:1.0,-8:3.0 --reference-weights 2.0,1.0 "
         "--exclude-sinks --vl-text ''"
     )
-
-
-def test_versions_of_what_is_missing_are_none() -> None:
-    assert get_package_versions(["torch", "no-such-package"]) == {"torch": torch.__version__, "no-such-package": None}

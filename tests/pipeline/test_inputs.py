@@ -47,11 +47,6 @@ WHITE = Image.new("L", (48, 32), 255)
 STYLE = {"vl_blend_mode": "style_delta"}
 
 
-@pytest.fixture(scope="module")
-def pipe() -> ZImageVLPipeline:
-    return tiny_pipeline()
-
-
 @pytest.fixture
 def warned(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     """What is logged, as if nothing had been said before."""
@@ -92,7 +87,8 @@ def test_no_pictures_one_for_all_one_for_each_and_several_for_one(pipe: ZImageVL
     made = plan(pipe, reference_image=plain("red"))
     assert [one.turn.text for one in made.references] == PROMPTS
     assert [reading.provenance.text for reading in made.acting_pictures] == PROMPTS
-    assert colours(plan(pipe, reference_image=[plain("red"), plain("blue")])) == [[RED], [BLUE]]
+    for two in ([plain("red"), plain("blue")], [np.asarray(plain("red")), (plain("blue"),)]):
+        assert colours(plan(pipe, reference_image=two)) == [[RED], [BLUE]]
     several = plan(pipe, PROMPT, reference_image=[[plain("red"), plain("blue")]], reference_weights=[2, 1])
     assert colours(several) == [[RED, BLUE]]
     assert several.references[0].conditioning.reference_weights == (2.0, 1.0)
@@ -124,24 +120,6 @@ def test_texts_masks_and_neutral_pictures(pipe: ZImageVLPipeline) -> None:
         made = plan(pipe, reference_image=PICTURE, neutral_image=neutral, **STYLE)
         assert [each[-1] for each in colours(made)] == expected
         assert len({picture.grid for picture in made.acting_pictures}) == 1
-
-
-def test_ready_embeddings_their_files_and_those_of_another_copy_of_the_code(
-    pipe: ZImageVLPipeline, tmp_path: Path
-) -> None:
-    READY.save(tmp_path / "a.safetensors")
-    # As the single file's class beside the package's: the same attributes, another class.
-    provenance = replace(READY.provenance, model_id="someone/else")
-    other = SimpleNamespace(hidden_states=READY.hidden_states, regions=READY.regions, provenance=provenance)
-    own, read = plan(pipe, reference_embeds=[READY, tmp_path / "a.safetensors"]).acting_pictures
-    (taken,) = plan(pipe, PROMPT, reference_embeds=other).acting_pictures
-    assert own is READY
-    assert isinstance(taken, ReferenceEmbeds)
-    assert taken.provenance.model_id == "someone/else"
-    for one in (read, taken):
-        assert torch.equal(one.hidden_states[-2], READY.hidden_states[-2])
-    styled = plan(pipe, PROMPT, reference_embeds=READY, neutral_image=str(tmp_path / "a.safetensors"), **STYLE)
-    assert isinstance(styled.acting_pictures[-1], ReferenceEmbeds)
 
 
 def test_nothing_is_derived_twice(pipe: ZImageVLPipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -305,7 +283,9 @@ def test_numbers_that_do_not_match(pipe: ZImageVLPipeline) -> None:
     refused_beside_a_picture(pipe, "3 entries for 2 prompts", PROMPTS, reference_image=[PICTURE] * 3)
     refused_beside_a_picture(pipe, "2 entries for 1 prompt", reference_image=[PICTURE] * 2)
     refused_beside_a_picture(pipe, "3 entries for 2 prompts", PROMPTS, reference_image=[None, None, PICTURE])
-    refused_beside_a_picture(pipe, "empty list", reference_image=[])
+    for empty in ([], [[]]):
+        refused_beside_a_picture(pipe, "empty list", reference_image=empty)
+    refused_beside_a_picture(pipe, "nested too deep", reference_image=[[[PICTURE]]])
     refused_beside_a_picture(pipe, "`vl_text` has 3 entries for 2", PROMPTS, vl_text=["a"] * 3)
     refused_beside_a_picture(pipe, "`vl_alpha` is a list of 1.*2 prompts", PROMPTS, vl_alpha=[{"prompt": 0.5}])
     several = r"2 numbers for 1 references.*reference_image=\[\[first, second\]\]"

@@ -16,7 +16,7 @@ import torch
 from embedding_samples import make_reference
 from modular_samples import guide, insert_block, make_modular, needs_modular, run
 from offload_table import Table
-from pipeline_samples import KNOBS, OTHER_PROMPT, PROMPT, call, make_picture, record_runs, same, save_vl_parts
+from pipeline_samples import KNOBS, OTHER_PROMPT, PROMPT, call, make_picture, record_runs, same
 from tiny_models import tiny_pipeline, white_box
 from zimage_vl.pipeline import modular
 from zimage_vl.toy import Scene, draw_scene, load_toy_pipeline
@@ -39,11 +39,6 @@ def toy() -> Any:
 @pytest.fixture(scope="module")
 def block_of_toy(toy: Any) -> Any:
     return make_modular(toy)
-
-
-@pytest.fixture(scope="module")
-def vl_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_vl_parts(tmp_path_factory.mktemp("vl"))
 
 
 # ---- The pipeline's bits ----

@@ -28,7 +28,6 @@ from pipeline_samples import (
     paint_with,
     quiet,
     same,
-    save_vl_parts,
     vl_parts,
 )
 from tiny_models import tiny_pipeline
@@ -44,11 +43,6 @@ READY = make_reference(dims=32, layers=(-2,))
 @pytest.fixture
 def table(monkeypatch: pytest.MonkeyPatch) -> Table:
     return install_table(monkeypatch)
-
-
-@pytest.fixture(scope="module")
-def vl_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_vl_parts(tmp_path_factory.mktemp("vl"))
 
 
 @pytest.fixture(scope="module")

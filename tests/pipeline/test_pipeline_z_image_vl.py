@@ -41,11 +41,6 @@ PICTURE, OTHER_PICTURE = make_picture(0), make_picture(1)
 PROMPTS, PICTURES = [PROMPT, OTHER_PROMPT], [PICTURE, OTHER_PICTURE]
 
 
-@pytest.fixture(scope="module")
-def pipe() -> ZImageVLPipeline:
-    return tiny_pipeline()
-
-
 # ---- The parent's bits ----
 
 PARENT_CALLS: dict[str, dict[str, Any]] = {
@@ -394,11 +389,6 @@ def test_only_the_last_readings_are_kept_and_they_go_with_the_encoder() -> None:
 
 
 # ---- Loading the VL encoder ----
-
-
-@pytest.fixture(scope="module")
-def vl_folder(tmp_path_factory: pytest.TempPathFactory) -> str:
-    return save_vl_parts(tmp_path_factory.mktemp("tiny-qwen3-vl"))
 
 
 def test_the_first_call_that_needs_it_loads_the_encoder(vl_folder: str, pipe: ZImageVLPipeline) -> None:

@@ -20,18 +20,12 @@ from pipeline_samples import (
     paint_with,
     same,
 )
-from tiny_models import tiny_pipeline
 from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 
 
 PICTURE = make_picture(0)
 STEPS = 4
 LATE: dict[str, Any] = {"num_inference_steps": STEPS, "vl_start": 0.5}
-
-
-@pytest.fixture(scope="module")
-def pipe() -> ZImageVLPipeline:
-    return tiny_pipeline()
 
 
 # ---- Windows ----

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import http.server
 import io
 import os
@@ -28,7 +27,6 @@ from zimage_vl.reference import pictures
 from zimage_vl.reference.pictures import (
     fill_hidden,
     grid_size,
-    group_references,
     load_reference_image,
     load_reference_mask,
     read_image_bytes,
@@ -416,49 +414,6 @@ def test_a_function_that_is_no_treatment_is_told_so(treatment: Any, reason: str)
         treat_picture(noise((64, 48)), treatment)
 
 
-@pytest.mark.parametrize(
-    ("reference", "batch_size", "groups"),
-    [
-        ("a", 3, [["a"], ["a"], ["a"]]),
-        (["a"], 3, [["a"], ["a"], ["a"]]),
-        ([["a", "b"]], 2, [["a", "b"], ["a", "b"]]),
-        (["a", "b"], 2, [["a"], ["b"]]),
-        ([["a", "b"], "c"], 2, [["a", "b"], ["c"]]),
-        (("a", ("b", "c")), 2, [["a"], ["b", "c"]]),
-    ],
-)
-def test_one_serves_all_a_list_is_one_per_prompt_and_a_list_inside_it_several(
-    reference: object, batch_size: int, groups: list[list[str]]
-) -> None:
-    before = copy.deepcopy(reference)
-    found = group_references(reference, batch_size)
-    assert found == groups
-    found[0].append("d")  # the lists are the caller's own
-    assert (reference, found[1]) == (before, groups[1])
-
-
-def test_an_array_and_a_tensor_are_single_items() -> None:
-    pixels, tensor = pixels_of(), torch.zeros(3, 4, 4)
-    assert [list(map(id, group)) for group in group_references([pixels, tensor], 2)] == [[id(pixels)], [id(tensor)]]
-
-
-@pytest.mark.parametrize(
-    ("reference", "batch_size", "reason"),
-    [
-        ([], 1, "empty list"),
-        ([[]], 1, "empty list"),
-        (["a", []], 2, "empty list"),
-        ([[["a"]]], 1, "nested too deep"),
-        (["a", "b"], 3, "2 entries for 3 prompts"),
-        (["a", "b"], 1, r"2 entries for 1 prompt: .*=\[\[first, second\]\]"),
-        (["a", "b", "c"], 2, "3 entries for 2 prompts"),
-    ],
-)
-def test_nesting_that_is_not_clear_is_refused(reference: object, batch_size: int, reason: str) -> None:
-    with pytest.raises(ValueError, match=rf"`reference_embeds`.*{reason}"):
-        group_references(reference, batch_size, "reference_embeds")
-
-
 # ---- The grid of patches ----
 
 
@@ -477,16 +432,6 @@ def test_sides_are_multiples_within_the_bound(size: tuple[int, int], max_pixels:
         assert (width + multiple) * (height + multiple) > min(max_pixels, size[0] * size[1])
 
 
-def test_strips_and_bounds_without_room_are_refused():
-    for size in ((4000, 10), (10, 4000), (201, 1)):
-        with pytest.raises(ValueError, match=f"{size[0]} x {size[1]}: sides over 200:1"):
-            grid_size(size, 32, 1024 * 1024)
-    with pytest.raises(
-        ValueError, match="`max_pixels` 1023 leaves no room for one image token of 32x32: raise it to 1024"
-    ):
-        grid_size((64, 64), 32, 1023)
-
-
 @pytest.mark.parametrize(
     ("mask", "visible"),
     [
@@ -500,14 +445,6 @@ def test_strips_and_bounds_without_room_are_refused():
 )
 def test_patches_white_by_half_are_left(mask: PIL.Image.Image, visible: list[bool]):
     assert visible_tokens(mask, 4, 2).tolist() == visible
-
-
-def test_masks_that_leave_nothing_or_are_none_are_refused():
-    with pytest.raises(ValueError, match="hides the whole picture"):
-        visible_tokens(PIL.Image.new("L", (8, 8)), 2, 2)
-    for wrong in (PIL.Image.new("RGB", (8, 8)), np.zeros((8, 8))):
-        with pytest.raises(TypeError, match='A mask must be a PIL image of mode "L"'):
-            visible_tokens(wrong, 2, 2)  # type: ignore[arg-type]
 
 
 def test_removed_patches_are_filled_and_the_rest_is_kept():

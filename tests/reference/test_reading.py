@@ -137,15 +137,8 @@ def test_the_key_tells_readings_apart() -> None:
     [
         ({"image": np.ones((8, 8, 3)).tolist()}, TypeError, "must be a PIL image of mode .*, got "),
         ({"image": Image.new("RGBA", (8, 8))}, TypeError, "must be a PIL image of mode .*RGBA"),
-        ({"image": noise((4000, 10))}, ValueError, "sides over 200:1"),
-        ({"layers": (-9,)}, ValueError, r"Layer -9 is out of range.*-7 \.\. 6"),
         ({"layers": -2}, TypeError, "sequence of integers"),
-        ({"text": "two <|image_pad|>"}, ValueError, "must not contain vision tokens"),
-        ({"text_position": "beside"}, ValueError, "must be one of"),
-        ({"max_pixels": 10}, ValueError, "room for one image token"),
         ({"mask": np.zeros((8, 8))}, TypeError, "A mask must be a PIL image"),
-        ({"mask": Image.new("L", (64, 48))}, ValueError, "hides the whole picture"),
-        ({"processor": tiny_image_processor(patch_size=16)}, ValueError, "with patch_size 8, got 16"),
         ({"processor": TOKENIZER}, TypeError, "got None of a Qwen2Tokenizer"),
     ],
 )

@@ -126,28 +126,6 @@ def test_text_regions_correspond_one_to_one(tokenizer: Any, text: str, max_lengt
     assert int((regions == Region.IMAGE).sum()) == 5
 
 
-def test_one_rendering_and_one_tokenisation_a_turn(monkeypatch: pytest.MonkeyPatch):
-    # With encode_prompt's own one of each: three of each for a prompt with a picture.
-    tokenizer, calls = tiny_tokenizer(), []
-    family = type(tokenizer)
-    for name in ("apply_chat_template", "__call__"):
-        original = getattr(family, name)
-
-        def counted(self: Any, *args: Any, name: str = name, original: Any = original, **kwargs: Any) -> Any:
-            calls.append(name)
-            return original(self, *args, **kwargs)
-
-        monkeypatch.setattr(family, name, counted)
-    read_text_turn(tokenizer, "the template is found")
-    calls.clear()
-    turn = read_text_turn(tokenizer, "a red circle")
-    assert sorted(calls) == ["__call__", "apply_chat_template"]
-    picture_turn(tokenizer, turn, 4, "after")
-    embeds_regions(tokenizer, len(turn.ids), turn)
-    assert len(turn.tokens) == len(turn.ids)
-    assert sorted(calls) == ["__call__"] * 2 + ["apply_chat_template"] * 2
-
-
 def test_a_template_that_is_changed_is_found_again():
     tokenizer = tiny_tokenizer()
     read_text_turn(tokenizer, "a circle")

@@ -91,13 +91,6 @@ def load(text: str, folder: Path) -> ModuleType:
     return module
 
 
-def test_the_joined_file_does_what_the_package_does_and_finds_itself(tmp_path: Path) -> None:
-    module = load(joined(tmp_path), tmp_path)
-    assert module.TinyPipeline.answer == 42
-    assert module.TinyPipeline.version == module.__version__ == "1.2.3"
-    assert module.TinyPipeline.files == (Path(str(module.__file__)),)
-
-
 def test_comments_and_order_are_kept_and_imports_are_one_block(tmp_path: Path) -> None:
     entry = ENTRY.replace('"""The pipeline."""', 'r"""A \\n that is no line break."""')
     typing = "from math import floor\nfrom typing import TYPE_CHECKING\n\nif TYPE_CHECKING:\n"
@@ -144,26 +137,13 @@ REFUSED = {
     "an alias": ({"entry": ENTRY.replace("import double", "import double as twice")}, "no second one"),
     "a package import": ({"tools": TOOLS + "\nimport zimage_vl.entry\n"}, "must not import the package by name"),
     "a lazy import": ({"tools": TOOLS + "\n\ndef f():\n    from .entry import g\n"}, "at the top of the module"),
-    "an import from outside": ({"tools": TOOLS + "\nfrom ...a import b\n"}, "within the package"),
     "a whole module": ({"tools": TOOLS + "\nfrom ..pipeline import entry\n"}, "there is no module"),
-    "a whole room": ({"tools": TOOLS + "\nfrom .. import pipeline\n"}, "`from .module import name`"),
-    "a star": ({"tools": TOOLS + "\nfrom math import *\n"}, "hides which names"),
     "a circle": (
         {"tools": TOOLS + "\nfrom ..pipeline.entry import TinyPipeline\n"},
         "in a circle: pipeline.entry -> blend.tools -> pipeline.entry",
     ),
     "a missing module": ({"tools": TOOLS + "\nfrom .nowhere import x\n"}, "there is no module"),
-    "typing alone": (
-        {"tools": TOOLS + "\nif TYPE_CHECKING:\n    from .other import y\n", "other": "y = 1\n"},
-        "blend/tools.py imports blend.other for type checkers",
-    ),
-    "package data": ({"tools": TOOLS + "\n\ndef f():\n    return __package__\n"}, "means something else"),
     "no pipeline": ({"entry": ENTRY.replace("(DiffusionPipeline)", "")}, "exactly one pipeline class"),
-    "two pipelines": (
-        {"entry": ENTRY + "\n\nclass OtherPipeline(DiffusionPipeline):\n    pass\n"},
-        "exactly one pipeline class",
-    ),
-    "no version": ({"_version": "__version__ = str(1)\n"}, "no module binds __version__"),
 }
 
 
@@ -216,14 +196,6 @@ def test_the_output_is_formatted_and_check_tells_missing_stale_and_fresh(
     assert "the map's 'Disk' names `double`, which does no such thing" in printed
 
 
-def test_a_package_that_cannot_be_joined_ends_with_1_and_the_reason(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    root = package(tmp_path, tools="import zimage_vl\n")
-    assert build_pipeline.main([], root, [target(tmp_path)]) == 1
-    assert "cannot be built: blend/tools.py, line 1: `import zimage_vl`" in capsys.readouterr().err
-
-
 def test_the_committed_files_are_what_the_sources_give_and_their_maps_are_true() -> None:
     assert build_pipeline.main(["--check"]) == 0
 
@@ -256,19 +228,3 @@ def test_the_block_needs_the_pipeline_beside_it_and_refuses_another(
     monkeypatch.setattr(module, "SINGLE_FILE_DIGEST", "another")
     with pytest.raises(ImportError, match=r"pipeline.py is not the one that belongs to this file"):
         exec(code, dict(names))
-
-
-def test_diffusers_own_readers_find_one_pipeline_and_what_lies_beside_it(tmp_path: Path) -> None:
-    from diffusers import DiffusionPipeline
-    from diffusers.utils import dynamic_modules_utils as readers
-
-    assert readers.check_imports(build_pipeline.BLOCK.output) == ["pipeline"]
-    output = build_pipeline.PIPELINE.output
-    assert readers.check_imports(output) == []
-    module = load(output.read_text(encoding="utf-8"), tmp_path)
-    things = [thing for thing in vars(module).values() if isinstance(thing, type)]
-    ours = [thing for thing in things if issubclass(thing, DiffusionPipeline) and thing.__module__ == module.__name__]
-    assert ours == [module.ZImageVLPipeline] == [readers.find_pipeline_class(module)]
-    # Classes, although the file postpones annotations: from_pretrained reads them.
-    annotations = ours[0].__init__.__annotations__
-    assert all(isinstance(annotations[name], type) for name in ("vae", "text_encoder", "transformer"))

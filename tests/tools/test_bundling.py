@@ -11,7 +11,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent.parent.parent / "tools"))
 
-from bundling.docstrings import first_sentence, shorten_docstrings
+from bundling.docstrings import shorten_docstrings
 from bundling.reach import compare_with_map, find_reach
 
 
@@ -44,25 +44,6 @@ class Public:
             x: Gone.
         """
 '''
-PRIVATE = '''
-def scale(x):
-    """Get it scaled, e.g. to
-    one. It is a helper. The formula is `x / |x|`, as
-    published. `align=True` is none.
-
-    Args:
-        x: A `y = z`.
-    """
-
-
-class Inner:
-    """One line."""
-
-    def method(self):
-        r"""A \\n of it.
-
-        And more."""
-'''
 
 
 def test_public_docstrings_lose_their_examples_alone() -> None:
@@ -72,16 +53,6 @@ def test_public_docstrings_lose_their_examples_alone() -> None:
         '        """Call it.\n\n        Args:\n            x: Kept.\n        """',
         '        """Help it."""',
     ]
-
-
-def test_others_keep_their_first_sentence_and_their_formulas() -> None:
-    shortened = shorten_docstrings(ast.parse(PRIVATE), [])
-    assert list(shortened.values()) == [
-        '    """Get it scaled, e.g. to one.\n\n    The formula is `x / |x|`, as published.\n    """',
-        '        r"""A \\n of it."""',
-    ]
-    assert list(shortened) == [(3, 9), (16, 18)]
-    assert first_sentence("One.Two is no end. This is.") == "One.Two is no end."
 
 
 # What is done, and what is like it and stays inside.

@@ -10,8 +10,12 @@ from zimage_vl.toy.judging import Verdict, count_right, judge
 from zimage_vl.toy.world import ALL_SCENES, BACKGROUNDS, Scene, draw_scene
 
 
-def test_every_drawn_scene_is_read_back() -> None:
-    for number, scene in enumerate(ALL_SCENES):
+# Every seventh of the 1920: 7 divides none of the numbers of values, so all values come with all others.
+SCENES = ALL_SCENES[::7]
+
+
+def test_drawn_scenes_are_read_back() -> None:
+    for number, scene in enumerate(SCENES):
         verdict = judge(draw_scene(scene, seed=number))
         assert all(verdict.matches(scene).values()), (scene, verdict)
         assert verdict.correlation > 0.8
@@ -19,11 +23,11 @@ def test_every_drawn_scene_is_read_back() -> None:
 
 def test_spoilt_drawings_are_read_back() -> None:
     rng, verdicts = np.random.default_rng(0), []
-    for number, scene in enumerate(ALL_SCENES):
+    for number, scene in enumerate(SCENES):
         picture = draw_scene(scene, seed=5000 + number).filter(ImageFilter.GaussianBlur(1.2))
         noisy = np.asarray(picture) + rng.normal(0, 8, (64, 64, 3))
         verdicts.append(judge(Image.fromarray(np.clip(noisy, 0, 255).round().astype(np.uint8))))
-    right = count_right(verdicts, list(ALL_SCENES))
+    right = count_right(verdicts, list(SCENES))
     assert right.pop("fill") >= 0.995
     assert set(right.values()) == {1.0}
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from zimage_vl import load_toy_pipeline
+from tally import load_toy_once
 from zimage_vl.toy import Scene, draw_scene
 from zimage_vl.workflows import evidence
 from zimage_vl.workflows.evidence import Features, Outcome, Studio
@@ -20,9 +20,7 @@ RED, BLUE = draw_scene(Scene("circle", "red", "white"), 1), draw_scene(Scene("cr
 
 @pytest.fixture(scope="module")
 def studio() -> Studio:
-    pipe = load_toy_pipeline()
-    pipe.set_progress_bar_config(disable=True)
-    return Studio(pipe, ["a blue square"], 1, CALL)
+    return Studio(load_toy_once(), ["a blue square"], 1, CALL)
 
 
 def describe(picture: Image.Image, content: tuple[float, ...] = (1.0, 0.0)) -> Features:

@@ -195,19 +195,3 @@ def test_a_model_that_is_not_there(tmp_path: Path) -> None:
         generate_low_memory(tmp_path / "nowhere", PROMPT, **settings())
     with pytest.raises(TypeError, match="Did you mean vl_alpha"):  # which needs no model to be told
         generate_low_memory(tmp_path / "nowhere", PROMPT, **settings(vl_aplha=0.5))
-
-
-def test_the_toy_by_the_command_line(tmp_path: Path) -> None:
-    from zimage_vl.cli.app import app
-
-    reference = tmp_path / "reference.png"
-    PICTURE.save(reference)
-    images: list[Any] = []
-    for name, extra in (("plain", []), ("low", ["--low-memory"])):
-        output = tmp_path / f"{name}.png"
-        arguments = ["generate", "-p", "a red circle", "-r", reference, "-o", output, "--seed", 1, "--steps", 2]
-        with pytest.raises(SystemExit) as stop:
-            app([*map(str, arguments), "--device", "cpu", *extra], prog_name="zimage-vl")
-        assert not stop.value.code
-        images.append(np.asarray(Image.open(output)))
-    np.testing.assert_array_equal(*images)
