@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
 
 import PIL.Image
 import pytest
@@ -91,19 +90,3 @@ def test_lines_keep_the_width_and_all_words_or_are_marked(text: str) -> None:
     assert len(lines) <= 2
     assert " ".join(lines) == text or any(line.endswith("...") for line in lines)
     assert all(ImageFont.load_default(20).getlength(line) <= 150 for line in lines)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "reason"),
-    [
-        (([], TITLES, ["a", "b"]), "`rows` is empty"),
-        (([make_row()], [], ["a", "b"]), "`column_titles` is empty"),
-        (([make_row()], TITLES, []), "`headings` is empty"),
-        (([make_row()], TITLES, ["a"]), r"Row 0 .* blocks of \[2, 2\] pictures, expected 1 blocks of 2"),
-    ],
-)
-def test_rows_and_cells_that_do_not_fit_are_refused(arguments: tuple[Any, ...], reason: str) -> None:
-    with pytest.raises(ValueError, match=reason):
-        contact_sheet(*arguments)
-    with pytest.raises(ValueError, match="`cell` must be at least 16 pixels, got 0"):
-        contact_sheet([make_row()], TITLES, ["a", "b"], cell=0)
