@@ -10,7 +10,13 @@ import torch
 from conditioning_samples import condition
 from embedding_samples import make_states
 from zimage_vl.blend.normalize import OutlierMaskingInfo
-from zimage_vl.blend.report import ConditioningReport, ReferenceReport, get_effective_alpha, get_influence
+from zimage_vl.blend.report import (
+    ConditioningReport,
+    ReferenceReport,
+    get_effective_alpha,
+    get_influence,
+    measure_dose,
+)
 
 
 def make_reference_report(ratios: dict[int, float], scale_factor: float | None = None) -> ReferenceReport:
@@ -44,6 +50,13 @@ def test_effective_alpha_of_empty_tokens_is_finite() -> None:
     zero, one, half = torch.zeros(1, 4), torch.ones(1, 4), torch.tensor([0.5])
     found = [get_effective_alpha(*pair, half).item() for pair in ((zero, one), (one, zero), (zero, zero))]
     assert found == [1, 0, 0]
+
+
+def test_the_dose_is_that_of_the_tokens_acted_on() -> None:
+    report = make_report()
+    assert measure_dose(report) == (0.5, 1)
+    assert measure_dose(dataclasses.replace(report, effective_alpha=torch.zeros(2))) == (0.0, 0)
+    assert measure_dose(dataclasses.replace(report, effective_alpha=None)) is None
 
 
 def test_influence_is_one_minus_the_mean_cosine() -> None:

@@ -18,7 +18,7 @@ from cli_calls import Call, call
 from forked_scripts import run_forked
 from tally import load_toy_once
 from zimage_vl.cli._models import Model
-from zimage_vl.cli.extract import append_line, file_name
+from zimage_vl.cli.extract import file_name
 from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 from zimage_vl.reference.embeds import ReferenceEmbeds
 from zimage_vl.toy import Scene, draw_scene
@@ -256,18 +256,6 @@ def test_the_name_tells_apart_whatever_changes_the_content(tmp_path: Path) -> No
     names = {file_name("ab" * 32, {**base, **change}) for change in changes}
     assert len(names | {file_name("ab" * 32, base), file_name("cd" * 32, base)}) == len(changes) + 2
     assert file_name("ab" * 32, {**base, "model": str(tmp_path / ".." / tmp_path.name)}) in names
-
-
-def test_a_line_that_was_cut_off_stays_alone(tmp_path: Path) -> None:
-    path = tmp_path / "manifest.jsonl"
-    append_line(path, {"source": "ä.png"})
-    path.write_bytes(path.read_bytes() + b'{"source": "cut')
-    append_line(path, {"source": "next"})
-    assert path.read_text(encoding="utf-8").splitlines() == [
-        '{"source": "ä.png"}',
-        '{"source": "cut',
-        '{"source": "next"}',
-    ]
 
 
 def test_names_that_are_no_text_end_nothing(pictures: Path, capsys: pytest.CaptureFixture[str]) -> None:

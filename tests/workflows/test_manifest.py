@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from zimage_vl.workflows.manifest import MANIFEST, Manifest, merge_folders, prepare_folder
+from zimage_vl.workflows.manifest import MANIFEST, Manifest, append_line, merge_folders, prepare_folder
 
 
 def make_row(job: int, status: str = "done", **more: Any) -> dict[str, Any]:
@@ -107,3 +107,15 @@ def test_folders_merge_in_the_order_of_the_jobs(linked: bool, tmp_path: Path, mo
     with pytest.raises(FileNotFoundError, match="no manifest"):
         merge_folders([tmp_path / "three"], tmp_path / "four")
     assert not (tmp_path / "four").exists()
+
+
+def test_a_line_that_was_cut_off_stays_alone(tmp_path: Path) -> None:
+    path = tmp_path / "manifest.jsonl"
+    append_line(path, '{"source": "ä.png"}')
+    path.write_bytes(path.read_bytes() + b'{"source": "cut')
+    append_line(path, '{"source": "next"}')
+    assert path.read_text(encoding="utf-8").splitlines() == [
+        '{"source": "ä.png"}',
+        '{"source": "cut',
+        '{"source": "next"}',
+    ]

@@ -60,6 +60,17 @@ def get_influence(text_embeds: Tensor, blended: Tensor) -> float:
     return float((1 - torch.where(unchanged, 1.0, cosine)).clamp_min(0).mean())
 
 
+def measure_dose(report: ConditioningReport) -> tuple[float, int] | None:
+    """Get the median effective alpha of the tokens that a reference acted on, and how many they are.
+
+    Both are 0 where it acted on none; None unless the blend is linear.
+    """
+    if report.effective_alpha is None:
+        return None
+    acted = report.effective_alpha[report.effective_alpha > 0]
+    return float(acted.median()) if len(acted) else 0.0, len(acted)
+
+
 @dataclass(frozen=True)
 class ReferenceReport:
     """What happened to one reference on its way to the text."""

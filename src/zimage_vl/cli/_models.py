@@ -80,7 +80,8 @@ class Model:
     def load(self, **parts: None) -> Any:
         """Get the pipeline, on the CPU. The `parts` are left out: they are not even fetched."""
         import torch
-        from diffusers.utils import deprecation_utils
+
+        from zimage_vl.workflows.low_memory import DTYPE
 
         if self.quiet:
             silence_bars()
@@ -89,9 +90,7 @@ class Model:
             pipe = zimage_vl.load_toy_pipeline()
             pipe.set_progress_bar_config(disable=self.quiet)
             return pipe if pipe.dtype == precision else pipe.to(precision)
-        # Older diffusers ignore `dtype` silently; newer ones, which have this helper, call `torch_dtype` deprecated.
-        dtype = "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
-        given: dict[str, Any] = {dtype: precision, **parts}
+        given: dict[str, Any] = {DTYPE: precision, **parts}
         if self.vl_model is not None:  # takes precedence over one that is saved with the model
             given |= {**dict.fromkeys(_VL_PARTS), "vl_model_id": self.vl_model}
         with loading(self.model):

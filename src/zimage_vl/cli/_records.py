@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from zimage_vl._version import __version__
 from zimage_vl.blend.registry import KNOBS
+from zimage_vl.workflows.files import save_png
 
 from ._options import SEVERAL, option_names
 from ._outputs import new_file
@@ -79,20 +80,10 @@ def describe_file(path: Path, **first: str) -> dict[str, str]:
     return {**first, "name": path.name, "sha256": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
-def measure_dose(report: Any) -> tuple[float, int]:
-    """Get the median effective alpha of the tokens that a reference acted on, and how many they are."""
-    acted = report.effective_alpha[report.effective_alpha > 0]
-    return float(acted.median()) if len(acted) else 0.0, len(acted)
-
-
 def write_png(image: Any, path: Path, parameters: Mapping[str, Any], overwrite: bool = False) -> None:
-    """Write a PNG that holds how it was made, as JSON in its text "parameters"."""
-    from PIL.PngImagePlugin import PngInfo
-
-    info = PngInfo()
-    info.add_text("parameters", json.dumps(parameters))
+    """Write a PNG of `save_png` under a new name."""
     with new_file(path, overwrite) as file:
-        image.save(file, format="PNG", pnginfo=info)
+        save_png(image, file, parameters)
 
 
 def read_png(path: Path) -> dict[str, Any]:

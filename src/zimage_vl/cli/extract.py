@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
-import os
 import re
 import sys
 import time
@@ -22,8 +21,8 @@ import typer
 import zimage_vl
 from zimage_vl.blend.registry import KNOBS
 from zimage_vl.workflows.errors import is_out_of_memory
-from zimage_vl.workflows.files import named_errors, remove_leftovers
-from zimage_vl.workflows.manifest import MANIFEST, bring_file
+from zimage_vl.workflows.files import remove_leftovers
+from zimage_vl.workflows.manifest import MANIFEST, append_line, bring_file
 
 from ._models import Model
 from ._options import explain, option, with_options
@@ -71,10 +70,10 @@ def extract(
     read does not end the run: the exit code is then 3. The files' paths are printed. Under torchrun or `accelerate
     launch` the processes share the work.
     """
-    if knobs.get("vl_describe") and text:
-        raise ValueError("`vl_describe` lets the VL encoder write the text beside the picture: leave out --text.")
-    if knobs.get("vl_describe") and knobs.get("vl_reader") == "text_encoder":
-        raise ValueError("`vl_describe` needs --reader qwen3-vl: the text encoder cannot write.")
+    from zimage_vl.pipeline.inputs import check_describe
+
+    describe, reader = (knobs.get(name, KNOBS[name].default) for name in ("vl_describe", "vl_reader"))
+    check_describe("vl_describe", describe, "--text" if text else "", reader)
     sources = take_part(find_sources(references, no_urls), num_shards, shard_index)
     to_file = output.suffix == ".safetensors" and not output.is_dir()
     if to_file and len(sources) != 1:
@@ -153,7 +152,8 @@ class _Run:
         record["seconds"] = round(time.perf_counter() - start, 3)
         if not self.dry_run and not self.to_file:
             now = datetime.now(timezone.utc).isoformat(timespec="seconds")
-            append_line(self.output / MANIFEST, {**record, "time": now, "settings": self.settings})
+            row = {**record, "time": now, "settings": self.settings}
+            append_line(self.output / MANIFEST, json.dumps(row, ensure_ascii=False))
         return record
 
     def _extract(self, source: Source, record: dict[str, Any]) -> dict[str, Any]:
@@ -192,18 +192,6 @@ def file_name(sha256: str, settings: Mapping[str, Any]) -> str:
     return f"{sha256[:16]}-{digest[:8]}.safetensors"
 
 
-def append_line(path: Path, record: dict[str, Any]) -> None:
-    """Write one line more, in one write; a line that a kill cut off before stays alone."""
-    text = json.dumps(record, ensure_ascii=False) + "\n"
-    with named_errors(path), open(path, "ab+", buffering=0) as file:
-        if file.seek(0, 2):
-            file.seek(-1, 2)
-            text = text if file.read(1) == b"\n" else "\n" + text
-        line = text.encode("utf-8", "backslashreplace")  # which JSON reads as it was
-        if file.write(line) < len(line):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-
-
 def is_extracted(folder: Path) -> bool:
     """Check whether a folder has a manifest of `zimage-vl extract`."""
     return any("source" in row for _, row in _rows(folder))
@@ -222,7 +210,7 @@ def merge_extracted(folders: Sequence[Path], output: Path) -> dict[str, Any]:
             if line not in known:
                 if (file := row.get("file")) is not None:
                     bring_file(folder / file, output / file)
-                append_line(output / MANIFEST, row)
+                append_line(output / MANIFEST, json.dumps(row, ensure_ascii=False))
     counts = Counter(str(row.get("status")) for _, row in _rows(output))
     return {"output": str(output), "counts": dict(counts), "manifest": str(output / MANIFEST)}
 

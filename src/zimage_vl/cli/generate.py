@@ -20,7 +20,7 @@ from ._models import Model
 from ._options import OffloadOption, choose, option, option_names, with_options
 from ._outputs import OverwriteOption, check_output_path, numbered_paths
 from ._parsing import parse_alpha, parse_size
-from ._records import PICTURE_KNOBS, describe_file, measure_dose, recorded_versions, repeat, write_png
+from ._records import PICTURE_KNOBS, describe_file, recorded_versions, repeat, write_png
 from ._sources import NoUrlsOption, read_picture
 from ._terminal import FormatOption, OutputFormat, count_of, note, print_json, say
 
@@ -74,7 +74,7 @@ def generate(
     The paths are printed last.
     """
     asked = SimpleNamespace(**locals())
-    from zimage_vl.workflows.sweep_plan import as_list
+    from zimage_vl.workflows.sweep_plan import as_list, describe_knobs
 
     settings, conditioning = _read_knobs(asked)
     _check_together(asked, conditioning)
@@ -107,7 +107,7 @@ def generate(
         "num_images": num_images,
         "references": sources,
         "reference_acts": bool(sources) and not conditioning.is_inert,
-        "knobs": _describe_knobs(settings, conditioning) if sources else None,
+        "knobs": describe_knobs(settings, conditioning) if sources else None,
         "versions": recorded_versions(),
         "init_image": described and {**described, **_describe_start(steps, strength)},
         "statistics": None if statistics is None else describe_file(statistics),
@@ -198,14 +198,6 @@ def _check_together(asked: Any, conditioning: zimage_vl.VLConditioning) -> None:
 
 def _do_nothing(options: list[str]) -> str:
     return f"{' and '.join(options)} {'does' if len(options) == 1 else 'do'} nothing"
-
-
-def _describe_knobs(knobs: dict[str, Any], conditioning: zimage_vl.VLConditioning) -> object:
-    """All knobs but pictures, as they act."""
-    from zimage_vl.blend.report import make_jsonable
-
-    used = {name: knobs.get(name, knob.default) for name, knob in KNOBS.items() if name not in PICTURE_KNOBS}
-    return make_jsonable({name: getattr(conditioning, name, value) for name, value in used.items()})
 
 
 def _read_files(knobs: dict[str, Any], asked: Any) -> tuple[dict[str, Any], list[dict[str, str]]]:
@@ -314,14 +306,16 @@ class _Pictures:
 
     def _tell(self, output: Any) -> None:
         """Say in a line what the reference did."""
+        from zimage_vl.blend.report import measure_dose
+
         sides = ("reference", output.conditioning), ("negative reference", output.negative_conditioning)
         for side, report in ((side, report) for side, reports in sides for report in reports or ()):
             if report.influence is None:
                 said = [f"{report.appended_tokens} tokens of it stand behind the text"]
             else:
                 said = [f"influence {report.influence:.2f} (0: none)"]
-            if report.effective_alpha is not None:
-                effective, acted = measure_dose(report)
+            if (dose := measure_dose(report)) is not None:
+                effective, acted = dose
                 where = f" on {acted} of {report.text_tokens} tokens" * (acted < report.text_tokens)
                 said.append(f"effective alpha {effective:.2f}{where}")
             if self.parameters["knobs"]["vl_exclude_sinks"] and not any((report.text_sinks, *report.reference_sinks)):

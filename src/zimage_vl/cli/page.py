@@ -26,7 +26,7 @@ from zimage_vl.recipes import RECIPES
 from ._models import Model
 from ._options import OffloadOption, option, with_options
 from ._parsing import parse_size
-from ._records import as_options, measure_dose, write_png
+from ._records import as_options, write_png
 from ._terminal import is_mendable, one_line, say
 
 
@@ -223,11 +223,13 @@ class Studio:
 
 def tell_report(alpha: float, reports: Any, described: bool) -> str:
     """Get in plain words, as Markdown, what a reference did."""
+    from zimage_vl.blend.report import measure_dose
+
     if not reports:
         return "No reference: this is the prompt's own picture."
     if not (report := reports[0]).references:
         return "Alpha is 0: the reference was not read, and this is the prompt's own picture."
-    effective, acted = measure_dose(report)
+    effective, acted = measure_dose(report) or (0.0, 0)
     why = f"as the reference's embeddings are {'larger' if effective > alpha else 'smaller'} than the prompt's"
     why = "as was asked for" if abs(effective - alpha) < 0.02 else why
     told = [

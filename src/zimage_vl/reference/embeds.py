@@ -99,9 +99,8 @@ class ReferenceEmbeds:
         (4, 1, 8, (-6,))
     """
 
-    hidden_states: Mapping[int, Tensor] = field(
-        repr=False
-    )  # layer as it was asked for (negative counts from the end) to (tokens, dims)
+    # Layer as it was asked for (negative counts from the end) to (tokens, dims).
+    hidden_states: Mapping[int, Tensor] = field(repr=False)
     regions: Tensor = field(repr=False)  # (tokens,) int8 `Region` values
     provenance: ReferenceProvenance = field(default_factory=ReferenceProvenance)
     # The same states of the turn with the picture's features times 0, where they were read too.

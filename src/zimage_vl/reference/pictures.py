@@ -129,9 +129,7 @@ def load_reference_mask(mask: ReferenceImage, size: tuple[int, int]) -> PIL.Imag
         mask = _open_image(read_image_bytes(mask, "reference_mask"), _source_label(mask, "reference_mask"))
     image = load_reference_image(mask, "reference_mask")
     if isinstance(mask, PIL.Image.Image) and mask.has_transparency_data:
-        layers = mask.convert(
-            "LA" if mask.mode == "La" else "RGBA"
-        )  # Pillow knows no other way from premultiplied grey
+        layers = mask.convert("LA" if mask.mode == "La" else "RGBA")  # the one way from premultiplied grey
         if layers.getchannel("A").getextrema() != (255, 255):
             raise ValueError("`reference_mask` is transparent in places: make it greyscale, white where it counts.")
     channels = np.asarray(image).astype(np.int16)  # (height, width, 3)

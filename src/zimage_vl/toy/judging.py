@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -67,15 +68,11 @@ def _drawings() -> tuple[list[tuple[str, str, str]], np.ndarray]:
     """(shape, fill, place) of every drawing that pictures are compared with, and their coverages as unit rows."""
     names: list[tuple[str, str, str]] = []
     masks: list[np.ndarray] = []
-    for shape in SHAPES:
-        for fill in FILLS:
-            for r in RADII:
-                for right in OFFSETS:
-                    for down in OFFSETS:
-                        mask = draw_mask(shape, fill, 32 + right, 32 + down, r)
-                        for place, (x, y) in PLACES.items():
-                            names.append((shape, fill, place))
-                            masks.append(_shifted(mask, x - 32, y - 32).ravel())
+    for shape, fill, r, right, down in itertools.product(SHAPES, FILLS, RADII, OFFSETS, OFFSETS):
+        mask = draw_mask(shape, fill, 32 + right, 32 + down, r)
+        for place, (x, y) in PLACES.items():
+            names.append((shape, fill, place))
+            masks.append(_shifted(mask, x - 32, y - 32).ravel())
     return names, _unit(np.stack(masks).astype(np.float32))
 
 

@@ -44,7 +44,7 @@ def contact_sheet(
     """A labelled sheet of pictures on a light ground.
 
     Args:
-        rows: One a pair; all with as many blocks as headings and as many pictures a block as titles.
+        rows: At least one; each with as many blocks as headings and as many pictures per block as titles.
         column_titles: Stand over the pictures of every block.
         headings: One a block, over its titles; `""` for none.
         title: A line over everything; `""` for none.
@@ -55,9 +55,6 @@ def contact_sheet(
     Returns:
         An RGB picture.
 
-    Raises:
-        ValueError: No row, no column, no heading, a row that does not fit them, or a cell below 16 pixels.
-
     Example:
         >>> from zimage_vl.toy import Scene, draw_scene
         >>> picture = draw_scene(Scene("circle", "red", "white"))
@@ -65,7 +62,6 @@ def contact_sheet(
         >>> sheet.mode, sheet.width > 3 * 128
         ('RGB', True)
     """
-    _check_rows(rows, column_titles, headings, cell)
     parts = (bool(title), any(headings), any(row.reference is not None for row in rows))
     layout = _Layout(len(rows), len(column_titles), len(headings), cell, *parts)
     width, height = layout.size
@@ -131,21 +127,6 @@ class _Layout:
     def size(self) -> tuple[int, int]:
         right = self.column_left(self.num_blocks - 1, self.num_columns - 1) + self.cell
         return right + _MARGIN, self.row_top(self.num_rows) - _GAP + _MARGIN
-
-
-def _check_rows(rows: Sequence[SheetRow], column_titles: Sequence[str], headings: Sequence[str], cell: int) -> None:
-    for name, values in (("rows", rows), ("column_titles", column_titles), ("headings", headings)):
-        if not values:
-            raise ValueError(f"`{name}` is empty: a contact sheet needs at least one.")
-    if cell < 16:
-        raise ValueError(f"`cell` must be at least 16 pixels, got {cell}.")
-    for number, row in enumerate(rows):
-        counts = [len(block) for block in row.blocks]
-        if counts != [len(column_titles)] * len(headings):
-            raise ValueError(
-                f"Row {number} ({row.prompt!r}) has blocks of {counts} pictures, expected {len(headings)} blocks of "
-                f"{len(column_titles)}."
-            )
 
 
 def _line_height(size: int) -> int:

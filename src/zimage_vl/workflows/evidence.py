@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from zimage_vl import Region, paint_from_image, recipes
+from zimage_vl.blend.report import measure_dose
 
 
 if TYPE_CHECKING:
@@ -248,8 +249,8 @@ def measure_pictures(
                 for axis, other in ((outcome.kept, alone), (outcome.followed, target)):
                     for measure, value in painted.compare(other).items():
                         axis[measure].append((value - between[measure]) / max(0.02, 1 - between[measure]))
-                alpha = output.conditioning[0].effective_alpha if output.conditioning else None
-                outcome.doses += [] if alpha is None or not (alpha > 0).any() else [float(alpha[alpha > 0].median())]
+                dose, acted = (measure_dose(output.conditioning[0]) if output.conditioning else None) or (0.0, 0)
+                outcome.doses += [dose] if acted else []
     return outcomes
 
 

@@ -7,13 +7,14 @@ process left from what another one is writing. Where there are no such locks, as
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 import secrets
-from collections.abc import Collection, Generator
+from collections.abc import Collection, Generator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 
 _MOST_OF_A_NAME = 50  # characters, so that it stays a name that file systems take
@@ -52,6 +53,15 @@ def whole_file(path: Path, overwrite: bool = True) -> Generator[BinaryIO]:
                 file.close()
             with suppress(OSError):
                 unfinished.unlink(missing_ok=True)
+
+
+def save_png(image: Any, file: BinaryIO, parameters: Mapping[str, Any]) -> None:
+    """Write a PNG that holds how it was made, as JSON in its text "parameters"."""
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("parameters", json.dumps(parameters))
+    image.save(file, format="PNG", pnginfo=info)
 
 
 def remove_leftovers(folder: Path, names: Collection[str] | None = None) -> None:

@@ -193,13 +193,9 @@ def _in_words(value: Any) -> str:
         return ", ".join(f"{name}: {_in_words(one)}" for name, one in value.items())
     if isinstance(value, (list, tuple)):
         return ", ".join(map(_in_words, value))
-    return (
-        ("yes" if value else "no")
-        if isinstance(value, bool)
-        else f"{value:g}"
-        if isinstance(value, float)
-        else str(value)
-    )
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _in_order(values: list[str]) -> list[str]:

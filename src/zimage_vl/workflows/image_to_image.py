@@ -27,7 +27,7 @@ from ..pipeline.inputs import (
 )
 from ..pipeline.offload import freed_after_error
 from ..pipeline.pipeline_z_image_vl import ZImageVLPipeline, ZImageVLPipelineOutput
-from ..reference.pictures import MAX_ASPECT_RATIO, ReferenceImage, load_reference_image
+from ..reference.pictures import ReferenceImage, load_reference_image
 
 
 # What goes to `encode_prompt_with_reference`, beside what is about references; the rest goes to diffusers.
@@ -43,15 +43,10 @@ def fit_size(size: tuple[int, int], multiple: int, area: int | None = None) -> t
         multiple: The number that the sides must be multiples of; 16 in Z-Image.
         area: Pixels that the result should have, about; None keeps the picture's own size.
 
-    Raises:
-        ValueError: A side is over 200 times the other.
-
     Example:
         >>> fit_size((1500, 1000), 16), fit_size((1500, 1000), 16, 1024 * 1024)
         ((1504, 992), (1248, 832))
     """
-    if max(size) > MAX_ASPECT_RATIO * min(size):
-        raise ValueError(f"A start picture's longer side may be at most {MAX_ASPECT_RATIO} times the shorter: {size}.")
     scale = 1.0 if area is None else math.sqrt(area / (size[0] * size[1]))
     width, height = (max(1, round(side * scale / multiple)) * multiple for side in size)
     return width, height

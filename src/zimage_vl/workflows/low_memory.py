@@ -29,6 +29,11 @@ from ..reference.readers import (
 from ..reference.reading import ReaderSource, Reading
 
 
+#: The name of that argument of diffusers: older ones ignore `dtype` silently; newer ones, which have this helper, call
+#: `torch_dtype` deprecated.
+DTYPE = "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
+
+
 def generate_low_memory(
     model: str | os.PathLike[str],
     prompt: str | list[str],
@@ -198,8 +203,6 @@ class _Source:
 
     def load_pipeline(self, keep: Sequence[str] = (), **parts: Any) -> ZImageVLPipeline:
         """A pipeline with these parts, and no VL parts but those; None leaves a part out."""
-        # Older diffusers ignore `dtype` silently; newer ones, which have this helper, call `torch_dtype` deprecated.
-        dtype_name = "dtype" if hasattr(deprecation_utils, "_resolve_dtype") else "torch_dtype"
         without = dict.fromkeys(name for name in ("vl_encoder", "vl_processor", "vl_vision") if name not in keep)
-        options: dict[str, Any] = {dtype_name: self.dtype, **self.at, **without, "vl_model_id": None, **parts}
+        options: dict[str, Any] = {DTYPE: self.dtype, **self.at, **without, "vl_model_id": None, **parts}
         return ZImageVLPipeline.from_pretrained(self.model, **options).to(self.device)

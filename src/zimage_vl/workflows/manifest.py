@@ -54,10 +54,7 @@ class Manifest:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Add a line in one write, so that several processes of one machine can append side by side."""
-        line = (json.dumps(row) + "\n").encode()
-        with named_errors(self.path), open(self.path, "ab", buffering=0) as file:
-            if file.write(line) < len(line):  # the next one says why
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        append_line(self.path, json.dumps(row))
 
     def entries(self) -> list[Entry]:
         """Get the last line of each job, in the order of the jobs; a later failure does not undo what was done.
@@ -126,6 +123,17 @@ class Manifest:
                 for entry in entries:
                     file.seek(entry.offset)
                     yield file.readline()
+
+
+def append_line(path: Path, text: str) -> None:
+    """Write one line more, in one write; a line that a kill cut off before stays alone."""
+    with named_errors(path), open(path, "ab+", buffering=0) as file:
+        if file.seek(0, 2):
+            file.seek(-1, 2)
+            text = text if file.read(1) == b"\n" else "\n" + text
+        line = (text + "\n").encode("utf-8", "backslashreplace")  # which JSON reads as it was
+        if file.write(line) < len(line):  # the next one says why
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
 def _parse(line: bytes) -> object:

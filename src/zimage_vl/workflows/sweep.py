@@ -22,20 +22,17 @@ from typing import Any
 
 import torch
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ..blend.knobs import PLACES, VLConditioning
-from ..blend.registry import CONDITIONING_NAMES, KNOBS
-from ..blend.report import make_jsonable
 from ..pipeline.inputs import is_guided
 from ..reference.embeds import ReferenceEmbeds
 from ..reference.pictures import load_reference_image, read_image_bytes
 from ..reference.reading import resolve_layers
 from .errors import is_out_of_memory
-from .files import whole_file
+from .files import save_png, whole_file
 from .manifest import PICTURES, REFERENCES, Manifest
-from .sweep_plan import OF_READING, SOURCES, SweepPlan, as_list, make_conditioning, merge_knobs
+from .sweep_plan import OF_READING, SOURCES, SweepPlan, as_list, describe_knobs, make_conditioning, merge_knobs
 
 
 _KEPT_FILES, _KEPT_READINGS, _KEPT_PROMPTS = 16, 8, 512
@@ -104,16 +101,17 @@ def run_sweep(
         try:
             image, reports = painter.paint(job)
         except Exception as error:
-            if error is not job.failure and not _is_of_a_job(error):
+            # A job's own are bad values, and what is too large for the memory.
+            if error is not job.failure and not isinstance(error, ValueError) and not is_out_of_memory(error):
                 raise
             row |= {"status": "failed", "file": None, "sha256": None, "error": explain(error)}
         else:
-            png = _encode_png(image, {**job.record, **reports})
+            save_png(image, png := io.BytesIO(), {**job.record, **reports})
             manifest.path.touch()  # pictures without one are of something else
             with whole_file(folder / file) as written:
-                written.write(png)
+                written.write(png.getvalue())
             _keep_thumbnails(job, folder, looked_at)
-            row |= {"status": "done", "sha256": hashlib.sha256(png).hexdigest(), "error": None}
+            row |= {"status": "done", "sha256": hashlib.sha256(png.getvalue()).hexdigest(), "error": None}
         row["seconds"] = round(time.perf_counter() - start, 3)
         row["time"] = datetime.now(timezone.utc).isoformat(timespec="seconds")
         row |= {**job.record, **reports}
@@ -218,8 +216,6 @@ class _Painter:
                 else:
                     failure = failure or found
                 sources.append({"option": option, "name": Path(_without_query(path)).name, "sha256": digest})
-        used = {name: knobs.get(name, knob.default) for name, knob in KNOBS.items() if name not in SOURCES}
-        used |= {name: getattr(conditioning, name) for name in (*CONDITIONING_NAMES, "reference_weights")}
         record = {
             "prompt": values["prompt"],
             **{name: value for name, value in self._origin.items() if name != "versions"},
@@ -229,7 +225,7 @@ class _Painter:
             "num_images": 1,
             "references": sources,
             "reference_acts": bool(sources) and not conditioning.is_inert,
-            "knobs": make_jsonable(used) if sources else None,
+            "knobs": describe_knobs(knobs, conditioning) if sources else None,
             "versions": self._origin.get("versions"),
             "init_image": None,
             "statistics": None,
@@ -331,24 +327,12 @@ def _open(name: str, path: str) -> _File | Exception:
         return error
 
 
-def _is_of_a_job(error: Exception) -> bool:
-    """Bad values, and what is too large for the memory."""
-    return isinstance(error, ValueError) or is_out_of_memory(error)
-
-
 def _without_query(path: str) -> str:
     return path.split("?")[0] if "://" in path else path  # what follows the question mark may be a signature
 
 
 def _call_form(items: list[Any]) -> Any:
     return items[0] if len(items) == 1 else [items]  # several for the one prompt
-
-
-def _encode_png(image: Image.Image, parameters: Mapping[str, Any]) -> bytes:
-    info, file = PngInfo(), io.BytesIO()
-    info.add_text("parameters", json.dumps(parameters))
-    image.save(file, format="PNG", pnginfo=info)
-    return file.getvalue()
 
 
 def _keep_thumbnails(job: _Job, folder: Path, looked_at: set[Path]) -> None:

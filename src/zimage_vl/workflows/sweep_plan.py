@@ -12,6 +12,7 @@ from typing import Any
 from ..blend.checks import check_choice
 from ..blend.knobs import VLConditioning
 from ..blend.registry import CONDITIONING_NAMES, KNOBS
+from ..blend.report import make_jsonable
 from ..pipeline.inputs import check_describe
 from ..recipes import RECIPES
 from ..reference.pictures import TREATMENTS
@@ -130,6 +131,12 @@ def make_conditioning(knobs: Mapping[str, Any], has_neutral_image: bool) -> VLCo
     check_describe("vl_describe", knobs.get("vl_describe", False), text, knobs.get("vl_reader", "qwen3-vl"))
     own = {name: knobs[name] for name in (*CONDITIONING_NAMES, "reference_weights") if name in knobs}
     return VLConditioning(**own, has_neutral_image=has_neutral_image)
+
+
+def describe_knobs(knobs: Mapping[str, Any], conditioning: VLConditioning) -> object:
+    """Get all knobs but pictures as they act, as plain values for a record."""
+    used = {name: knobs.get(name, knob.default) for name, knob in KNOBS.items() if name not in SOURCES}
+    return make_jsonable({name: getattr(conditioning, name, value) for name, value in used.items()})
 
 
 def as_list(value: Any) -> list[Any]:
