@@ -11,7 +11,7 @@ import pytest
 
 
 ROOT = Path(__file__).resolve().parent.parent
-ROWS = ("knobs", "files", "pictures", "plans and manifests", "faults", "interrupted commands")
+ROWS = ("arguments", "knobs", "files", "pictures", "plans and manifests", "faults", "interrupted commands")
 
 
 def main() -> int:
