@@ -26,7 +26,7 @@ import host_memory  # noqa: E402
 import true_size  # noqa: E402
 from performance import arithmetic, extraction, host, machine, page, random_models, timing  # noqa: E402
 from performance.accelerator import Accelerator  # noqa: E402
-from performance.real_shapes import TEXT, TRANSFORMER, VL_TEXT  # noqa: E402
+from performance.real_shapes import TEXT, TRANSFORMER, VISION, VL_TEXT  # noqa: E402
 
 
 CPU = Accelerator("cpu")
@@ -149,7 +149,9 @@ def test_the_gpu_script_runs_on_a_cpu_and_says_that_the_column_is_open(
 ) -> None:
     target = tmp_path / "page.md"
     for shape, depth in ((TRANSFORMER, "n_layers"), (TEXT, "num_hidden_layers"), (VL_TEXT, "num_hidden_layers")):
-        monkeypatch.setitem(shape, depth, 8)
+        monkeypatch.setitem(shape, depth, 6)  # a fifth or so of their depth
+    monkeypatch.setitem(VISION, "depth", 4)
+    monkeypatch.setitem(VISION, "deepstack_visual_indexes", [0, 1, 2])
     small = ["--scale", "32", "--pixels", "64", "--sizes", "64", "--steps", "1", "--rounds", "1"]
     gpu.main(["--device", "cpu", *small, "--output", str(target)])
     assert "NO GPU" in capsys.readouterr().out

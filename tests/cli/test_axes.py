@@ -67,6 +67,7 @@ def test_values(name: str, given: Any, values: list[Any]) -> None:
         ("size", ["100x64"], "multiples of 16"),
         ("vl_exclude_sinks", ["perhaps"], "neither yes nor no"),
         ("prompt", [7], "7 is no text"),
+        ("negative_prompt", [7], "--negative-prompt: 7 is no text"),
         ("prompt", ["a\udcff"], r"--prompt: .* is no valid UTF-8"),
         ("reference_image", [7], "7 is no path"),
         *[("reference_image", [odd], "is no path") for odd in ("", "a\0b", [[]], [["a.png", ""]], None)],

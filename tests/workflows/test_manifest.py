@@ -86,6 +86,13 @@ def test_what_no_sweep_writes_may_lie_beside_it(tmp_path: Path) -> None:
         prepare_folder(tmp_path)
 
 
+def test_a_full_disk_is_named(tmp_path: Path) -> None:
+    if os.path.exists("/dev/full"):
+        (tmp_path / MANIFEST).symlink_to("/dev/full")
+        with pytest.raises(OSError, match=MANIFEST):
+            Manifest(tmp_path).append(make_row(0))
+
+
 @pytest.mark.parametrize("linked", [True, False])
 def test_folders_merge_in_the_order_of_the_jobs(linked: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if not linked:
