@@ -161,7 +161,8 @@ def test_a_picture_is_repeated_from_what_stands_in_it(capsys: Any, folder: Path,
         repeated = call(capsys, "generate", "--from", made, "-o", f"{number}.png")
         assert repeated.code == 0, repeated.err
         (pixels, said), (again, told) = read_png(Path(made)), read_png(Path(f"{number}.png"))
-        same(again, pixels)
+        # Painted two at a time, a picture may differ in the last bit: other kernels round otherwise.
+        np.testing.assert_allclose(again.astype(int), pixels, rtol=0, atol="-n 2" in options)
         varying = ("recipe", "num_images", "iterations", "round", "references")
         assert {k: v for k, v in told.items() if k not in varying} == {
             k: v for k, v in said.items() if k not in varying
