@@ -8,11 +8,21 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from .checks import check_choice, has_values
+from .checks import check_choice, check_kind, has_values
 from .registry import TextPosition, TokenSelection
 
 
-__all__ = ["PromptToken", "Region", "TextPosition", "TokenSelection", "check_regions", "select_tokens"]
+# With what the reference's side takes of the other modules in here.
+__all__ = [
+    "PromptToken",
+    "Region",
+    "TextPosition",
+    "TokenSelection",
+    "check_kind",
+    "check_regions",
+    "has_values",
+    "select_tokens",
+]
 
 
 class Region(IntEnum):

@@ -13,8 +13,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from ..blend.checks import check_kind, has_values
-from ..blend.regions import Region, TokenSelection, check_regions, select_tokens
+from ..blend.regions import Region, TokenSelection, check_kind, check_regions, has_values, select_tokens
 from .files import FileKind, read_tensor_file, write_tensor_file
 
 

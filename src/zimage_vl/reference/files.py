@@ -18,7 +18,7 @@ from safetensors.torch import load as load_safetensors_bytes
 from safetensors.torch import save as save_safetensors_bytes
 from torch import Tensor
 
-from ..blend.checks import check_kind
+from ..blend.regions import check_kind
 
 
 _OWN_METADATA = ("schema", "schema_version", "sha256")

@@ -27,7 +27,7 @@ import torch
 from PIL import ImageCms
 from torch import Tensor
 
-from ..blend.checks import has_values
+from ..blend.regions import has_values
 
 
 #: What `load_reference_image` reads.

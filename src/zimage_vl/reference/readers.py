@@ -39,8 +39,7 @@ from transformers import (
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from transformers.utils import cached_file
 
-from ..blend.checks import check_kind
-from ..blend.regions import Region, TextPosition
+from ..blend.regions import Region, TextPosition, check_kind
 from .embeds import ReferenceEmbeds, describe_width
 from .pictures import Treatment
 from .reading import ReaderSource, Reading, VLImageProcessor, build_reading, get_image_processor
