@@ -105,10 +105,10 @@ def test_the_callers_arguments_stay() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "message"),
     [
-        ({"iterations": 0}, ValueError, "`iterations` must be at least 1"),
-        ({"iterations": -2}, ValueError, "`iterations` must be at least 1"),
-        ({"iterations": 1.5}, TypeError, "`iterations` must be a whole number"),
-        ({"iterations": True}, TypeError, "`iterations` must be a whole number"),
+        ({"iterations": 0}, ValueError, "`iterations` must be an int of at least 1"),
+        ({"iterations": -2}, ValueError, "`iterations` must be an int of at least 1"),
+        ({"iterations": 1.5}, TypeError, "`iterations` must be an int"),
+        ({"iterations": True}, TypeError, "`iterations` must be an int"),
         ({"reference_image": None}, ValueError, "needs a `reference_image`"),
         ({"reference_embeds": object()}, ValueError, "got `reference_embeds`"),
         ({"output_type": "latent"}, ValueError, "no picture that could be a reference"),

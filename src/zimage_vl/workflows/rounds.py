@@ -7,6 +7,8 @@ from typing import Any, cast
 
 import torch
 
+from ..blend.checks import check_count, check_kind
+
 
 # What belongs to the picture that was given, and not to those painted from it.
 _FIRST_ROUND_ONLY = ("reference_mask", "reference_weights")
@@ -57,6 +59,9 @@ def refine_iteratively(
         >>> [output.images[0].size for output in rounds]
         [(64, 64), (64, 64)]
     """
+    check_kind("pipe", pipe, "encode_prompt_with_reference", "a ZImageVLPipeline")
+    if on_round is not None and not callable(on_round):
+        raise TypeError(f"`on_round` must be a function or None, got {type(on_round).__name__}.")
     _check_iterations(iterations, reference_image, kwargs)
     generators = _given_generators(kwargs.get("generator"))
     for generator in generators:
@@ -77,10 +82,7 @@ def refine_iteratively(
 
 
 def _check_iterations(iterations: object, reference_image: Any, kwargs: dict[str, Any]) -> None:
-    if isinstance(iterations, bool) or not isinstance(iterations, int):
-        raise TypeError(f"`iterations` must be a whole number of at least 1, got {iterations!r}.")
-    if iterations < 1:
-        raise ValueError(f"`iterations` must be at least 1 (one is the plain call), got {iterations}.")
+    check_count("iterations", iterations)
     if reference_image is None or kwargs.get("reference_embeds") is not None:
         got = "None" if kwargs.get("reference_embeds") is None else "`reference_embeds`"
         raise ValueError(f"Refining needs a `reference_image` to begin with, a picture as every later one; got {got}.")
