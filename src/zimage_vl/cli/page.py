@@ -79,7 +79,9 @@ def page(
     host: Annotated[str, option("--host", "NAME", _HOST)] = "127.0.0.1",
     port: Annotated[int | None, option("--port", "INT", _PORT, min=1, max=65535)] = None,
     share: Annotated[bool, option("--share", None, _SHARE)] = False,
-    steps: Annotated[int | None, option("--steps", "INT", "Denoising steps. Default: 9; 8 with toy.", min=1)] = None,
+    steps: Annotated[
+        int | None, option("--steps", "INT", "Denoising steps. Default: 9; 8 with toy.", min=1, max=10_000)
+    ] = None,
     guidance: Annotated[float, option("--guidance", "NUMBER", "Scale; 0 is off, for Turbo.", min=0)] = 0.0,
     size: Annotated[str | None, option("--size", "WxH", _SIZE)] = None,
     offload: OffloadOption = "none",
