@@ -64,6 +64,8 @@ def test_values(name: str, given: Any, values: list[Any]) -> None:
         ("seed", ["3..0"], "--seed: '3..0' is no whole number, nor a range"),
         ("seed", ["0..99999999999"], "--seed"),
         ("steps", ["2.5"], "--steps: '2.5' is no whole number"),
+        ("steps", ["10001"], "--steps: '10001' is below 1 or too large"),
+        ("vl_max_pixels", ["1"], "--max-pixels: '1' is below 256"),
         ("size", ["100x64"], "multiples of 16"),
         ("vl_exclude_sinks", ["perhaps"], "neither yes nor no"),
         ("prompt", [7], "7 is no text"),

@@ -227,6 +227,7 @@ def test_one_file_for_one_reference(pictures: Path, capsys: pytest.CaptureFixtur
         (["--vl-model", "./qwen"], "--vl-model does nothing with --model toy"),
         (["--describe"], "--describe lets the VL encoder write the text beside the picture: leave out --text"),
         (["--mask", "gone.png"], "--mask 'gone.png' does not exist"),
+        (["--mask", "refs/a.png"], "must be greyscale"),
         (["--no-urls", "https://example.com/a.png?signed"], "'https://example.com/a.png' is an address"),
         (["--device", "gpu"], "--device 'gpu' cannot be used here"),
     ],

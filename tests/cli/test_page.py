@@ -219,6 +219,8 @@ def test_a_program_gets_our_refusals_and_no_file(address: str, folder: Path, tmp
     for name in ("secret.png", "gone.png"):
         answer = ask({"path": str(tmp_path / name)}, "a circle", "everything", 0.9, 0)
         assert "The reference is no longer here: choose or drop it again." in answer
+    for odd in ("gone.png", 5, [], [1], {}, {"path": 5}, {"path": []}, {"url": "x"}, {"path": "\0"}, True):
+        assert "The reference is no longer here: choose or drop it again." in ask(odd, "a circle", "style", 0.3, 0)
     usual = {"prompt": "a circle", "take": "style", "alpha": 0.3, "seed": 0}
     for odd, reason in ODD:
         assert reason in ask(None, *{**usual, **odd}.values())

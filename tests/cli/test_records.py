@@ -8,6 +8,7 @@ import zlib
 from pathlib import Path
 
 import PIL.Image
+import PIL.PngImagePlugin
 import pytest
 
 from cli_calls import call
@@ -38,7 +39,12 @@ def test_pictures_of_others_have_no_record(tmp_path: Path) -> None:
     PICTURE.save(tmp_path / "a.jpg")
     (tmp_path / "text.png").write_text("no picture")
     write_png(PICTURE, tmp_path / "list.png", [1])  # pyright: ignore[reportArgumentType]
-    for name in ("plain.png", "a.jpg", "text.png", "list.png"):
+    for levels in (100, 900, 10**5):
+        with open(tmp_path / f"{levels}.png", "wb") as file:
+            text = PIL.PngImagePlugin.PngInfo()
+            text.add_text("parameters", '{"seed": ' + "[" * levels + "]" * levels + "}")
+            PICTURE.save(file, "PNG", pnginfo=text)
+    for name in ("plain.png", "a.jpg", "text.png", "list.png", "100.png", "900.png", "100000.png"):
         with pytest.raises(ValueError, match=f"{name} holds "):
             read_png(tmp_path / name)
 

@@ -141,6 +141,9 @@ def test_a_callback_that_returns_nothing_is_told_so_and_one_may_interrupt(pipe: 
     for kwargs in ({}, {"reference_image": PICTURE, **KNOBS, **LATE}):
         with pytest.raises(TypeError, match=r"must return the dict of tensors it was given .* got NoneType"):
             paint(pipe, callback_on_step_end=lambda *_: None, **kwargs)
+        for wrong in ({"latents": None}, {"latents": torch.zeros(1)}, {"prompt_embeds": None}):
+            with pytest.raises(TypeError, match=f"must return '{next(iter(wrong))}' of the kind it was given"):
+                paint(pipe, callback_on_step_end=lambda *_, wrong=wrong: wrong, **kwargs)
     steps: list[int] = []
 
     def stop(owner: Any, step: int, _: Any, given: dict[str, Any]) -> dict[str, Any]:

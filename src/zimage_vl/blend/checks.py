@@ -58,10 +58,10 @@ def check_listed(name: str, value: object) -> Sequence[Any]:
 
 
 def check_count(name: str, value: object) -> int:
-    """Check an int of at least 1 and return it: TypeError for another type, ValueError below 1."""
+    """Check an int of at least 1 and return it: TypeError for another type, ValueError below 1 or from 2**31 on."""
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"`{name}` must be an int of at least 1, got {value!r:.80} of type {type(value).__name__}.")
-    return int(check_number(name, value, "an int of at least 1", lambda x: x >= 1))
+    return int(check_number(name, value, "an int of at least 1 and below 2**31", lambda x: 1 <= x < 2**31))
 
 
 def check_flag(name: str, value: object) -> bool:

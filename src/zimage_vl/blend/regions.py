@@ -8,16 +8,19 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_kind, has_values
+from .checks import check_choice, check_count, check_flag, check_kind, has_values
 from .registry import TextPosition, TokenSelection
 
 
-# With what the reference's side takes of the other modules in here.
+# With what the reference's side takes of this package: it imports nothing else of it.
 __all__ = [
     "PromptToken",
     "Region",
     "TextPosition",
     "TokenSelection",
+    "check_choice",
+    "check_count",
+    "check_flag",
     "check_kind",
     "check_regions",
     "has_values",

@@ -94,13 +94,21 @@ def read_png(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is a folder or is no regular file: name a PNG of `zimage-vl`.")
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            return dict(json.loads(getattr(image, "text", {})["parameters"]))
+            record = dict(json.loads(getattr(image, "text", {})["parameters"]))
+            if _depth(record) > 30:  # what is shown of it is walked through, too
+                raise ValueError("nested too deep")
+            return record
     except Exception as error:  # a damaged file, or one made for it, can bring about any in Pillow
         if isinstance(error, OSError) and error.filename:  # it is not there, or may not be read
             raise
         raise ValueError(
             f"{path} holds no record of how it was made: it is no PNG of `zimage-vl`, or a damaged one."
         ) from error
+
+
+def _depth(value: Any) -> int:
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return 1 + max(map(_depth, cast("Iterable[Any]", items)), default=0)
 
 
 def repeat(context: Any, picture: Path | None) -> Path | None:

@@ -89,7 +89,10 @@ def extract(
         next(_own_rows(output), None)  # which refuses a folder of something else
     mask, described = knobs.get("reference_mask"), dict[str, str]()
     if mask is not None:
+        from zimage_vl.reference.pictures import load_reference_mask
+
         mask, described = read_picture("--mask", mask, no_urls)
+        load_reference_mask(mask, mask.size)  # a coloured one is refused once, not with each reference
     reading = {argument: knobs.get(knob, KNOBS[knob].default) for knob, argument in _ARGUMENTS.items()}
     reading |= {"text": text, "layers": layers, "muted": muted}
     where = {"model": model.model, "vl_model": model.vl_model, "revision": model.revision, "dtype": model.dtype}

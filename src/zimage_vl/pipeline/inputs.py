@@ -23,7 +23,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..blend.align import align_sequence
-from ..blend.checks import check_choice, check_embeddings, check_flag, to_plain
+from ..blend.checks import check_choice, check_embeddings, check_flag, check_listed, to_plain
 from ..blend.condition import check_caption
 from ..blend.knobs import PLACES, VLConditioning, resolve_alpha, split_per_prompt
 from ..blend.regions import select_tokens
@@ -75,7 +75,7 @@ _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _CAPTION_MULTIPLE = 32
 # More tokens than any chat template of Qwen3 puts around a prompt.
 _TEMPLATE_TOKENS = 64
-_MOST_STEPS, _MOST_TOKENS = 10_000, 2**31 - 1
+_MOST_STEPS, _MOST = 10_000, 2**31 - 1
 _Pictures = tuple[Reading | ReferenceEmbeds, ...]  # to be read, or read before
 
 _inputs_logger = logging.get_logger(__name__)
@@ -245,7 +245,7 @@ def _read_call(host: Host, call: Mapping[str, Any]) -> tuple[Plan, int]:
             "Pass either `prompt` (a string or a list of strings) or `prompt_embeds` (a list of (tokens, dims) "
             f"tensors), got {'neither' if prompts is None else 'both'}."
         )
-    prompts = None if prompts is None else _check_texts("prompt", prompts)
+    prompts = None if prompts is None else check_texts("prompt", prompts)
     embeds = None if embeds is None else _check_embeds_list(host, "prompt_embeds", embeds)
     count = len(prompts or embeds or ())
     guided = call.get("do_classifier_free_guidance")
@@ -259,7 +259,7 @@ def _read_call(host: Host, call: Mapping[str, Any]) -> tuple[Plan, int]:
     if negatives is not None and negative_embeds is not None:
         raise ValueError("Pass `negative_prompt` or `negative_prompt_embeds`, not both.")
     if negatives is not None:
-        negatives = _check_texts("negative_prompt", negatives, count)
+        negatives = check_texts("negative_prompt", negatives, count)
     if negative_embeds is not None:
         negative_embeds = _check_embeds_list(host, "negative_prompt_embeds", negative_embeds)
         check_one_per_prompt("negative_prompt_embeds", len(negative_embeds), count)
@@ -268,14 +268,14 @@ def _read_call(host: Host, call: Mapping[str, Any]) -> tuple[Plan, int]:
             "With `prompt_embeds` and classifier-free guidance `negative_prompt_embeds` are needed too; pass them, or "
             "guidance_scale=0.0 (as Z-Image-Turbo wants)."
         )
-    length = _check_whole("max_sequence_length", call.get("max_sequence_length", 512), _MOST_TOKENS)
+    length = _check_whole("max_sequence_length", call.get("max_sequence_length", 512))
     _check_lengths(host, prompts or [], length)
     if "num_inference_steps" in call:
         check_painting(host, call, count)
     return Plan(prompts, negatives, embeds, negative_embeds, guided, length), count
 
 
-def _check_texts(name: str, texts: object, count: int | None = None) -> list[str]:
+def check_texts(name: str, texts: object, count: int | None = None) -> list[str]:
     """A text, or a list of them; with `count`, as many."""
     listed = [texts] if isinstance(texts, str) else texts
     if not isinstance(listed, (list, tuple)) or not all(isinstance(x, str) for x in cast("list[object]", listed)):
@@ -382,11 +382,14 @@ def check_painting(host: Host, call: Mapping[str, Any], count: int) -> None:
             f"`generator` is a list of {len(generators)}, but {images} pictures are asked for: pass one generator, or "
             "one per picture."
         )
-    callback, inputs = call["callback_on_step_end"], call["callback_on_step_end_tensor_inputs"] or ()
+    attention, callback = call["joint_attention_kwargs"], call["callback_on_step_end"]
+    if not isinstance(attention, (dict, type(None))):
+        raise TypeError(f"`joint_attention_kwargs` must be a dict or None, got {type(attention).__name__}.")
     if callback is not None and not callable(callback):
         raise TypeError(f"`callback_on_step_end` must be a function, got {type(callback).__name__}.")
-    for name in inputs:
-        check_choice("callback_on_step_end_tensor_inputs", name, _CALLBACK_INPUTS)
+    name = "callback_on_step_end_tensor_inputs"
+    for one in () if call[name] is None else check_listed(name, call[name]):
+        check_choice(name, one, _CALLBACK_INPUTS)
 
 
 def list_generators(generator: object) -> list[torch.Generator]:
@@ -399,16 +402,15 @@ def list_generators(generator: object) -> list[torch.Generator]:
     return cast("list[torch.Generator]", listed)
 
 
-def _check_whole(name: str, value: object, most: float = math.inf) -> int:
+def _check_whole(name: str, value: object, most: int = _MOST) -> int:
     if isinstance(value, bool) or not isinstance(value, Integral) or not 1 <= int(value) <= most:
-        bound = "of at least 1" if most == math.inf else f"from 1 to {most}"
-        raise ValueError(f"`{name}` must be a whole number {bound}, got {value!r:.80}.")
+        raise ValueError(f"`{name}` must be a whole number from 1 to {most}, got {value!r:.80}.")
     return int(value)
 
 
 def _check_finite(name: str, value: object, at_least: float = -math.inf) -> float:
     number = math.nan if isinstance(value, bool) or not isinstance(value, Real) else cast("float", value)
-    if not max(at_least, -1e300) <= number <= 1e300:  # compared, since a large int is no float
+    if not max(at_least, -1e18) <= number <= 1e18:  # torch takes no larger int
         bound = "" if at_least == -math.inf else f" of at least {at_least:g}"
         raise ValueError(f"`{name}` must be a finite number{bound}, got {value!r:.80}.")
     return float(number)
@@ -536,7 +538,7 @@ class _Side:
         """The turn around the text beside each prompt's pictures: the prompt's own unless `vl_text` says otherwise."""
         vl_text = "" if self.knobs["vl_describe"] else self.knobs["vl_text"]
         if vl_text is not None:
-            texts = _check_texts("vl_text", vl_text, len(self.conditionings))
+            texts = check_texts("vl_text", vl_text, len(self.conditionings))
             return [read_text_turn(self.host.tokenizer, text, self.length) for text in texts]
         if not turns:
             raise ValueError(

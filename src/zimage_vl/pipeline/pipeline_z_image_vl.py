@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, Qwen3VLForConditionalGeneration
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 
-from ..blend.checks import check_choice, check_count, check_flag
+from ..blend.checks import check_choice, check_flag
 from ..blend.condition import condition_prompt_embeds
 from ..blend.embedding_statistics import EmbeddingStatistics
 from ..blend.knobs import DEFAULT_LAYERS, VLAlpha
@@ -58,6 +58,7 @@ from .inputs import (
     check_describe,
     check_finite_tensors,
     check_painted,
+    check_texts,
     max_text_tokens,
     read_inputs,
     refuse_unknown,
@@ -199,6 +200,9 @@ class ZImageVLPipeline(ZImagePipeline):
         self._load_reader("vl_vision", model_id, revision, dtype)
 
     def _load_reader(self, name: str, model_id: str | None, revision: str | None, dtype: torch.dtype | None) -> None:
+        for given in (model_id, revision):
+            if not isinstance(given, (str, os.PathLike, type(None))):  # pyright: ignore[reportUnnecessaryIsInstance]
+                raise TypeError(f"`model_id` and `revision` must be strings or None, got {given!r:.80}.")
         place = self._locate_vl_encoder(model_id, revision)
         reader, load = (
             ("qwen3-vl", load_vl_encoder_parts) if name == "vl_encoder" else ("text_encoder", load_vision_tower)
@@ -312,9 +316,8 @@ class ZImageVLPipeline(ZImagePipeline):
         """
         check_choice("vl_reader", vl_reader, KNOBS["vl_reader"].choices)
         check_flag("muted", muted)
-        check_describe("describe", describe, "text" if text else "", vl_reader)
+        check_describe("describe", describe, "text" if check_texts("text", text) != [""] else "", vl_reader)
         refuse_unknown(unknown, "of encode_reference (`layers` are the layers; the blend's are the call's)")
-        check_count("max_sequence_length", max_sequence_length)
         picture = load_reference_image(image, "image")
         reading = build_reading(
             self.find_reader(vl_reader),
@@ -353,7 +356,8 @@ class ZImageVLPipeline(ZImagePipeline):
             >>> [token.text for token in tokens if token.start >= 0]
             ['a', ' red', ' circle']
         """
-        return read_text_turn(self.tokenizer, prompt, max_sequence_length).tokens
+        (text,) = check_texts("prompt", prompt, 1)
+        return read_text_turn(self.tokenizer, text, max_sequence_length).tokens
 
     def encode_prompt_with_reference(
         self,
@@ -448,7 +452,7 @@ class ZImageVLPipeline(ZImagePipeline):
 
         `load_text_statistics` spares the measurement. They are the `reference` of `get_outlier_dimensions` and others.
         """
-        known = self._statistics.get(exclude_sinks)
+        known = self._statistics.get(check_flag("exclude_sinks", exclude_sinks))
         if known is None or known[0]() is not self.text_encoder:
             with self.running():
                 measured = measure_text_statistics(
@@ -589,6 +593,7 @@ class ZImageVLPipeline(ZImagePipeline):
         """
         given = dict(locals())
         refuse_unknown(list(unknown))
+        check_flag("return_dict", return_dict)
         plan = self.make_plan({name: given[name] for name in CALL_NAMES}, {name: given[name] for name in KNOBS})
         warn_about_models(self, guidance_scale, joint_attention_kwargs)
         with self.running():

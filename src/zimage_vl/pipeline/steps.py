@@ -36,7 +36,7 @@ class StepCallback:
         return list(dict.fromkeys(["latents", *(self.user_inputs if self.user_callback is not None else ())]))
 
     def __call__(self, pipe: Any, step: int, timestep: Any, tensors: dict[str, Any]) -> dict[str, Any]:
-        self.latents = tensors["latents"]
+        self.latents = latents = tensors["latents"]
         given = {name: tensors[name] for name in self.user_inputs if name in tensors}
         changed: dict[str, Any] = {}
         if not all(self.window):
@@ -53,5 +53,14 @@ class StepCallback:
                 "`callback_on_step_end` must return the dict of tensors it was given (or an empty one), got "
                 f"{type(returned).__name__}."
             )
+        for name, value in returned.items():
+            fits = name not in self.inside or (isinstance(value, list) and len(value) == len(tensors.get(name, value)))
+            if name == "latents":
+                fits = isinstance(value, Tensor) and value.shape == latents.shape
+            if not fits:
+                raise TypeError(
+                    f"`callback_on_step_end` must return {name!r} of the kind it was given, or leave it out, got "
+                    f"{tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__}."
+                )
         self.latents = returned.get("latents", self.latents)
         return changed | returned

@@ -19,6 +19,7 @@ import diffusers
 import torch
 from torch import Tensor
 
+from ..blend.checks import check_kind
 from ..blend.embedding_statistics import EmbeddingStatistics
 from ..reference.files import FileKind, read_tensor_file, write_tensor_file
 from ..reference.readers import fingerprint_text_encoder
@@ -140,6 +141,7 @@ class TextStatistics:
     @classmethod
     def measure(cls, pipe: Any, model_id: str, exclude_sinks: bool = False) -> TextStatistics:
         """Measure the text encoder of a `ZImageVLPipeline`, unless that has done so already."""
+        check_kind("pipe", pipe, "text_statistics", "a ZImageVLPipeline")
         return cls(
             statistics=pipe.text_statistics(exclude_sinks),
             model_id=model_id,
@@ -155,7 +157,8 @@ class TextStatistics:
         Raises:
             ValueError: They are not; the message names the model they are from, and what differs.
         """
-        expected = (TEXT_LAYER, text_encoder.config.hidden_size, fingerprint_text_encoder(text_encoder))
+        fingerprint = fingerprint_text_encoder(text_encoder)  # which refuses another kind of object
+        expected = (TEXT_LAYER, text_encoder.config.hidden_size, fingerprint)
         found = (self.layer, self.width, self.fingerprint)
         for name, own, theirs in zip(("layer", "width", "fingerprint"), expected, found, strict=True):
             if own != theirs:

@@ -64,6 +64,11 @@ class ReferenceProvenance:
     described: bool | None = None  # True where the VL encoder wrote `text`
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if name not in _JSON_FORMS and not isinstance(value, (str, type(None))):
+                raise TypeError(
+                    f"`{name}` must be a string or None, got {value!r:.80} of type {type(value).__name__}."
+                )
         for name, text in self.to_metadata().items():
             _check_form(name, text)
 

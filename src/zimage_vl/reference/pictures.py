@@ -27,7 +27,7 @@ import torch
 from PIL import ImageCms
 from torch import Tensor
 
-from ..blend.regions import has_values
+from ..blend.regions import check_choice, has_values
 
 
 #: What `load_reference_image` reads.
@@ -171,6 +171,7 @@ def treat_picture(picture: PIL.Image.Image, treatment: Treatment) -> PIL.Image.I
                 f"`vl_treatment` must be a function from a picture to one of the same size; it failed: {error!r:.300}."
             ) from error
         return treated
+    check_choice("vl_treatment", treatment, TREATMENTS)
     if treatment == "palette":
         scale = _PALETTE_PATCHES / max(picture.size)
         width, height = (max(1, round(side * scale)) for side in picture.size)
@@ -180,9 +181,7 @@ def treat_picture(picture: PIL.Image.Image, treatment: Treatment) -> PIL.Image.I
         return picture.filter(PIL.ImageFilter.GaussianBlur(min(picture.size) / 5))
     if treatment == "greyscale":
         return picture.convert("L").convert("RGB")
-    if treatment == "none":
-        return picture
-    raise ValueError(f"`vl_treatment` must be one of {list(TREATMENTS)} or a function, got {treatment!r}.")
+    return picture
 
 
 def group_references(reference: object, batch_size: int, name: str = "reference_image") -> list[list[Any]]:

@@ -606,7 +606,9 @@ def fingerprint_text_encoder(text_encoder: PreTrainedModel) -> str:
         >>> len(fingerprint_text_encoder(load_toy_pipeline().text_encoder))
         64
     """
-    check_kind("text_encoder", text_encoder, "named_modules", "Z-Image's text encoder, such as pipe.text_encoder")
+    check_kind(
+        "text_encoder", text_encoder, "get_input_embeddings", "Z-Image's text encoder, such as pipe.text_encoder"
+    )
     body = getattr(text_encoder, "model", text_encoder)  # the same with and without a head
     fingerprint = _norms_digest([text_encoder.config], {"": body})
     if fingerprint is None:
@@ -619,7 +621,7 @@ def fingerprint_vl_encoder(vl_encoder: Qwen3VLForConditionalGeneration) -> str |
 
     It works under offload too; None where its weights cannot be read, as on torch's meta device.
     """
-    check_kind("vl_encoder", vl_encoder, "named_modules", "a Qwen3VLForConditionalGeneration, such as pipe.vl_encoder")
+    check_vl_encoder(vl_encoder)
     config, inner = vl_encoder.config, cast("Any", vl_encoder.model)
     parts = {"visual": inner.visual, "first": inner.language_model.layers[0]}
     return _norms_digest([config.text_config, config.vision_config], parts)

@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 from .._version import __version__
-from ..blend.regions import Region, TextPosition
+from ..blend.regions import Region, TextPosition, check_count, check_flag
 from .embeds import ReferenceProvenance
 from .pictures import Treatment, fill_hidden, grid_size, treat_picture, visible_tokens
 from .turn import TextTurn, picture_turn, read_text_turn
@@ -131,6 +131,8 @@ def build_reading(
         (3, 4)
     """
     numbers, name = resolve_layers(layers, source.num_hidden_layers), source.model_id
+    check_count("max_pixels", max_pixels)
+    check_flag("muted", muted)
     if getattr(image, "mode", None) != "RGB":
         raise TypeError(f'`image` must be a PIL image of mode "RGB", got {image!r:.80}. Use image.convert("RGB").')
     side = source.processor.patch_size * source.processor.merge_size  # pixels along one image token

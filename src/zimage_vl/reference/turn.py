@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import convert_slow_tokenizer  # pyright: ignore[reportUnknownVariableType]
 
-from ..blend.regions import PromptToken, Region, TextPosition
+from ..blend.regions import PromptToken, Region, TextPosition, check_choice, check_count, check_kind
 
 
 VISION_START, VISION_END, IMAGE_PAD = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
@@ -83,6 +83,9 @@ def read_text_turn(tokenizer: PreTrainedTokenizerBase, text: str, max_sequence_l
     if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f'`text` must be a string ("" for none), got {type(text).__name__}.')
     refuse_lone_surrogates("The text", text)
+    check_kind("tokenizer", tokenizer, "apply_chat_template", "the tokenizer of Z-Image (Qwen3) or of Qwen3-VL")
+    if max_sequence_length is not None:
+        check_count("max_sequence_length", max_sequence_length)
     rendered, begin = _render(tokenizer, text)
     end = begin + len(text)
     ids, offsets = _tokenize(tokenizer, rendered)
@@ -134,8 +137,7 @@ def picture_turn(
         >>> int((regions == Region.IMAGE).sum())
         16
     """
-    if text_position not in get_args(TextPosition):
-        raise ValueError(f"`text_position` must be one of {list(get_args(TextPosition))}, got {text_position!r}.")
+    check_choice("text_position", text_position, get_args(TextPosition))
     found = [token for token in _VISION_TOKENS if token in turn.text]
     if found:
         raise ValueError(

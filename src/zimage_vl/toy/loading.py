@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ CHECKPOINT = Path(__file__).parent / "checkpoint"
 TOY_MODEL_ID = "toy"
 
 
-def load_toy_pipeline(checkpoint: Path | None = None) -> ZImageVLPipeline:
+def load_toy_pipeline(checkpoint: str | os.PathLike[str] | None = None) -> ZImageVLPipeline:
     """The toy world's `ZImageVLPipeline`: a trained miniature of every model, of the real classes, in float32 on the
     CPU.
 
@@ -37,7 +38,9 @@ def load_toy_pipeline(checkpoint: Path | None = None) -> ZImageVLPipeline:
         >>> judge(image).shape
         'circle'
     """
-    folder = checkpoint or CHECKPOINT
+    if not isinstance(checkpoint, (str, os.PathLike, type(None))):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`checkpoint` must be the path of a folder or None, got {checkpoint!r:.80}.")
+    folder = CHECKPOINT if checkpoint is None else Path(checkpoint)
     if not (folder / "manifest.json").is_file():
         raise FileNotFoundError(
             f"The toy checkpoint is missing from {folder}. Install the package again; in a checkout it is made by "

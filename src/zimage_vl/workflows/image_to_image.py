@@ -15,12 +15,13 @@ import torch
 from diffusers import ZImageImg2ImgPipeline
 from PIL import Image, ImageOps
 
-from ..blend.checks import check_count
+from ..blend.checks import check_count, check_kind
 from ..blend.registry import KNOBS
 from ..pipeline.inputs import (
     check_one_per_prompt,
     check_painted,
     check_painting,
+    check_texts,
     is_guided,
     refuse_unknown,
     warn_about_models,
@@ -143,6 +144,7 @@ def paint_from_image(
         >>> output.images[0].size, output.conditioning[0].influence > 0
         ((64, 64), True)
     """
+    check_kind("pipe", pipe, "components", "a ZImageVLPipeline, or any pipeline with Z-Image's components")
     vl = pipe if hasattr(pipe, "encode_prompt_with_reference") else ZImageVLPipeline.from_pipe(pipe)
     other = vl.to_pipe(ZImageImg2ImgPipeline)
     other.set_progress_bar_config(**getattr(vl, "_progress_bar_config", {}))
@@ -150,7 +152,7 @@ def paint_from_image(
     call = {name: parameter.default for name, parameter in _DEFAULTS.items()} | paint
     call |= {"height": height, "width": width, "num_images_per_prompt": num_images_per_prompt, "latents": None}
     call |= {"guidance_scale": guidance_scale, "generator": generator, "output_type": output_type}
-    count = 1 if isinstance(prompt, str) else len(prompt)
+    count = len(check_texts("prompt", prompt))
     check_painting(vl.get_host(), call, count)
     check_strength(strength, call["num_inference_steps"])
     starts = _load_starts(init_image, count, width, height, vl.vae_scale_factor * 2)
@@ -248,7 +250,7 @@ def paint_like(
         if name in kwargs:
             raise TypeError(f"paint_like takes no `{name}`: `picture` is start picture and reference at once.")
     given = cast("list[Any]", picture if isinstance(picture, (list, tuple)) else [picture])
-    count = 1 if isinstance(prompt, str) else len(prompt)
+    count = len(check_texts("prompt", prompt))
     if len(given) != 1:
         check_one_per_prompt("picture", len(given), count)
     loaded = [load_reference_image(one, "picture") for one in given]  # once, for both

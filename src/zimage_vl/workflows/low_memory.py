@@ -88,7 +88,15 @@ def generate_low_memory(
         (64, 64)
     """
     call, references = _split_arguments({**kwargs, "prompt": prompt, "reference_image": reference_image})
-    source = _Source(model, revision, torch_dtype or dtype, torch.device(device), vl_model_id)
+    dtype = dtype if torch_dtype is None else torch_dtype
+    if not isinstance(dtype, torch.dtype):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(f"`dtype` must be one such as torch.bfloat16, got {dtype!r:.80}.")
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"`device` must be one such as 'cpu' or 'cuda:0', got {device!r:.80}: {reason}.") from error
+    source = _Source(model, revision, dtype, device, vl_model_id)
     plan = read_inputs(source.get_host(), call, references)
     pictures: Sequence[Reading | ReferenceEmbeds] = plan.acting_pictures
     if any(isinstance(item, Reading) and item.provenance.reader != "text_encoder" for item in pictures):

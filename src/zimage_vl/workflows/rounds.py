@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..blend.checks import check_count
+from ..blend.checks import check_count, check_kind
 from ..pipeline.inputs import list_generators
 
 
@@ -34,7 +34,7 @@ def refine_iteratively(
     noise.
 
     Args:
-        pipe: A `ZImageVLPipeline`.
+        pipe: A `ZImageVLPipeline`, or a function that paints as its call does.
         prompt: One prompt or a list of them.
         reference_image: As the call takes it: the reference of the first round.
         iterations: Rounds, at least 1; one is the plain call.
@@ -58,6 +58,9 @@ def refine_iteratively(
         >>> [output.images[0].size for output in rounds]
         [(64, 64), (64, 64)]
     """
+    check_kind("pipe", pipe, "__call__", "a ZImageVLPipeline, or a function that paints as its call does")
+    if on_round is not None and not callable(on_round):
+        raise TypeError(f"`on_round` must be a function or None, got {type(on_round).__name__}.")
     _check_iterations(iterations, reference_image, kwargs)
     generators = list_generators(kwargs.get("generator"))
     states = [generator.get_state() for generator in generators]
