@@ -263,7 +263,7 @@ def test_pipes_and_devices_are_refused_and_not_waited_for(capsys: Any, folder: P
     for plan in ("plan.yaml", "zero.yaml"):
         call(capsys, "sweep", "-p", "x", "--plan", plan, "-o", "out").refused(plan, "no regular file")
     call(capsys, "sweep", "-p", "x", "-o", "taken").refused("taken/manifest.jsonl is no regular file")
-    call(capsys, "merge", "taken", "-o", "out").refused("is no folder of a sweep")
+    call(capsys, "merge", "taken", "-o", "out").refused("taken/manifest.jsonl", "no regular file")
     embeds = ("sweep", "-p", "x", "--embeds", "embeds.safetensors", "-o", "out")
     assert call(capsys, *embeds, "--dry-run").out.startswith("pictures  1 failed")
     assert "is no regular file" in call(capsys, *embeds).err
@@ -283,5 +283,14 @@ def test_folders_of_two_kinds_stay_apart(capsys: Any, folder: Path) -> None:
         call(capsys, "merge", source, "-o", "new").refused(f"{lost}: is named by the manifest")
         assert not Path("new").exists()
     Path("linked").mkdir()
+    Path("mine").mkdir()
     Path("linked", "manifest.jsonl").symlink_to(Path("out", "manifest.jsonl").resolve())
     call(capsys, "extract", "a.png", "-o", "linked").refused("no regular file")
+    call(capsys, "merge", "ex", "-o", "linked").refused("no regular file")
+    for name, text in (("manifest.jsonl", ""), ("index.html", "mine"), ("sheet.png", "mine")):
+        Path("mine", name).write_text(text)
+    call(capsys, "sweep", "-p", "x", "-o", "mine").refused("is not of a sweep")
+    Path("mine", "manifest.jsonl").write_text('{"source": "x", "file": null}\nmine\n')
+    call(capsys, "extract", "a.png", "-o", "mine").refused("a line that is none of `zimage-vl extract`")
+    Path("links.png").symlink_to(Path("out", "sheet.png"))
+    call(capsys, "sweep", "-p", "x", "-r", "links.png", "-o", "out").refused("links.png", "would replace it")

@@ -30,7 +30,7 @@ PICTURE, OTHER, BLACK = make_picture(0), make_picture(1), make_picture(2).point(
 PROMPTS = [PROMPT, "", "a", "red " * 40, "a red circle\n\n漢字 👩‍🚀", [PROMPT, "a cross"]]
 CALL: dict[str, Any] = {
     **SMALL, "num_images_per_prompt": 1, "sigmas": None, "latents": None, "output_type": "pil", "generator": None,
-    "callback_on_step_end": None, "callback_on_step_end_tensor_inputs": ["latents"],
+    "callback_on_step_end": None, "callback_on_step_end_tensor_inputs": ["latents"], "joint_attention_kwargs": None,
 }  # fmt: skip
 unit = st.sampled_from([0.0, 1.0]) | st.floats(0, 1)
 

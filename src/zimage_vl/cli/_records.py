@@ -19,7 +19,7 @@ from zimage_vl.workflows.files import save_png
 from ._options import SEVERAL, option_names
 from ._outputs import new_file
 from ._parsing import parse_alpha, parse_size
-from ._terminal import note, one_line
+from ._terminal import one_line
 
 
 RECORDED_PACKAGES = ("torch", "diffusers", "transformers")
@@ -137,9 +137,9 @@ def repeat(context: Any, picture: Path | None) -> Path | None:
         places = (place for place in (picture.parent / file["name"], Path(file["name"])) if place.is_file())
         place = next((str(p) for p in places if describe_file(p)["sha256"] == file["sha256"]), None)
         if place is None:
-            note(f"{option} {file['name']} of {picture} is neither beside it nor here: pass it too.")
-        else:
-            found[name] = [*found.get(name, ()), place] if name in SEVERAL else place
+            told = f"{option} {file['name']} of {picture} is neither beside it nor here, as it was then"
+            raise ValueError(f"{told}: put it there, or pass {option}.")
+        found[name] = [*found.get(name, ()), place] if name in SEVERAL else place
     context.default_map = {name: value for name, value in found.items() if value is not None}
     _check_values(picture, context)
     return picture

@@ -69,15 +69,17 @@ def _is_url(argument: str) -> bool:
 def refuse_urls(arguments: Iterable[str], no_urls: bool) -> None:
     """Refuse addresses where nothing may be downloaded as a picture."""
     for address in filter(_is_url, arguments if no_urls else ()):
-        raise ValueError(f"--no-urls is set, and '{escape(address.split('?')[0])}' is an address: save it as a file.")
+        from zimage_vl.reference.pictures import hide_secrets
+
+        raise ValueError(f"--no-urls is set, and '{escape(hide_secrets(address))}' is an address: save it as a file.")
 
 
 def read_picture(named: str, source: str, no_urls: bool = False) -> tuple[Any, dict[str, str]]:
     """Get a picture from a path or an address, and what is recorded of it."""
-    from zimage_vl.reference.pictures import load_reference_image, read_image_bytes
+    from zimage_vl.reference.pictures import hide_secrets, load_reference_image, read_image_bytes
 
     refuse_urls([source], no_urls)
     data = read_image_bytes(source, named)
-    name = source.split("?")[0] if _is_url(source) else source  # what follows the question mark may be a signature
+    name = hide_secrets(source)
     image = load_reference_image(data, f"{named} {name}")
     return image, {"option": named, "name": Path(name).name, "sha256": hashlib.sha256(data).hexdigest()}

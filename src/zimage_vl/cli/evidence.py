@@ -21,7 +21,7 @@ from ._outputs import OverwriteOption, check_output_path, new_file, new_folder
 from ._parsing import parse_size
 from ._records import recorded_versions, write_png
 from ._sources import NoUrlsOption, find_sources
-from ._terminal import count_of, note, say
+from ._terminal import count_of, escape, note, say
 
 
 OUTPUT = Path("outputs/evidence.md")
@@ -72,6 +72,9 @@ def evidence(
         raise ValueError(
             f"--output: {folder}, for the pictures, exists already: name another file, or add --overwrite."
         )
+    for source in sources:
+        if folder.resolve() in Path(source.name).resolve().parents:
+            raise ValueError(f"--pictures: '{escape(source.name)}' is in {folder}, where ours go: move it.")
     references = [zimage_vl.load_reference_image(source.name, "--pictures") for source in sources]
     note(f"Painting at {width}x{height}")
     pipe = model.load().to(model.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import filecmp
 import hashlib
 import json
 import re
@@ -80,13 +81,12 @@ def extract(
         raise ValueError(f"--output is one file, and there are {count_of(len(sources), 'reference')}: name a folder.")
     if not dry_run:
         remove_leftovers(output.parent if to_file else output, [output.name] if to_file else None)
+    inputs = [model.model, model.vl_model, knobs.get("reference_mask"), *references]
     if to_file:
-        check_output_path(output, (".safetensors",), overwrite=overwrite, inputs=[model.model, *references])
+        check_output_path(output, (".safetensors",), overwrite=overwrite, inputs=inputs)
     else:
         check_output_folder(output, ", or a file that ends in .safetensors")
-        if (path := output / MANIFEST).is_symlink() or (path.exists() and not path.is_file()):
-            raise ValueError(f"--output '{escape(str(output))}': {MANIFEST} in it is no regular file.")
-        next(_own_rows(output), None)  # which refuses a folder of something else
+        deque(_own_rows(output), maxlen=0)  # which refuses a folder of something else
     mask, described = knobs.get("reference_mask"), dict[str, str]()
     if mask is not None:
         from zimage_vl.reference.pictures import load_reference_mask
@@ -112,6 +112,9 @@ def extract(
         _report(records, output.parent if to_file else output, output_format)
     if team.is_main and any(record["status"] == "failed" for record in records):
         raise typer.Exit(PARTLY_DONE)
+
+
+_START = b'{"source": '  # of every line of a manifest
 
 
 class _BadReferenceError(ValueError):
@@ -147,7 +150,10 @@ class _Run:
     def handle(self, source: Source) -> dict[str, Any]:
         """Extract one reference, or find it extracted, or say why it cannot be; all of it goes into the manifest."""
         start = time.perf_counter()
-        record: dict[str, Any] = {"source": source.name, "status": "failed", "file": None, "sha256": None}
+        from zimage_vl.reference.pictures import hide_secrets
+
+        shown = hide_secrets(source.name)
+        record: dict[str, Any] = {"source": shown, "status": "failed", "file": None, "sha256": None}
         try:
             record |= self._extract(source, record)
         except _BadReferenceError as error:
@@ -172,7 +178,7 @@ class _Run:
             if path in self.planned or (not self.to_file and zimage_vl.ReferenceEmbeds.load(path)):
                 return {"status": "kept", "file": path.name}
         with _blamed_on_the_reference():
-            image = zimage_vl.load_reference_image(data, f"REF {source.name.split('?')[0]}")
+            image = zimage_vl.load_reference_image(data, f"REF {record['source']}")
         if self.dry_run:
             self.planned.add(path)
             return {"status": "planned", "file": path.name}
@@ -205,7 +211,7 @@ def merge_extracted(folders: Sequence[Path], output: Path) -> dict[str, Any]:
     for folder in folders:
         if not (folder / MANIFEST).is_file():
             raise FileNotFoundError(errno.ENOENT, f"has no {MANIFEST}: it is no folder of `extract`", str(folder))
-    for folder in folders:
+    for folder in [*folders, output]:
         deque(_own_rows(folder), maxlen=0)  # before anything is written
     known = {line for line, _ in _own_rows(output)}
     for folder in folders:
@@ -213,7 +219,10 @@ def merge_extracted(folders: Sequence[Path], output: Path) -> dict[str, Any]:
             if line not in known:
                 if (file := row.get("file")) is not None:
                     bring_file(folder / file, output / file)
+                    if not filecmp.cmp(folder / file, output / file, shallow=False):
+                        raise ValueError(f"{output / file} is another file than that of {folder}: name a new folder.")
                 append_line(output / MANIFEST, json.dumps(row, ensure_ascii=False))
+                known.add(line)
     counts = Counter(str(row.get("status")) for _, row in _rows(output))
     return {"output": str(output), "counts": dict(counts), "manifest": str(output / MANIFEST)}
 
@@ -230,13 +239,20 @@ def _own_rows(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
 
 def _rows(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """The lines of a manifest, but for those that a kill cut off."""
-    if not (folder / MANIFEST).is_file():  # reading a pipe or a device could wait for ever
+    path = folder / MANIFEST
+    if path.is_symlink() or (path.exists() and not path.is_file()):  # a pipe or a device could wait for ever
+        raise ValueError(f"{escape(str(path))} is a link or no regular file: name another folder.")
+    if not path.exists():
         return
     with open(folder / MANIFEST, "rb") as file:
         for line in file:
+            row: Any = None
             with suppress(ValueError, RecursionError):
-                if isinstance(row := json.loads(line), dict):
-                    yield line, cast("dict[str, Any]", row)
+                row = json.loads(line)
+            if isinstance(row, dict):
+                yield line, cast("dict[str, Any]", row)
+            elif not line.startswith(_START[: len(line.strip())]):  # and not one of ours, cut off
+                yield line, {}
 
 
 def _report(records: list[dict[str, Any]], folder: Path, output_format: OutputFormat) -> None:

@@ -84,7 +84,7 @@ def generate(
     paths = [round_path(p, i, iterations) for p in numbered_paths(output, num_images) for i in range(iterations)]
     remove_leftovers(output.parent, {path.name for path in paths})
     for path in paths:
-        check_output_path(path, overwrite=overwrite, inputs=[*files, model.model, model.vl_model])
+        check_output_path(path, overwrite=overwrite, inputs=[*files, repeated, model.model, model.vl_model])
     if statistics is not None:
         flags, wanted = ["--include-sinks", "--exclude-sinks"], conditioning.vl_exclude_sinks
         measured = zimage_vl.TextStatistics.load(statistics).statistics.exclude_sinks

@@ -89,8 +89,9 @@ def sweep(
     for source in (source for name in PICTURE_KNOBS for source in axes.get(name, ())):
         paths = [source] if isinstance(source, str) else source
         refuse_urls(paths, no_urls)
-        for path in (path for path in paths if is_written(Path(path).name)):
-            if Path(path).parent.resolve() == output.resolve():
+        for path in paths:
+            file = Path(path).resolve()  # behind its links
+            if is_written(file.name) and file.parent == output.resolve():
                 raise ValueError(
                     f"'{escape(path)}' is an input, and this sweep would replace it: name another folder."
                 )
@@ -144,11 +145,11 @@ def merge(
     """
     check_output_folder(output)
     if any(map(is_extracted, folders)):
-        with _gone_if_it_fails(output), new_folder(output), claimed(output):
+        with new_folder(output), claimed(output), _gone_if_it_fails(output):
             described = merge_extracted(folders, output)
         _report({**described, "errors": {}, "sheets": []}, output_format)
         return
-    with _gone_if_it_fails(output), _prepared(output):
+    with _prepared(output), _gone_if_it_fails(output):
         merge_folders(folders, output)
         counts = Counter("done" if entry.done else "failed" for entry in Manifest(output).entries())
         _report({"output": str(output), "counts": dict(counts), "errors": {}, **write_views(output)}, output_format)
@@ -156,13 +157,13 @@ def merge(
 
 @contextmanager
 def _gone_if_it_fails(folder: Path) -> Generator[None]:
-    """Within it, what fails leaves no new folder, which has but links and copies."""
-    is_new = not folder.exists()
+    """Within it, what fails leaves nothing in a folder without files, which has got but links and copies."""
+    is_empty = not any(path.is_file() for path in folder.rglob("*"))
     try:
         yield
     except Exception:
-        if is_new:
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in folder.iterdir() if is_empty else ():
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
         raise
 
 

@@ -75,7 +75,7 @@ _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 _CAPTION_MULTIPLE = 32
 # More tokens than any chat template of Qwen3 puts around a prompt.
 _TEMPLATE_TOKENS = 64
-_MOST_STEPS, _MOST = 10_000, 2**31 - 1
+_MOST_STEPS, _MOST_TEXT, _MOST = 10_000, 4096, 2**31 - 1  # every prompt is padded to the second
 _Pictures = tuple[Reading | ReferenceEmbeds, ...]  # to be read, or read before
 
 _inputs_logger = logging.get_logger(__name__)
@@ -268,7 +268,7 @@ def _read_call(host: Host, call: Mapping[str, Any]) -> tuple[Plan, int]:
             "With `prompt_embeds` and classifier-free guidance `negative_prompt_embeds` are needed too; pass them, or "
             "guidance_scale=0.0 (as Z-Image-Turbo wants)."
         )
-    length = _check_whole("max_sequence_length", call.get("max_sequence_length", 512))
+    length = _check_whole("max_sequence_length", call.get("max_sequence_length", 512), _MOST_TEXT)
     _check_lengths(host, prompts or [], length)
     if "num_inference_steps" in call:
         check_painting(host, call, count)
@@ -343,11 +343,22 @@ def _check_lengths(host: Host, prompts: Sequence[str], length: int) -> None:
                 f"The transformer takes at most {limit} text tokens, the prompt has {tokens}: shorten it, or lower "
                 f"`max_sequence_length` ({length}) to cut it there."
             )
-        if tokens > length:
-            _inputs_logger.warning(
-                f"The prompt has {tokens} tokens with its template, of which the last {tokens - length} are cut off "
-                f"(max_sequence_length={length}): {prompt[:60]!r} ..."
-            )
+        _warn_of_cut("The prompt", prompt, tokens, length)
+
+
+def read_text_beside(tokenizer: Any, text: str, length: int) -> TextTurn:
+    """Read the turn of a text that is not the prompt, and say what of it is cut off."""
+    turn = read_text_turn(tokenizer, text, length)
+    _warn_of_cut("The text beside the picture", text, len(turn.uncut_ids), length)
+    return turn
+
+
+def _warn_of_cut(name: str, text: str, tokens: int, length: int) -> None:
+    if tokens > length:
+        _inputs_logger.warning(
+            f"{name} has {tokens} tokens with its template, of which the last {tokens - length} are cut off "
+            f"(max_sequence_length={length}): {text[:60]!r} ..."
+        )
 
 
 def check_painting(host: Host, call: Mapping[str, Any], count: int) -> None:
@@ -377,7 +388,7 @@ def check_painting(host: Host, call: Mapping[str, Any], count: int) -> None:
         check_finite_tensors("`latents`", [latents])
     check_choice("output_type", call["output_type"], _OUTPUT_TYPES)
     generators = list_generators(call["generator"])
-    if isinstance(call["generator"], (list, tuple)) and len(generators) != images:
+    if isinstance(call["generator"], list) and len(generators) != images:
         raise ValueError(
             f"`generator` is a list of {len(generators)}, but {images} pictures are asked for: pass one generator, or "
             "one per picture."
@@ -395,7 +406,7 @@ def check_painting(host: Host, call: Mapping[str, Any], count: int) -> None:
 def list_generators(generator: object) -> list[torch.Generator]:
     """Get the generators of a call, none for None; another kind is a TypeError."""
     single = [] if generator is None else [generator]
-    listed = list(cast("list[object]", generator)) if isinstance(generator, (list, tuple)) else single
+    listed = cast("list[object]", generator) if isinstance(generator, list) else single
     for one in listed:
         if not isinstance(one, torch.Generator):
             raise TypeError(f"`generator` must be a torch.Generator or a list of them, got {type(one).__name__}.")
@@ -539,7 +550,7 @@ class _Side:
         vl_text = "" if self.knobs["vl_describe"] else self.knobs["vl_text"]
         if vl_text is not None:
             texts = check_texts("vl_text", vl_text, len(self.conditionings))
-            return [read_text_turn(self.host.tokenizer, text, self.length) for text in texts]
+            return [read_text_beside(self.host.tokenizer, text, self.length) for text in texts]
         if not turns:
             raise ValueError(
                 "With `prompt_embeds` the prompt's words are not known, so `vl_text` must say what stands beside the "

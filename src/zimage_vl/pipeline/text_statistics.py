@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..blend.checks import check_kind
-from ..blend.embedding_statistics import EmbeddingStatistics
+from ..blend.embedding_statistics import EmbeddingStatistics, check_statistics
 from ..reference.files import FileKind, read_tensor_file, write_tensor_file
 from ..reference.readers import fingerprint_text_encoder
 from ..reference.reading import VERSIONS
@@ -132,6 +132,9 @@ class TextStatistics:
     prompts_sha256: str = ""  # of the prompts they were measured on
     dtype: str = ""  # of the text encoder, such as "bfloat16"
     versions: Mapping[str, str] = field(default_factory=dict[str, str])  # library to version, zimage_vl among them
+
+    def __post_init__(self) -> None:
+        check_statistics("statistics", self.statistics)
 
     @property
     def width(self) -> int:

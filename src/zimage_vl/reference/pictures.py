@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import math
 import os
+import re
 import stat
 import threading
 import time
@@ -315,7 +316,12 @@ def _is_url(source: str | os.PathLike[str]) -> bool:
 
 def _source_label(source: str | os.PathLike[str], name: str) -> str:
     text = os.fspath(source)
-    return f"`{name}` {(text.split('?')[0] if _is_url(source) else text)!r}"  # after the ? may stand a signature
+    return f"`{name}` {hide_secrets(text)!r}"
+
+
+def hide_secrets(source: str) -> str:
+    """Get an address without user, password and what follows the question mark; a path as it is."""
+    return re.sub(r"^(https?://)[^/?#]*@", r"\1", source.partition("?")[0]) if _is_url(source) else source
 
 
 def _download(url: str, label: str) -> bytes:
@@ -450,10 +456,12 @@ def _image_from_array(array: np.ndarray[Any, Any] | Tensor, name: str) -> PIL.Im
             layout, turn = ("(height, width, channels)", "transpose(1, 2, 0)")
         hint = "pass a batch as list(batch)" if len(shape) == 4 else f"channels elsewhere are moved by .{turn}"
         raise ValueError(f"{kind}, expected {layout} with 1, 3 or 4 channels, or (height, width); {hint}.")
+    height, width = shape[-2:] if is_tensor else shape[:2]
+    _check_image_size((width, height), f"`{name}`")  # before it is copied
     if isinstance(array, Tensor):
         if not has_values(array):
             raise ValueError(f"{kind}, {array.dtype}, {array.layout}, on {array.device}: pass a dense one in memory.")
-        plain = array.detach().cpu()
+        plain = array.detach().cpu().resolve_neg()
         array = (plain.float() if plain.is_floating_point() else plain).numpy()
         array = np.moveaxis(array, 0, -1) if array.ndim == 3 else array
     pixels = np.ascontiguousarray(_pixels_8_bit(array, kind))

@@ -156,8 +156,9 @@ def check_sweep_folder(folder: Path) -> None:
             raise ValueError(
                 f"{path} is a link or no {'folder' if of_folder else 'file'}: name a new or empty folder."
             )
-        taken = any(path.iterdir()) if of_folder else is_written(path.name)
-        if taken and not (folder / MANIFEST).exists():
+        taken = any(path.iterdir()) if of_folder else is_written(path.name) and path.name != MANIFEST
+        manifest = folder / MANIFEST
+        if taken and not (manifest.exists() and (of_folder or manifest.stat().st_size)):
             raise ValueError(f"{path} is not of a sweep, which would replace it: name a new or empty folder.")
 
 

@@ -27,7 +27,7 @@ from torch import Tensor
 from ..blend.knobs import PLACES, VLConditioning
 from ..pipeline.inputs import is_guided
 from ..reference.embeds import ReferenceEmbeds
-from ..reference.pictures import load_reference_image, read_image_bytes
+from ..reference.pictures import hide_secrets, load_reference_image, read_image_bytes
 from ..reference.reading import resolve_layers
 from .errors import is_out_of_memory
 from .files import save_png, whole_file
@@ -151,7 +151,7 @@ class _File:
     def content(self) -> Any:
         if self._name.endswith("_embeds"):
             return ReferenceEmbeds.load(self._path)
-        return load_reference_image(self._data, f"{SOURCES[self._name]} {_without_query(self._path)}")
+        return load_reference_image(self._data, f"{SOURCES[self._name]} {hide_secrets(self._path)}")
 
 
 @dataclass(frozen=True)
@@ -215,7 +215,7 @@ class _Painter:
                     digest = found.digest
                 else:
                     failure = failure or found
-                sources.append({"option": option, "name": Path(_without_query(path)).name, "sha256": digest})
+                sources.append({"option": option, "name": Path(hide_secrets(path)).name, "sha256": digest})
         record = {
             "prompt": values["prompt"],
             **{name: value for name, value in self._origin.items() if name != "versions"},
@@ -325,10 +325,6 @@ def _open(name: str, path: str) -> _File | Exception:
         return _File(name, path)
     except (OSError, ValueError) as error:
         return error
-
-
-def _without_query(path: str) -> str:
-    return path.split("?")[0] if "://" in path else path  # what follows the question mark may be a signature
 
 
 def _call_form(items: list[Any]) -> Any:
