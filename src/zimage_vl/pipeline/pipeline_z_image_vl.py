@@ -595,6 +595,10 @@ class ZImageVLPipeline(ZImagePipeline):
         given = dict(locals())
         refuse_unknown(list(unknown))
         check_flag("return_dict", return_dict)
+        needed = ["scheduler", "transformer"] + ["vae"] * (output_type != "latent")
+        needed += ["tokenizer", "text_encoder"] * (prompt_embeds is None)
+        if lacking := [name for name in needed if getattr(self, name) is None]:
+            raise ValueError(f"The pipeline has no {' and no '.join(lacking)}: pass them where it is made.")
         plan = self.make_plan({name: given[name] for name in CALL_NAMES}, {name: given[name] for name in KNOBS})
         warn_about_models(self, guidance_scale, joint_attention_kwargs)
         with self.running():

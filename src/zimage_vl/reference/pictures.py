@@ -399,13 +399,13 @@ def _finish_image(image: PIL.Image.Image, label: str) -> PIL.Image.Image:
         image = image.convert("LA")  # Pillow knows no direct way from premultiplied grey to RGB
     space = {"1": "GRAY", "L": "GRAY", "LA": "GRAY", "CMYK": "CMYK"}.get(image.mode, "RGB")
     alpha = None
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        alpha = image.getchannel("A")
     try:
+        if image.has_transparency_data:
+            image = image.convert("RGBA")
+            alpha = image.getchannel("A")
         colours = _to_srgb(image, profile, space, label) if profile else image.convert("RGB")
-    except ValueError as error:
-        raise ValueError(f"{label} cannot be converted from the mode {image.mode!r} to RGB.") from error
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{label} cannot be converted from the mode {image.mode!r} to RGB: {error}.") from error
     finished = PIL.Image.new("RGB", image.size, "white")
     finished.paste(colours, mask=alpha)
     return finished
