@@ -22,6 +22,7 @@ from zimage_vl.cli.extract import file_name
 from zimage_vl.pipeline.pipeline_z_image_vl import ZImageVLPipeline
 from zimage_vl.reference.embeds import ReferenceEmbeds
 from zimage_vl.toy import Scene, draw_scene
+from zimage_vl.workflows.files import claimed
 
 
 TEXT = "a red circle"
@@ -211,6 +212,9 @@ def test_one_file_for_one_reference(pictures: Path, capsys: pytest.CaptureFixtur
     assert Path("a.safetensors").read_bytes() == whole
     done = call(capsys, "extract", "refs/broken.png", "-o", "b.safetensors")
     assert (done.code, done.out, Path("b.safetensors").exists()) == (3, "", False)
+    Path("mask.safetensors").write_bytes(Path("refs/a.png").read_bytes())
+    masked = ("--mask", "mask.safetensors", "-o", "mask.safetensors", "--overwrite")
+    call(capsys, "extract", "refs/b.png", *masked).refused("is an input of this command")
     assert call(capsys, "extract", "refs/b.png", "-o", "a.safetensors", "--overwrite").code == 0
     assert Path("a.safetensors").read_bytes() != whole
 
@@ -316,6 +320,14 @@ def test_shards_and_processes_read_what_one_reads(pictures: Path, capsys: pytest
         assert [{**line, "seconds": 0, "time": ""} for line in found] == [
             {**line, "seconds": 0, "time": ""} for line in lines
         ]
+    with claimed(Path("all")):  # as by another run, which is not disturbed
+        call(capsys, "merge", "part0", "-o", "all").refused("is being written to by another run")
+    call(capsys, "merge", "all", "all", "-o", "again")
+    assert len(manifest("again")) == len(lines)
+    Path("mine").mkdir()
+    Path("mine", next(iter(whole))).write_text("mine")
+    call(capsys, "merge", "all", "-o", "mine").refused("is another file than that of all")
+    assert [path.read_text() for path in Path("mine").glob("*.safetensors")] == ["mine"]
     call(capsys, "merge", "part3", "refs", "-o", "new").refused("refs: has no manifest.jsonl")
     call(capsys, "extract", "refs", "-o", "x", "--num-shards", 2, "--shard-index", 2).refused("below --num-shards 2")
     assert not Path("new").exists()

@@ -216,7 +216,7 @@ BAD_CALLS: list[tuple[dict[str, Any], Any, str]] = [
     ({"width": 33}, ValueError, "`width` must be divisible by 4, got 33"),
     *[({"num_inference_steps": x}, ValueError, f"from 1 to 10000, got {x}") for x in (0, True, 10**30)],
     *[({"num_images_per_prompt": x}, ValueError, f"`num_images_per_prompt`.*{x}") for x in (0, None)],
-    *[({"max_sequence_length": x}, ValueError, f"`max_sequence_length`.*{x}") for x in (0, 64.5, 10**30)],
+    *[({"max_sequence_length": x}, ValueError, f"`max_sequence_length`.*{x}") for x in (0, 64.5, 4097, 10**30)],
     *[({"guidance_scale": x}, ValueError, f"`guidance_scale` must be.*at least 0.*{x}") for x in [-1.0, *NOT_FINITE]],
     ({"guidance_scale": 10**400}, ValueError, "`guidance_scale` must be a finite number"),
     ({"cfg_truncation": math.nan}, ValueError, "`cfg_truncation`.*nan"),
@@ -227,7 +227,7 @@ BAD_CALLS: list[tuple[dict[str, Any], Any, str]] = [
     ({"latents": torch.full((1, 4, 16, 16), math.nan)}, ValueError, "NaN or infinity in `latents`"),
     ({"output_type": "png"}, ValueError, "`output_type` must be one of.*'png'"),
     ({"generator": [seeded(), seeded()]}, ValueError, "`generator` is a list of 2, but 1"),
-    *[({"generator": x}, TypeError, "`generator` must be a torch.Generator") for x in (7, [None])],
+    *[({"generator": x}, TypeError, "`generator` must be a torch.Generator") for x in (7, [None], (seeded(),))],
     ({"callback_on_step_end": "print"}, TypeError, "`callback_on_step_end` must be a function"),
     ({"callback_on_step_end_tensor_inputs": ["noise"]}, ValueError, "callback_on_step_end_tensor_inputs.*noise"),
 ]
@@ -503,6 +503,9 @@ def test_what_is_cut_off_is_said_each_time(pipe: ZImageVLPipeline, warned: list[
     assert [f"has {tokens} tokens with its template, of which the last 3 are cut off" in s for s in warned] == [
         True
     ] * 2
+    paint(pipe, "a", reference_image=PICTURE, vl_text=PROMPT, max_sequence_length=tokens - 3, **KNOBS)
+    pipe.encode_reference(PICTURE, PROMPT, max_sequence_length=tokens - 3)
+    assert [s.startswith(f"The text beside the picture has {tokens} tokens") for s in warned[2:]] == [True] * 2
 
 
 # ---- Whose a reference is ----

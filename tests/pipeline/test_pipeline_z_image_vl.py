@@ -543,3 +543,11 @@ def test_no_weights_no_hooks_and_no_settings_change_in_a_call() -> None:
             paint_with(pipe, PICTURE)
         handle.remove()
     assert snapshot() == before
+
+
+def test_a_pipeline_that_lacks_a_part_says_which() -> None:
+    for name in ("scheduler", "transformer", "vae", "tokenizer", "text_encoder"):
+        pipe = tiny_pipeline()
+        pipe.register_modules(**{name: None})
+        with pytest.raises(ValueError, match=f"The pipeline has no {name}: "):
+            paint(pipe)

@@ -164,7 +164,7 @@ def server() -> Iterator[str]:
 
 def assert_not_downloaded(url: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as error:
-        load_reference_image(f"{url}?token=secret")
+        load_reference_image(f"{url.replace('://', '://me:secret@')}?token=secret")
     assert "secret" not in str(error.value)
 
 
