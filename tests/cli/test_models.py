@@ -147,6 +147,11 @@ def test_what_is_no_pipeline_is_refused_before_anything_is_read(
             done = call(capsys, *command, "--model", tmp_path)
             done.refused(f"--model '{tmp_path}' could not be loaded: ")
             assert len(done.err.splitlines()) == 2  # which model, and why not
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_text("[]")
+    done = call(capsys, *commands[0], "--model", tmp_path)
+    done.refused(f"--model '{tmp_path}' could not be loaded: vae/config.json holds no JSON object")
 
 
 @pytest.mark.parametrize("offline", [True, False])

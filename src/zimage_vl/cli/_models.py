@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import tempfile
@@ -59,6 +60,9 @@ class Model:
             index: object = DiffusionPipeline.load_config(self.model, revision=self.revision)
             if not isinstance(index, dict):
                 raise ValueError("its model_index.json holds no JSON object.")
+            for config in Path(self.model).glob("*/config.json"):  # which would be said to be missing on the Hub
+                if not isinstance(json.loads(config.read_text(encoding="utf-8")), dict):
+                    raise ValueError(f"{config.parent.name}/config.json holds no JSON object.")
 
     @property
     def is_toy(self) -> bool:

@@ -46,7 +46,9 @@ def _sources_of(argument: str) -> Iterator[Source]:
     path, shown = Path(argument), f"'{escape(argument)}'"
     if _is_url(argument) or path.is_file():
         return iter([Source(argument)])
-    if path.is_dir():
+    if not argument:
+        found, missing = [], "names nothing"
+    elif path.is_dir():
         found, missing = _pictures(path.iterdir()), "is a folder without pictures"
     elif path.exists():
         found, missing = [], "is no regular file"
