@@ -213,6 +213,7 @@ def test_embeddings_in_another_precision_are_brought_to_float32(pipe: ZImageVLPi
 NOT_FINITE = [math.nan, math.inf, "5"]
 BAD_CALLS: list[tuple[dict[str, Any], Any, str]] = [
     *[({"height": x}, ValueError, f"`height` must be a whole number from 1 to .*, got {x!r}") for x in (0, 64.0, "6")],
+    ({"width": 2**13}, ValueError, "`width` must be at most 2048, the most that this transformer has, got 8192"),
     ({"width": 33}, ValueError, "`width` must be divisible by 4, got 33"),
     *[({"num_inference_steps": x}, ValueError, f"from 1 to 10000, got {x}") for x in (0, True, 10**30)],
     *[({"num_images_per_prompt": x}, ValueError, f"`num_images_per_prompt`.*{x}") for x in (0, None)],

@@ -89,6 +89,7 @@ class Host:
     tokenizer: Any
     width: int | None  # of the text embeddings
     max_text_tokens: int | None
+    max_patches: int | None  # along a side of the picture
     latent_channels: int | None
     vae_scale_factor: int
     find_reader: Callable[[VLReader], ReaderSource]
@@ -371,6 +372,8 @@ def check_painting(host: Host, call: Mapping[str, Any], count: int) -> None:
         sides.append(1024 if call[name] is None else _check_whole(name, call[name]))
         if sides[-1] % multiple:
             raise ValueError(f"`{name}` must be divisible by {multiple}, got {sides[-1]}.")
+        if host.max_patches is not None and sides[-1] > (most := host.max_patches * multiple):
+            raise ValueError(f"`{name}` must be at most {most}, the most that this transformer has, got {sides[-1]}.")
     sigmas = to_plain(call["sigmas"])
     if sigmas is not None and not (isinstance(sigmas, (list, tuple)) and sigmas):
         raise ValueError(f"`sigmas` must be a list of numbers, one per step, got {sigmas!r:.80}.")

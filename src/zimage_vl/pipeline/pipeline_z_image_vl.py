@@ -650,6 +650,7 @@ class ZImageVLPipeline(ZImagePipeline):
             tokenizer=self.tokenizer,
             width=None if text_encoder is None else text_encoder.config.hidden_size,
             max_text_tokens=None if transformer is None else max_text_tokens(transformer.config.axes_lens),
+            max_patches=None if transformer is None else min(transformer.config.axes_lens[1:]),
             latent_channels=None if transformer is None else transformer.in_channels,
             vae_scale_factor=self.vae_scale_factor,
             find_reader=self.find_reader,

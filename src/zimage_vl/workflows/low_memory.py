@@ -154,6 +154,7 @@ class _Source:
             tokenizer=self.tokenizer,
             width=AutoConfig.from_pretrained(self.model, subfolder="text_encoder", **self.at).hidden_size,
             max_text_tokens=max_text_tokens(transformer["axes_lens"]),
+            max_patches=min(transformer["axes_lens"][1:]),
             latent_channels=transformer["in_channels"],
             vae_scale_factor=2 ** (len(vae["block_out_channels"]) - 1),
             find_reader=self.find_reader,
