@@ -595,7 +595,7 @@ class ZImageVLPipeline(ZImagePipeline):
         given = dict(locals())
         refuse_unknown(list(unknown))
         check_flag("return_dict", return_dict)
-        needed = ["scheduler", "transformer"] + ["vae"] * (output_type != "latent")
+        needed = ["scheduler", "transformer", *([] if str(output_type) == "latent" else ["vae"])]
         needed += ["tokenizer", "text_encoder"] * (prompt_embeds is None)
         if lacking := [name for name in needed if getattr(self, name) is None]:
             raise ValueError(f"The pipeline has no {' and no '.join(lacking)}: pass them where it is made.")
