@@ -156,6 +156,7 @@ def _round(value: Any) -> Any:
 
 # In a page a measured number carries its name in a comment, `.83<!-- dose/global 0.3/open/kept -->`. Settings stand in
 # backticks, and those numbers are not looked at.
+_NO_PROSE = r"```.*?```|`[^`]*`|\]\([^)]*\)"  # blocks, settings and links
 _NUMBER = re.compile(r"(?<![\w.])([-+]?\d*\.\d+)(?:<!--\s*(.+?)\s*-->)?")
 
 
@@ -166,7 +167,7 @@ def find_wrong_numbers(page: str, measurements: Measurements) -> list[str]:
         >>> find_wrong_numbers("Kept: .83, at `alpha 0.3`.", Measurements({}))
         ['.83 has no name: write .83<!-- group/row/kind/quantity -->']
     """
-    text = re.sub(r"```.*?```|`[^`]*`|\]\([^)]*\)", "", page, flags=re.DOTALL)
+    text = re.sub(_NO_PROSE, "", page, flags=re.DOTALL)
     outside = re.sub(r"<!--.*?-->", lambda match: match[0].replace(".", "\0"), text, flags=re.DOTALL)
     wrong: list[str] = []
     for number, name in _NUMBER.findall(outside):
@@ -201,5 +202,4 @@ def write_numbers(page: str, measurements: Measurements) -> str:
         value = f"{measurements.look_up(name):.{len(number.partition('.')[2])}f}"
         return value.replace("0.", ".", 1) if number.startswith(".") else value
 
-    skipped = r"```.*?```|`[^`]*`|\]\([^)]*\)"
-    return re.sub(rf"{skipped}|(?<![\w.])([-+]?\d*\.\d+)(?=<!--\s*(.+?)\s*-->)", write, page, flags=re.DOTALL)
+    return re.sub(rf"{_NO_PROSE}|(?<![\w.])([-+]?\d*\.\d+)(?=<!--\s*(.+?)\s*-->)", write, page, flags=re.DOTALL)
