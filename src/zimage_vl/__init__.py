@@ -92,23 +92,66 @@ __all__ = [
     "scale_embeddings",
 ]
 
-# Where the names are, each module behind those that it needs; the last is in newer versions of diffusers alone.
-_HOMES = (
-    *("blend.align", "blend.condition", "blend.embedding_statistics", "blend.knobs", "blend.mix", "blend.normalize"),
-    *("blend.regions", "blend.report", "reference.embeds", "reference.pictures", "reference.readers"),
-    *("pipeline.text_statistics", "pipeline.pipeline_z_image_vl", "toy", "workflows.image_to_image"),
-    *("workflows.low_memory", "workflows.rounds", "pipeline.modular"),
-)
+_NAMES: dict[str, tuple[str, ...]] = {
+    "blend.align": ("align_sequence",),
+    "blend.condition": ("condition_prompt_embeds",),
+    "blend.embedding_statistics": (
+        "EmbeddingStatistics",
+        "find_sink_tokens",
+        "per_dimension_correlation",
+    ),
+    "blend.knobs": ("VLConditioning",),
+    "blend.mix": (
+        "blend_adain",
+        "blend_adain_per_dim",
+        "blend_embeddings",
+        "blend_slerp",
+        "blend_with_style_delta",
+        "compute_style_delta",
+    ),
+    "blend.normalize": (
+        "get_outlier_dimensions",
+        "mask_outlier_dimensions",
+        "match_token_rms",
+        "normalize_hybrid",
+        "normalize_per_dimension",
+        "scale_embeddings",
+    ),
+    "blend.regions": ("Region",),
+    "blend.report": ("ConditioningReport",),
+    "pipeline.modular": ("ZImageVLReferenceStep",),
+    "pipeline.pipeline_z_image_vl": (
+        "PromptConditioning",
+        "ZImageVLPipeline",
+        "ZImageVLPipelineOutput",
+    ),
+    "pipeline.text_statistics": ("TextStatistics",),
+    "reference.embeds": ("ReferenceEmbeds",),
+    "reference.pictures": ("load_reference_image",),
+    "reference.readers": (
+        "encode_reference",
+        "fingerprint_text_encoder",
+        "fingerprint_vl_encoder",
+    ),
+    "toy": ("load_toy_pipeline",),
+    "workflows.image_to_image": (
+        "load_init_image",
+        "paint_from_image",
+        "paint_like",
+    ),
+    "workflows.low_memory": ("generate_low_memory",),
+    "workflows.rounds": ("refine_iteratively",),
+}
+_HOME_OF = {name: module for module, names in _NAMES.items() for name in names}
 
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first asked for (PEP 562)."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     if name == "recipes":
         return import_module(".recipes", __name__)
-    homes = (import_module(f".{home}", __name__) for home in _HOMES)
-    value = next(getattr(home, name) for home in homes if hasattr(home, name))
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(import_module(f".{_HOME_OF[name]}", __name__), name)
     globals()[name] = value  # found without this function from now on
     return value
 
