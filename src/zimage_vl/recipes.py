@@ -87,6 +87,10 @@ WISHES = ("colours", "layout", "style", "variation")
 # By the names of the command line.
 RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {
+        "colours": COLOURS,
+        "layout": LAYOUT,
+        "style": STYLE,
+        "variation": VARIATION,
         "style-transfer": STYLE_TRANSFER,
         "image-variation": IMAGE_VARIATION,
         "composition": COMPOSITION,
@@ -94,9 +98,5 @@ RECIPES: Mapping[str, Mapping[str, Any]] = MappingProxyType(
         "guide": GUIDE,
         "all-tokens": ALL_TOKENS,
         "calibrated": CALIBRATED,
-        "colours": COLOURS,
-        "layout": LAYOUT,
-        "style": STYLE,
-        "variation": VARIATION,
     }
 )

@@ -28,7 +28,7 @@ def test_the_shell_completes_commands_options_and_choices() -> None:
     assert "_ZIMAGE_VL_COMPLETE=complete_bash" in run("--show-completion", "bash", **named).stdout
     for words, completed in (
         ("gen", "generate"),
-        ("generate --take col", "colour-palette colours"),
+        ("generate --take col", "colours colour-palette"),
         ("extract --tok", ""),
         ("generate --tokens image_", "image_no_markers"),
     ):
@@ -53,6 +53,25 @@ def test_a_line_comes_before_anything_slow_and_json_shows_no_bars(tmp_path: Path
     told = "Model: the toy, which knows only coloured shapes; for more: --model Tongyi-MAI/Z-Image-Turbo"
     assert done.stderr.splitlines()[:2] == [told, "[]"]  # what follows are warnings of older libraries
     assert (done.stderr.count(told), done.stderr.count("it/s")) == (1, 0)
+
+
+def test_ctrl_c_ends_the_imports_too_without_a_traceback() -> None:
+    program = (
+        "import os, signal, sys\n"
+        "from zimage_vl.cli import main\n"
+        "class Finder:\n"
+        "    def find_spec(self, *name):\n"
+        "        os.kill(os.getpid(), signal.SIGINT)\n"
+        "sys.meta_path.insert(0, Finder())\n"
+        "main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "")
+
+
+def test_a_closed_stdout_takes_nothing() -> None:
+    done = subprocess.run(f"{sys.executable} -m zimage_vl recipes >&-", shell=True, env=environment(), stderr=-1)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("generate", "--help"), ("extract", "-h")])
@@ -93,7 +112,8 @@ def frame_with(body: str, *arguments: str, **variables: str) -> subprocess.Compl
     """The frame with one more command, `fail`, whose body is given."""
     program = (
         "import os, signal\n"
-        "from zimage_vl.cli.app import app, main\n"
+        "from zimage_vl.cli import main\n"
+        "from zimage_vl.cli.app import app\n"
         "@app.command('fail')\n"
         "def fail() -> None:\n"
         f"    {body}\n"

@@ -54,11 +54,12 @@ def test_a_page_with_its_sheet_pictures_and_numbers(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
+        (["--model", "", "--pictures", "x.png", "--prompts", "a"], "neither a folder that exists"),
         (["--model", "./gone", "--pictures", "x.png", "--prompts", "a"], "neither a folder that exists"),
         (["--pictures", "gone.png", "--prompts", "a"], "'gone.png' does not exist"),
         (["--pictures", "x.png", "--prompts", " "], "--prompts has an empty text"),
         (["--pictures", "x.png", "--prompts", "a", "--size", "65x64"], "multiples of 16"),
-        (["--pictures", "x.png", "--prompts", "a", "--output", "a.txt"], "--output must end in .md"),
+        (["--pictures", "x.png", "--prompts", "a", "--output", "a.txt"], "a.txt' must end in .md"),
         (["--pictures", "x.png", "--prompts", "a", "--output", "no/a.md"], "does not exist"),
         (["--pictures", "x.png", "--prompts", "a"], "x.png"),
         (["--pictures", "https://a.b/c.png", "--prompts", "a", "--no-urls"], "is an address"),

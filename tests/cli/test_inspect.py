@@ -173,6 +173,8 @@ def test_verify_says_of_each_file_whether_it_is_whole(
     done = call(capsys, "inspect", "--verify", *whole)
     assert (done.code, done.out, done.err) == (0, "".join(f"whole   {file}\n" for file in whole), "")
     broken = []
+    write_png(PIL.Image.new("RGB", (8, 8)), tmp_path / "empty.png", {})
+    broken.append(tmp_path / "empty.png")
     for name, file in ((b"\xff.safetensors", whole[0]), (b"late.safetensors", whole[1])):
         damaged = bytearray(file.read_bytes())
         damaged[-3 if name.startswith(b"l") else 300] ^= 1
@@ -184,4 +186,4 @@ def test_verify_says_of_each_file_whether_it_is_whole(
     assert told["whole"] == [str(file) for file in whole]
     assert list(told["refused"]) == [str(file) for file in (*broken, tmp_path / "gone")]
     assert r"\udcff.safetensors" in done.err
-    assert "REFUSED" in call(capsys, "inspect", "--verify", broken[1]).out
+    assert "REFUSED" in call(capsys, "inspect", "--verify", broken[-1]).out

@@ -93,8 +93,9 @@ def test_a_dry_run_counts_and_writes_nothing(capsys: Any, folder: Path, monkeypa
     assert planned.code == 0
     assert planned.out.startswith("pictures  16 planned\nto read   4 references with their texts, 2 prompts\n")
     assert sorted(path.name for path in folder.iterdir()) == ["a.png", "b.png"]
-    told = json.loads(sweep(capsys, "-r", "none.png", "--dry-run", "--format", "json").out)
-    assert told["counts"] == {"failed": 1, "planned": 1}
+    done = sweep(capsys, "-r", "none.png", "--dry-run", "--format", "json")
+    assert json.loads(done.out)["counts"] == {"failed": 1, "planned": 1}
+    assert (done.code, done.err.splitlines()[-1]) == (3, "Failed: --reference 'none.png' does not exist.")
 
 
 def test_the_plans_of_the_page_on_scale_are_plans(capsys: Any, folder: Path) -> None:

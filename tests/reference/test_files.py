@@ -78,8 +78,9 @@ def test_what_no_reader_would_take_is_not_written(tmp_path: Path) -> None:
 
 
 def test_missing_files_folders_and_pipes(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"There is no file .*nowhere"):
-        read_tensor_file(tmp_path / "nowhere", KIND)
+    for name in ("nowhere", 100_000 * "nowhere"):
+        with pytest.raises(FileNotFoundError, match=r"There is no file .{5,200}nowhere"):
+            read_tensor_file(tmp_path / name, KIND)
     os.mkfifo(tmp_path / "pipe")  # reading it would wait for ever
     for path in (tmp_path, tmp_path / "pipe", Path(os.devnull)):
         with pytest.raises(ValueError, match=f"{path} is a folder or is no regular file"):

@@ -376,8 +376,12 @@ def test_floats_that_are_nearly_white_are_white_and_nearly_black_pictures_are_sa
     pixels = np.linspace(0, 1.0001, 32, dtype=np.float32).reshape(4, 8)
     read = np.asarray(load_reference_image(PIL.Image.fromarray(pixels)))[..., 0]
     assert np.array_equal(read, np.rint(pixels * 255).astype(np.uint8))
-    with pytest.warns(UserWarning, match="up to 3.*0..255, nearly black"):
+    with pytest.warns(UserWarning, match=r"up to 3.*0\.\.255, they are nearly black"):
         load_reference_image(PIL.Image.fromarray(3 * pixels))
+    deep = io.BytesIO()  # 8 bits in a file of 32
+    PIL.Image.fromarray(np.full((4, 4), 255, dtype=np.int32)).save(deep, format="TIFF")
+    with pytest.warns(UserWarning, match=r"up to 255.*0\.\.65535, they are nearly black"):
+        load_reference_image(deep.getvalue())
 
 
 def swap_colours(picture: PIL.Image.Image) -> PIL.Image.Image:

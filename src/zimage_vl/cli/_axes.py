@@ -38,7 +38,7 @@ _VALUES = {
 _SWITCH = {"yes": True, "true": True, "no": False, "false": False}
 _LEAST = {"steps": 1, "seed": 0, "guidance": 0, "vl_max_pixels": 16 * 16}  # an image token, of the smallest model
 _MOST = {"steps": 10_000}
-_MOST_IN_A_RANGE, _MOST_SEED = 10_000_000, 2**63
+_MOST_IN_A_RANGE, _MOST_WHOLE = 10_000_000, 2**62
 _MOST_BYTES = 2**24  # of a plan
 # How values are written where another form stands in the help of a single picture.
 _FORMS = {
@@ -246,7 +246,7 @@ def _read_word(name: str, word: str) -> list[Any]:
     first, last = (0, -1) if match is None else (int(match[1]), int(match[2] or match[1]))
     if not 0 <= last - first < _MOST_IN_A_RANGE:
         raise typer.BadParameter(f"{word!r} is no whole number, nor a range of them, as 0..3.")
-    if first < _LEAST.get(name, first) or last > _MOST.get(name, _MOST_SEED - 1):
+    if first < _LEAST.get(name, first) or last > _MOST.get(name, _MOST_WHOLE):
         raise typer.BadParameter(f"{word!r} is below {_LEAST.get(name)} or too large.")
     return list(range(first, last + 1))
 

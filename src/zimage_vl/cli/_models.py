@@ -45,7 +45,7 @@ class Model:
             if given is not None and self.is_toy:
                 raise ValueError(f"{option} does nothing with --model toy, which comes whole with this package.")
         for option, name, toy in (("--model", self.model, ", nor 'toy'"), ("--vl-model", self.vl_model, "")):
-            known = name is None or (toy and self.is_toy) or Path(name).is_dir()
+            known = name is None or (toy and self.is_toy) or (name and Path(name).is_dir())
             if not known and re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", str(name), re.ASCII) is None:
                 said = "is neither a folder that exists, nor a Hub id (owner/name)"
                 raise ValueError(f"{option} '{escape(str(name))}' {said}{toy}.")

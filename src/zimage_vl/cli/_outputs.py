@@ -35,7 +35,7 @@ def check_output_path(
     """
     shown = f"--output '{escape(str(path))}'"
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"--output must end in {' or '.join(suffixes)}, got '{escape(str(path))}'.")
+        raise ValueError(f"{shown} must end in {' or '.join(suffixes)}, as name{suffixes[0]}.")
     if path.is_dir():
         raise ValueError(f"{shown} is a directory: name a file in it.")
     check_folder(path.parent, shown)

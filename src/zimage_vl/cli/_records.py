@@ -95,6 +95,8 @@ def read_png(path: Path) -> dict[str, Any]:
     try:
         with Image.open(path, formats=["PNG"]) as image:
             record = dict(json.loads(getattr(image, "text", {})["parameters"]))
+            if "prompt" not in record:
+                raise ValueError("of something else")
             if _depth(record) > 30:  # what is shown of it is walked through, too
                 raise ValueError("nested too deep")
             return record

@@ -36,7 +36,8 @@ def escape(text: str) -> str:
 
 def say(text: str, err: bool = False) -> None:
     """Print a line, escaped, in the terminal's encoding whatever that is."""
-    encoding = (sys.stderr if err else sys.stdout).encoding or "utf-8"
+    stream = sys.stderr if err else sys.stdout  # None where the caller closed it, and then nothing is shown
+    encoding = getattr(stream, "encoding", None) or "utf-8"
     typer.echo(escape(text).encode(encoding, "backslashreplace").decode(encoding), err=err)
 
 

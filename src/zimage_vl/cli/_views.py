@@ -96,9 +96,12 @@ def describe_dry_run(
     def cost(row: Mapping[str, Any]) -> float:
         return count_operations(row["width"], row["height"], row["steps"], row["guidance"] > 0)
 
-    counts, readings, prompts, pixels, operations, steps = Counter[str](), set[str](), set[str](), 0, 0.0, 0
+    counts, errors = Counter[str](), Counter[str]()
+    readings, prompts, pixels, operations, steps = set[str](), set[str](), 0, 0.0, 0
     for row in rows:
         counts[row["status"]] += 1
+        if row["status"] == "failed":
+            errors[row["error"]] += 1
         if row["status"] == "planned":
             readings.update(row["readings"])
             prompts |= {row["prompt"], *filter(None, [row["negative_prompt"]])}
@@ -124,6 +127,7 @@ def describe_dry_run(
     return {
         "output": str(folder),
         "counts": dict(counts),
+        "errors": dict(errors),
         "readings": len(readings),
         "prompts": len(prompts),
         "disk_bytes": round(pixels * _BYTES_PER_PIXEL),

@@ -29,7 +29,6 @@ from .statistics import statistics
 from .sweep import merge, sweep
 
 
-_INTERRUPTED = 130  # what shells report for Ctrl-C
 _MENDABLE = 2  # as for a wrong option: something in the call has to change
 _DEBUG, _VERSION = "ZIMAGE_VL_DEBUG", "Print the version and stop."
 _PACKAGE = str(Path(__file__).parents[1])
@@ -56,8 +55,6 @@ class _Commands(TyperGroup):
         try:
             with _safe_to_show(), _told_as_notes(ctx.meta["typed"]):
                 return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise typer.Exit(_INTERRUPTED) from None
         except BrokenPipeError:  # the reader of our output went away: not an error of ours
             raise
         except Exception as error:
@@ -133,15 +130,3 @@ def _global_options(  # pyright: ignore[reportUnusedFunction]
 
 for command in (demo, generate, page, sweep, merge, recipes, extract, inspect, statistics, evidence, env):
     app.command("app" if command is page else command.__name__, cls=PanelledCommand)(command)
-
-
-def main() -> None:
-    """Run the `zimage-vl` console script.
-
-    Exit codes: 0 done; 2 something in the call has to change (one line on stderr says what); 3 done but for some of
-    many inputs, which stderr names; 1 any other failure, with its traceback; 130 interrupted.
-    """
-    try:
-        app(prog_name="zimage-vl")
-    except KeyboardInterrupt:
-        sys.exit(_INTERRUPTED)

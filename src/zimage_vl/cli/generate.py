@@ -56,7 +56,7 @@ def generate(
     negative_prompt: Annotated[str | None, option("--negative-prompt", "TEXT", "Keep away; needs --guidance.")] = None,
     steps: Annotated[int | None, option("--steps", "INT", _STEPS, min=1, max=10_000)] = None,
     guidance: Annotated[float, option("--guidance", "NUMBER", "Scale; 0 is off, for Turbo.", min=0)] = 0.0,
-    seed: Annotated[int | None, option("--seed", "INT", _SEED, min=0, max=2**63 - 1)] = None,
+    seed: Annotated[int | None, option("--seed", "INT", _SEED, min=0, max=2**62)] = None,
     size: Annotated[str | None, option("--size", "WxH", _SIZE)] = None,
     width: Annotated[int | None, option("--width", "INT", "Width alone.", min=16)] = None,
     height: Annotated[int | None, option("--height", "INT", "Height alone.", min=16)] = None,

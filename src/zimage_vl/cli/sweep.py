@@ -116,11 +116,13 @@ def sweep(
     )
     if dry_run:
         described = describe_dry_run(rows, output, model.model, model.vl_model, team.kind)
+        _tell_errors(described["errors"])
         if output_format is OutputFormat.JSON:
             print_json(described)
-            return
-        for line in dry_run_lines(described):
+        for line in dry_run_lines(described) if output_format is OutputFormat.TEXT else ():
             say(line)
+        if described["errors"]:
+            raise typer.Exit(PARTLY_DONE)
         return
     with _prepared(output) if team.is_main else nullcontext():
         team.wait()
@@ -215,11 +217,15 @@ def _run(rows: Iterable[dict[str, Any]], count: int, shown: bool) -> tuple[Count
 
 
 def _report(described: dict[str, Any], output_format: OutputFormat) -> None:
-    for error, times in described["errors"].items():
-        note(f"Failed{f' {times} times' if times > 1 else ''}: {error}")
+    _tell_errors(described["errors"])
     note(", ".join(f"{count} {status}" for status, count in sorted(described["counts"].items())) or "nothing to do")
     if output_format is OutputFormat.JSON:
         print_json(described)
         return
     for path in (*described["sheets"], described.get("page", described["manifest"])):
         say(path)
+
+
+def _tell_errors(errors: Mapping[str, int]) -> None:
+    for error, times in errors.items():
+        note(f"Failed{f' {times} times' if times > 1 else ''}: {error}")

@@ -318,10 +318,10 @@ def check_finite_tensors(stage: str, tensors: Sequence[Tensor]) -> None:
     """Refuse NaN and infinity, which would end as a black picture, naming the stage they come from."""
     for tensor in tensors:
         if not bool(torch.isfinite(tensor).all()):
-            raise ValueError(
-                f"NaN or infinity in {stage} ({tensor.dtype}), which would give a black picture. In float16 a model "
-                "can overflow: use bfloat16 or float32."
-            )
+            advice = "A very large guidance_scale can be the reason."
+            if tensor.dtype == torch.float16:
+                advice = "In float16 a model can overflow: use bfloat16 or float32."
+            raise ValueError(f"NaN or infinity in {stage} ({tensor.dtype}), which would paint black. {advice}")
 
 
 def check_painted(images: Any, latents: Tensor | None) -> None:

@@ -73,8 +73,8 @@ def read_single_file(pipeline_class: type) -> str:
     if SINGLE_FILE_DIGEST is not None and SINGLE_FILE_DIGEST not in source:
         raise ValueError(
             f"{file} is no longer the file this pipeline was loaded from: diffusers keeps local custom pipelines "
-            "under one name, and another one took its place. Load the pipeline again in a new process, or from a Hub "
-            "repository, and save it there."
+            "under one name, and another one took its place. Load the pipeline again in a new process, or from the "
+            "Hub, and save it there."
         )
     if f"\nclass {pipeline_class.__name__}(" not in source:
         raise ValueError(

@@ -94,8 +94,8 @@ def read_tensor_file(path: str | os.PathLike[str], kind: FileKind) -> tuple[dict
     if not isinstance(path, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"`path` must be a path, got {path!r:.80} of type {type(path).__name__}.")
     path = Path(path)
-    if not path.exists():
-        raise FileNotFoundError(f"There is no file {path}.")
+    if not os.path.exists(path):  # false of a name that no file can have, too
+        raise FileNotFoundError(f"There is no file {path!s:.300}.")
     if not path.is_file():  # reading a pipe or a device could wait for ever
         raise ValueError(f"{path} is a folder or is no regular file: name a file with {kind.contents}.")
     try:

@@ -56,8 +56,8 @@ def load_reference_image(image: ReferenceImage, name: str = "reference_image") -
             in two minutes at most); a numpy array `(height, width, 1, 3 or 4)` or `(height, width)`; a torch tensor
             `(1, 3 or 4, height, width)` or `(height, width)`. Arrays and tensors hold uint8 in 0..255, floats in 0..1
             or bools. PIL images of mode "F" are read as 0..1 where no value is above 1 and as 0..255, Pillow's own
-            convention, otherwise (with a `UserWarning` where all would be nearly black); mode "I" as 16 bits, unless
-            it was made in memory and no value is above 255.
+            convention, otherwise; mode "I" as 16 bits, unless it was made in memory and no value is above 255. A
+            `UserWarning` says where all would be nearly black.
         name: What errors call the picture.
 
     Returns:
@@ -431,13 +431,13 @@ def _grey_from_deep(image: PIL.Image.Image, file_format: str | None, label: str)
     least, most = values.min(), values.max()
     if image.mode == "F":
         white = 1.0 if np.rint(most * 255.0) <= 255 else 255.0  # 1.0001 is white too
-        if white == 255 and most < 16:
-            warnings.warn(f"{label} has floats up to {most:g}: they are read as 0..255, nearly black.", stacklevel=5)
     else:
         # Older Pillow opens 16-bit PNG files in mode "I"; made in memory, "I" may hold 8 bits.
         white = 255.0 if image.mode == "I" and file_format is None and most <= 255 else 65535.0
     if not (least >= 0 and np.rint(most * 255.0 / white) <= 255):  # nor NaN
         raise ValueError(f"{label} has values {least:g} to {most:g}, expected 0 to {white:g}: rescale it first.")
+    if white > 1 and most * 16 < white:
+        warnings.warn(f"{label} has values up to {most:g}: read as 0..{white:g}, they are nearly black.", stacklevel=5)
     grey = PIL.Image.fromarray(np.rint(values * (255.0 / white)).astype(np.uint8))
     transparent = image.info.get("transparency")
     if isinstance(transparent, int):  # the 16-bit value that a PNG declares transparent
@@ -451,11 +451,9 @@ def _image_from_array(array: np.ndarray[Any, Any] | Tensor, name: str) -> PIL.Im
     kind = f"`{name}` is {'a tensor' if is_tensor else 'an array'} of shape {shape}"
     channels = 1 if len(shape) == 2 else shape[0 if is_tensor else -1] if len(shape) == 3 else None
     if channels not in (1, 3, 4) or 0 in shape:
-        layout, turn = ("(channels, height, width)", "permute(2, 0, 1)")
-        if not is_tensor:
-            layout, turn = ("(height, width, channels)", "transpose(1, 2, 0)")
-        hint = "pass a batch as list(batch)" if len(shape) == 4 else f"channels elsewhere are moved by .{turn}"
-        raise ValueError(f"{kind}, expected {layout} with 1, 3 or 4 channels, or (height, width); {hint}.")
+        layout = "(channels, height, width)" if is_tensor else "(height, width, channels)"
+        hint = "; pass a batch as list(batch)" * (len(shape) == 4)
+        raise ValueError(f"{kind}, expected {layout} with 1, 3 or 4 channels, or (height, width){hint}.")
     height, width = shape[-2:] if is_tensor else shape[:2]
     _check_image_size((width, height), f"`{name}`")  # before it is copied
     if isinstance(array, Tensor):
