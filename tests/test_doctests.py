@@ -13,7 +13,7 @@ from modular_samples import HAS_MODULAR
 
 
 MODULES = sorted(
-    info.name for info in pkgutil.walk_packages(zimage_vl.__path__, "zimage_vl.") if ".cli" not in info.name
+    info.name for info in pkgutil.walk_packages(zimage_vl.__path__, "zimage_vl.") if not info.name.endswith("__main__")
 )
 
 
