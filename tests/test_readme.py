@@ -33,7 +33,8 @@ def test_its_python_runs(page: Path, desk: Path) -> None:  # noqa: F811
 def test_its_command_lines_run(desk: Path, capsys: pytest.CaptureFixture[str]) -> None:  # noqa: F811
     assert len(COMMANDS) > 5
     for line in COMMANDS:
-        words = [word for part in shlex.split(line, comments=True) for word in glob.glob(part) or [part]]
+        here = line.replace("--offload model ", "")  # which needs an accelerator
+        words = [word for part in shlex.split(here, comments=True) for word in glob.glob(part) or [part]]
         small = ["--size", "64x64", "--steps", "2"] if "Tongyi-MAI/Z-Image-Turbo" in words else []
         done = call(capsys, *words[1:], *small)
         assert done.code == 0, (line, done.err)

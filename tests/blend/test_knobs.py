@@ -6,6 +6,7 @@ import pickle
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -155,6 +156,9 @@ def test_the_callers_lists_are_copied() -> None:
 
 
 def test_knobs_are_values() -> None:
+    numpys = {"vl_hidden_layer": np.int64(-8), "vl_max_pixels": np.int32(4096), "vl_exclude_sinks": np.bool_(True)}
+    assert repr(VLConditioning(**numpys)) == repr(VLConditioning(**{k: v.item() for k, v in numpys.items()}))
+    assert VLConditioning(vl_start=0.5).window(np.int64(2)) == [False, True]
     knobs = VLConditioning(vl_alpha=torch.tensor([0.5]), vl_hidden_layer={-6: 1})
     assert knobs == copy.deepcopy(knobs) == pickle.loads(pickle.dumps(knobs)) == dataclasses.replace(knobs)
     with pytest.raises(dataclasses.FrozenInstanceError):

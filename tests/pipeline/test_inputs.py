@@ -256,12 +256,11 @@ def test_embeddings_for_other_pipelines_are_checked_alike(pipe: ZImageVLPipeline
         (TypeError, "`describe` must be", {"describe": 1}),
         (ValueError, "needs vl_reader", {"describe": True, "text": "", "vl_reader": "text_encoder"}),
         (ValueError, "leave out `text`", {"describe": True}),
-        (
-            TypeError,
-            'no argument `text_tokens_only` of encode_reference.*use vl_token_selection="text"',
-            {"text_tokens_only": True},
-        ),
-        (TypeError, "no argument `vl_hidden_layer` of encode_reference .`layers` are", {"vl_hidden_layer": -2}),
+        (TypeError, "no argument `text_tokens_only` here: use it in the call", {"text_tokens_only": True}),
+        (TypeError, "no argument `vl_alpha` here: use it in the call", {"vl_alpha": 0.5}),
+        (TypeError, "no argument `hidden_layer` here: use layers", {"hidden_layer": -2}),
+        (TypeError, "no argument `vl_text_position` here: use text_position", {"vl_text_position": "before"}),
+        (TypeError, "`text` must be a string", {"text": 7}),
         (ValueError, "max_sequence_length", {"max_sequence_length": 0}),
     ]
     with record_runs(pipe) as runs:
@@ -381,6 +380,7 @@ def test_an_unknown_argument_names_the_one_that_was_meant(pipe: ZImageVLPipeline
         "text_with_image": "use vl_text",
         "alpha": "use vl_alpha",
         "vl_aplha": "Did you mean vl_alpha",
+        "reference": "Did you mean reference_image",
         "strength": "use zimage_vl.paint_from_image",
         "image": "use reference_image .to paint over it, zimage_vl.paint_from_image",
         "vl_embeds": "use reference_embeds",

@@ -267,6 +267,9 @@ def test_a_batch_equals_its_singles(pipe: ZImageVLPipeline) -> None:
     np.testing.assert_allclose(output.images, singles(pipe, PICTURES), atol=2e-4)
     for shared in (PICTURE, [PICTURE]):
         np.testing.assert_allclose(batch(shared).images, singles(pipe, [PICTURE] * 2), atol=2e-4)
+    pixels = np.stack([np.asarray(picture) for picture in PICTURES])  # (prompts, height, width, 3)
+    for pictures in (pixels, torch.from_numpy(pixels).movedim(-1, 1)):
+        same(batch(pictures).images, output.images)
     # A prompt without a picture is the text's alone.
     without = batch([None, PICTURE])
     np.testing.assert_allclose(without.images, singles(pipe, [None, PICTURE]), atol=2e-4)

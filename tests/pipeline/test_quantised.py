@@ -16,6 +16,7 @@ import torch
 from diffusers import ZImagePipeline, ZImageTransformer2DModel
 from transformers import Qwen3VLForConditionalGeneration
 
+from pages import ROOT, desk, run_page  # noqa: F401 - desk is a fixture
 from pipeline_samples import (
     PROMPT,
     differ,
@@ -54,8 +55,8 @@ def load(folder: Path, **kwargs: Any) -> Any:
     return quiet(ZImageVLPipeline.from_pretrained(folder, **in_dtype(torch.float32), **kwargs))
 
 
-def load_torchao(folder: Path) -> Any:
-    """VL encoder and transformer with 8-bit weights."""
+def torchao_configs() -> tuple[Any, Any]:
+    """8-bit weights for diffusers and for transformers."""
     pytest.importorskip("torchao")
     from diffusers import TorchAoConfig as TransformerConfig
     from torchao.quantization import Int8WeightOnlyConfig
@@ -63,13 +64,17 @@ def load_torchao(folder: Path) -> Any:
 
     if "not" in (unusable := _try(lambda: TransformerConfig(Int8WeightOnlyConfig()))):
         pytest.skip(unusable)
+    return TransformerConfig(Int8WeightOnlyConfig()), EncoderConfig(Int8WeightOnlyConfig())
+
+
+def load_torchao(folder: Path) -> Any:
+    """VL encoder and transformer with 8-bit weights."""
+    for_transformer, for_encoder = torchao_configs()
     encoder = Qwen3VLForConditionalGeneration.from_pretrained(
-        folder / "vl_encoder", quantization_config=EncoderConfig(Int8WeightOnlyConfig()), dtype=torch.float32
+        folder / "vl_encoder", quantization_config=for_encoder, dtype=torch.float32
     )
     transformer = ZImageTransformer2DModel.from_pretrained(
-        folder / "transformer",
-        quantization_config=TransformerConfig(Int8WeightOnlyConfig()),
-        **in_dtype(torch.float32),
+        folder / "transformer", quantization_config=for_transformer, **in_dtype(torch.float32)
     )
     return load(folder, vl_encoder=encoder, transformer=transformer)
 
@@ -184,3 +189,8 @@ def test_a_quantised_text_encoder(folder: Path) -> None:
     assert pipe.vl_encoder.dtype == torch.float32, "not of the type that the text encoder computes in"
     assert differ(paint_with(pipe, PICTURE), paint(pipe), 1e-2)
     assert pipe.text_statistics().std.isfinite().all()
+
+
+def test_the_page_on_memory_runs_with_a_quantised_transformer(desk: Path) -> None:  # noqa: F811 - the fixture
+    torchao_configs()
+    run_page(ROOT / "docs" / "memory.md")

@@ -31,8 +31,10 @@ LATE: dict[str, Any] = {"num_inference_steps": STEPS, "vl_start": 0.5}
 # ---- Windows ----
 
 
-def paint_by_hand(pipe: Any, inside: list[bool], prompt: Any = PROMPT, **kwargs: Any) -> np.ndarray[Any, Any]:
-    """diffusers' own pipeline, the embeddings swapped between the steps by the test itself."""
+def paint_by_hand(
+    pipe: Any, inside: list[bool], prompt: Any = PROMPT, other: Any = None, **kwargs: Any
+) -> np.ndarray[Any, Any]:
+    """diffusers' own pipeline, the embeddings swapped between the steps by the test itself, for `other` at some."""
     guided = {"do_classifier_free_guidance": kwargs.get("guidance_scale", 0.0) > 0}
     ready = pipe.encode_prompt_with_reference(prompt, PICTURE, **guided, **KNOBS)
     text = pipe.encode_prompt(prompt, do_classifier_free_guidance=False)[0]
@@ -41,7 +43,8 @@ def paint_by_hand(pipe: Any, inside: list[bool], prompt: Any = PROMPT, **kwargs:
     repeated = {key: [e for e in value for _ in range(repeats)] for key, value in each.items()}
 
     def swap(_: Any, step: int, __: Any, ___: dict[str, Any]) -> dict[str, Any]:
-        return {"prompt_embeds": repeated[inside[min(step + 1, len(inside) - 1)]]}
+        following = min(step + 1, len(inside) - 1)
+        return {"prompt_embeds": (other or {}).get(following, repeated[inside[following]])}
 
     negatives = {"negative_prompt_embeds": ready.negative_prompt_embeds} if guided else {}
     given = {"prompt_embeds": list(each[inside[0]]), **negatives, "callback_on_step_end": swap}
@@ -128,6 +131,14 @@ def test_what_a_callback_puts_in_place_counts(pipe: ZImageVLPipeline) -> None:
     # From step 1 on it is the other prompt, whatever the window; step 0 is the text's.
     by_parent = paint(make_parent(pipe), callback_on_step_end=swap, **steps)
     same(paint_with(pipe, PICTURE, callback_on_step_end=swap, **LATE), by_parent)
+
+    def swap_once(_: Any, step: int, *__: Any) -> dict[str, Any]:
+        return {"prompt_embeds": other} if step == 1 else {}
+
+    # Until the window ends, in diffusers as here.
+    by_hand = paint_by_hand(pipe, [True, True, True, False], other={2: other})
+    ending = {"vl_end": 0.75, "callback_on_step_end": swap_once, **steps}
+    same(paint_with(pipe, PICTURE, **ending), by_hand)
 
     def halve(_: Any, __: int, ___: Any, given: dict[str, Any]) -> dict[str, Any]:
         return {"latents": given["latents"] * 0.5}

@@ -211,7 +211,7 @@ def test_another_model_is_refused_by_fingerprint_and_by_hub_id(tmp_path: Path):
     with pytest.raises(ValueError, match=r"Qwen3-VL-4B-Instruct' \(fingerprint a{12}\).*'b/b' \(fingerprint b{12}\)"):
         marked.check_model("b/b", "b" * 64)
     assert marked.check_model("Qwen/Qwen3-VL-4B-Instruct")
-    with pytest.raises(ValueError, match="vl_model_id='Qwen/Qwen3-VL-4B-Instruct'"):
+    with pytest.raises(ValueError, match="`vl_model_id` 'Qwen/Qwen3-VL-4B-Instruct'"):
         marked.check_model("Qwen/Qwen3-VL-4B-Thinking")
     with pytest.raises(ValueError, match="Thinking"):
         made_by().check_model("Qwen/Qwen3-VL-4B-Thinking", "b" * 64)

@@ -389,7 +389,7 @@ def test_vl_encoder_is_checked_from_its_config(model: Any) -> None:
     check_vl_encoder(model, 32)
     check_vl_config(model.config)
     for check in (lambda: check_vl_encoder(model, 2560), lambda: check_vl_config(model.config, 2560)):
-        with pytest.raises(ValueError, match=r"expected hidden size 2560 \(that of Qwen3-VL-4B\), got 32\."):
+        with pytest.raises(ValueError, match=r"as the text encoder, 2560, got 32\. Qwen3-VL-2B is 2048 wide, 4B 2560"):
             check()
     with pytest.raises(TypeError, match="got a model of type 'qwen3'"):
         check_vl_config(tiny_text_encoder().config, 32)
@@ -406,7 +406,7 @@ def test_a_source_fits_the_text_encoder() -> None:
     own = find_reader_source("qwen3-vl", text_config, CONFIG, PROCESSOR)
     assert own == ("qwen3-vl", PROCESSOR, NUM_LAYERS, CONFIG.image_token_id, None, None)
     for reader in ("qwen3-vl", "text_encoder"):
-        with pytest.raises(ValueError, match="expected hidden size 64, got 32"):
+        with pytest.raises(ValueError, match="as the text encoder, 64, got 32"):
             find_reader_source(reader, tiny_text_encoder(64).config, CONFIG, PROCESSOR)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -18,10 +19,12 @@ def make_row(job: int, status: str = "done", **more: Any) -> dict[str, Any]:
 
 
 def make_folder(folder: Path, *jobs: int) -> Path:
+    """Of pictures that are links into another folder, as caches and archives of files have them."""
     prepare_folder(folder)
     for job in jobs:
-        (folder / "pictures" / f"key{job}.png").write_bytes(b"%d" % job)
-        Manifest(folder).append(make_row(job))
+        (folder.parent / f"blob{job}").write_bytes(b"%d" % job)
+        (folder / "pictures" / f"key{job}.png").symlink_to(f"../../blob{job}")
+        Manifest(folder).append(make_row(job, sha256=hashlib.sha256(b"%d" % job).hexdigest()))
     return folder
 
 
@@ -111,6 +114,15 @@ def test_folders_merge_in_the_order_of_the_jobs(linked: bool, tmp_path: Path, mo
     ]
     merge_folders([one, two], one)
     assert (one / MANIFEST).read_bytes() == (tmp_path / "both" / MANIFEST).read_bytes()
+    assert not any(path.is_symlink() for path in (tmp_path / "both").rglob("*"))
+    # What is damaged is never taken, and mended where another folder has it whole.
+    for folder in (two, tmp_path / "both"):
+        (folder / "pictures" / "key0.png").unlink()
+        (folder / "pictures" / "key0.png").touch()
+    with pytest.raises(ValueError, match=r"two/pictures/key0\.png is not the picture that its manifest names"):
+        merge_folders([two, one], tmp_path / "new")
+    merge_folders([one], tmp_path / "both")
+    assert (tmp_path / "both" / "pictures" / "key0.png").read_bytes() == b"0"
     with pytest.raises(FileNotFoundError, match="no manifest"):
         merge_folders([tmp_path / "three"], tmp_path / "four")
     assert not (tmp_path / "four").exists()

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 
+KNOWN_WIDTHS = "Qwen3-VL-2B is 2048 wide, 4B 2560, 8B 4096; Z-Image's text encoder of 2560 fits Qwen3-VL-4B."
 _values_are_checked: ContextVar[bool] = ContextVar("values_are_checked", default=False)
 
 
@@ -59,6 +60,7 @@ def check_listed(name: str, value: object) -> Sequence[Any]:
 
 def check_count(name: str, value: object) -> int:
     """Check an int of at least 1 and return it: TypeError for another type, ValueError below 1 or from 2**31 on."""
+    value = to_plain(value)  # numpy has ints of its own
     if isinstance(value, bool) or not isinstance(value, int):
         raise TypeError(f"`{name}` must be an int of at least 1, got {value!r:.80} of type {type(value).__name__}.")
     return int(check_number(name, value, "an int of at least 1 and below 2**31", lambda x: 1 <= x < 2**31))
@@ -66,6 +68,7 @@ def check_count(name: str, value: object) -> int:
 
 def check_flag(name: str, value: object) -> bool:
     """Check a bool and return it; anything else is a TypeError."""
+    value = to_plain(value)
     if not isinstance(value, bool):
         raise TypeError(f"`{name}` must be True or False, got {value!r:.80} of type {type(value).__name__}.")
     return value
@@ -109,8 +112,8 @@ def to_plain(value: object) -> object:
 
 
 def has_values(tensor: Tensor) -> bool:
-    """Tell whether a tensor is an ordinary one: dense, not quantised, and not on torch's meta device."""
-    return tensor.layout is torch.strided and not tensor.is_meta and not tensor.is_quantized
+    """Tell whether a tensor is dense, neither quantised nor nested, and not on torch's meta device."""
+    return tensor.layout is torch.strided and not (tensor.is_meta or tensor.is_quantized or tensor.is_nested)
 
 
 def check_floating(name: str, value: object, shape: str) -> Tensor:
@@ -133,9 +136,8 @@ def check_embeddings(name: str, embeddings: object, dims: int | None = None) -> 
         raise ValueError(f"`{name}` must have the shape (tokens, dims) with at least one token, got {shape}.")
     if dims is not None and shape[1] != dims:
         raise ValueError(
-            f"`{name}` must be {dims} wide, as what it meets, got {shape[1]}: it is of a model of another size. "
-            "Qwen3-VL-2B is 2048 wide, 4B 2560, 8B 4096; Z-Image's text encoder of 2560 fits Qwen3-VL-4B."
+            f"`{name}` must be {dims} wide, as what it meets, got {shape[1]}: it is of another model. {KNOWN_WIDTHS}"
         )
     if not _values_are_checked.get() and not bool(torch.isfinite(embeddings).all()):
-        raise ValueError(f"`{name}` contains NaN or inf, often an overflow of float16: use bfloat16 or float32.")
+        raise ValueError(f"`{name}` contains NaN or inf, an overflow of float16 or of a very large number given.")
     return embeddings.float()

@@ -76,6 +76,7 @@ class VLConditioning:
 
     def __post_init__(self) -> None:
         for name in CONDITIONING_NAMES:
+            self._set(name, to_plain(getattr(self, name)))  # numpy has numbers of its own
             _check_plain_knob(name, getattr(self, name))
         check_flag("has_neutral_image", self.has_neutral_image)
         layer = DEFAULT_LAYERS[self.vl_reader] if self.vl_hidden_layer is None else self.vl_hidden_layer

@@ -8,12 +8,13 @@ from enum import IntEnum
 import torch
 from torch import Tensor
 
-from .checks import check_choice, check_count, check_flag, check_kind, has_values
+from .checks import KNOWN_WIDTHS, check_choice, check_count, check_flag, check_kind, has_values
 from .registry import TextPosition, TokenSelection
 
 
 # With what the reference's side takes of this package: it imports nothing else of it.
 __all__ = [
+    "KNOWN_WIDTHS",
     "PromptToken",
     "Region",
     "TextPosition",

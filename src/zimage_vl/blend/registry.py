@@ -33,7 +33,12 @@ def _choose(name: str, choices: tuple[str, ...], default: str, help: str) -> Kno
 # In the order of the call's signature.
 _ALL_KNOBS = (
     Knob("reference_image", None, "PIL, array, tensor, path, URL", "picture(s) to follow; a list is one per prompt"),
-    Knob("reference_embeds", None, "ReferenceEmbeds or their file", "pictures read before, for reference_image"),
+    Knob(
+        "reference_embeds",
+        None,
+        "ReferenceEmbeds or their file",
+        "pictures already read, instead of reference_image",
+    ),
     Knob("reference_weights", None, "numbers >= 0", "how much each of several references counts; None: equally"),
     Knob("reference_mask", None, "greyscale picture(s)", "the part of the reference that is read: white counts"),
     Knob("negative_reference_image", None, "as reference_image", "picture(s) to keep away from, in guided calls"),

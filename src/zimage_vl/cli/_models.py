@@ -192,7 +192,7 @@ def choose_device(device: str | None) -> str:
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
         torch.zeros(1, device=device).tolist()  # which torch's meta device cannot
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"--device '{escape(device)}' cannot be used here: {reason}") from error
     return device

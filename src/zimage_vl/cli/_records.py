@@ -94,8 +94,8 @@ def read_png(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path} is a folder or is no regular file: name a PNG of `zimage-vl`.")
     try:
         with Image.open(path, formats=["PNG"]) as image:
-            record = dict(json.loads(getattr(image, "text", {})["parameters"]))
-            if "prompt" not in record:
+            record = json.loads(getattr(image, "text", {})["parameters"])
+            if not isinstance(record, dict) or not record:
                 raise ValueError("of something else")
             if _depth(record) > 30:  # what is shown of it is walked through, too
                 raise ValueError("nested too deep")

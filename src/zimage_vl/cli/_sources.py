@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,14 +44,14 @@ def find_sources(arguments: Sequence[str], no_urls: bool = False) -> list[Source
 
 
 def _sources_of(argument: str) -> Iterator[Source]:
-    path, shown = Path(argument), f"'{escape(argument)}'"
-    if _is_url(argument) or path.is_file():
+    shown = f"'{escape(argument)}'"
+    if _is_url(argument) or os.path.isfile(argument):  # false, too, of a name that no file can have
         return iter([Source(argument)])
     if not argument:
         found, missing = [], "names nothing"
-    elif path.is_dir():
-        found, missing = _pictures(path.iterdir()), "is a folder without pictures"
-    elif path.exists():
+    elif os.path.isdir(argument):
+        found, missing = _pictures(Path(argument).iterdir()), "is a folder without pictures"
+    elif os.path.exists(argument):
         found, missing = [], "is no regular file"
     elif any(sign in argument for sign in "*?["):
         found, missing = _pictures(map(Path, glob.glob(argument, recursive=True))), "matches no picture"

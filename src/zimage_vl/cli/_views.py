@@ -33,6 +33,8 @@ def write_views(folder: Path) -> dict[str, Any]:
     from zimage_vl.workflows.manifest import MANIFEST, is_sheet
 
     gallery = Gallery.read(folder)
+    if not gallery.shots:  # as of a share without jobs
+        return {"manifest": str(folder / MANIFEST), "sheets": []}
     write_page(folder, gallery)
     sheets: list[Path] = []
     for number, sheet in enumerate(gallery.sheets(), 1):

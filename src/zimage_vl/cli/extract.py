@@ -231,7 +231,7 @@ def _own_rows(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """The same, where they are lines of `extract` that lead nowhere else."""
     for line, row in _rows(folder):
         file = row.get("file")
-        if "source" not in row or not (file is None or _is_own_name(str(file))):
+        if not {"source", "status", "settings"} <= row.keys() or not (file is None or _is_own_name(str(file))):
             named = f"{folder / MANIFEST} has a line that is none of `zimage-vl extract`: {row!s:.80}."
             raise ValueError(f"{named} Name another folder.")
         yield line, row

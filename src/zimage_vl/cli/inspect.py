@@ -11,11 +11,11 @@ import typer
 
 import zimage_vl
 
-from ._options import option, option_names
+from ._options import explain, option, option_names
 from ._outputs import PARTLY_DONE
 from ._records import read_png
 from ._sources import PICTURE_SUFFIXES
-from ._terminal import FormatOption, OutputFormat, escape, note, one_line, print_facts, print_json, say
+from ._terminal import FormatOption, OutputFormat, note, print_facts, print_json, say
 from .statistics import describe_statistics
 
 
@@ -52,7 +52,7 @@ def _verify(files: list[Path], output_format: OutputFormat) -> None:
         try:
             _load(file)
         except (ValueError, OSError) as error:
-            refused[str(file)] = escape(one_line(error))
+            refused[str(file)] = explain(error)
     if output_format is OutputFormat.JSON:
         print_json({"whole": [str(file) for file in files if str(file) not in refused], "refused": refused})
     else:

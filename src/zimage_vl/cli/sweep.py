@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Generator, Iterable, Mapping
@@ -15,7 +14,9 @@ from typing import Annotated, Any
 import typer
 
 from zimage_vl.workflows.files import claimed
+from zimage_vl.workflows.gallery import Gallery
 from zimage_vl.workflows.manifest import (
+    MANIFEST,
     PICTURES,
     REFERENCES,
     Manifest,
@@ -151,6 +152,8 @@ def merge(
             described = merge_extracted(folders, output)
         _report({**described, "errors": {}, "sheets": []}, output_format)
         return
+    for folder in folders:
+        Gallery.read(folder)  # so that a damaged line is blamed on the folder that it is in
     with _prepared(output), _gone_if_it_fails(output):
         merge_folders(folders, output)
         counts = Counter("done" if entry.done else "failed" for entry in Manifest(output).entries())
@@ -159,13 +162,13 @@ def merge(
 
 @contextmanager
 def _gone_if_it_fails(folder: Path) -> Generator[None]:
-    """Within it, what fails leaves nothing in a folder without files, which has got but links and copies."""
-    is_empty = not any(path.is_file() for path in folder.rglob("*"))
+    """Within it, what fails takes away again what it brought into a folder without a manifest: links and copies."""
+    is_new, before = not (folder / MANIFEST).exists(), {*folder.rglob("*")}
     try:
         yield
     except Exception:
-        for path in folder.iterdir() if is_empty else ():
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        for path in sorted({*folder.rglob("*")} - before, reverse=True) if is_new else ():
+            path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
         raise
 
 

@@ -52,13 +52,13 @@ _GUIDE_NAMES = {
     "control_image": "pipe.to_pipe(ZImageControlNetPipeline, controlnet=...)",
     "image_tokens_no_markers": 'vl_token_selection="image_no_markers"',
     "image_tokens_only": 'vl_token_selection="image" (for False "all")',
-    "init_image": "zimage_vl.paint_from_image, or pipe.to_pipe(ZImageImg2ImgPipeline)",
+    "init_image": "zimage_vl.paint_from_image",
     "ip_adapter_image": "reference_image",
     "layer": "vl_hidden_layer",
     "mask_image": "pipe.to_pipe(ZImageInpaintPipeline)",
     "normalization_mode": "vl_normalization",
     "scale_to_text": 'vl_normalization="global" (for False "none")',
-    "strength": "zimage_vl.paint_from_image, or pipe.to_pipe(ZImageImg2ImgPipeline)",
+    "strength": "zimage_vl.paint_from_image",
     "text_tokens_only": 'vl_token_selection="text" (for False "all")',
     "text_with_image": "vl_text",
     "vl_embeddings": "reference_embeds",
@@ -69,7 +69,7 @@ _READING_FIELDS = ("text", "text_position", "max_pixels", "treatment")
 _READING_NAMES = {f"vl_{name}": name for name in _READING_FIELDS} | {"vl_describe": "described", "reference_mask": ""}
 # Those that mean nothing without a reference; scripts may leave all others in place.
 _BOUND_NAMES = ("reference_weights", "reference_mask", "neutral_image", "vl_text")
-_CALLBACK_INPUTS: list[str] = ZImagePipeline._callback_tensor_inputs  # pyright: ignore[reportPrivateUsage]
+_CALLBACK_INPUTS = ("latents", "prompt_embeds", "negative_prompt_embeds")
 _OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # The transformer pads captions to a multiple of this, and sets the picture one position behind them.
 _CAPTION_MULTIPLE = 32
@@ -179,16 +179,18 @@ def _take_references(knobs: Mapping[str, Any], side: str) -> dict[str, Any]:
     return given if any(value is not None for value in given.values()) else {}
 
 
-def refuse_unknown(names: Iterable[str], place: str = "here") -> None:
-    """Refuse arguments that do not exist, naming those that were meant."""
+def refuse_unknown(names: Iterable[str], renamed: Mapping[str, str] | None = None) -> None:
+    """Refuse arguments that do not exist, naming those that were meant; some knobs have other names there."""
     for name in names:
         own = next((one for one in (name, f"vl_{name}") if one in KNOBS), _GUIDE_NAMES.get(name))
-        near = difflib.get_close_matches(name, KNOBS, n=1, cutoff=0.75)
+        if renamed is not None:
+            own = renamed.get(str(own), own and "it in the call that blends")
+        near = [one for one in KNOBS if one.startswith(name)] or difflib.get_close_matches(name, KNOBS, 1, 0.75)
         if own is not None:
             hint = f": use {own}"
         else:
             hint = f". Did you mean {near[0]}?" if near else f"; those about references are {', '.join(KNOBS)}"
-        raise TypeError(f"There is no argument `{name}` {place}{hint}" + ("" if hint.endswith("?") else "."))
+        raise TypeError(f"There is no argument `{name}` here{hint}" + ("" if hint.endswith("?") else "."))
 
 
 def check_describe(name: str, describe: object, text_name: str, reader: object) -> None:
@@ -318,7 +320,7 @@ def check_finite_tensors(stage: str, tensors: Sequence[Tensor]) -> None:
     """Refuse NaN and infinity, which would end as a black picture, naming the stage they come from."""
     for tensor in tensors:
         if not bool(torch.isfinite(tensor).all()):
-            advice = "A very large guidance_scale can be the reason."
+            advice = "A large guidance_scale can do it."
             if tensor.dtype == torch.float16:
                 advice = "In float16 a model can overflow: use bfloat16 or float32."
             raise ValueError(f"NaN or infinity in {stage} ({tensor.dtype}), which would paint black. {advice}")

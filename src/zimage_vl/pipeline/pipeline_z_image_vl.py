@@ -87,6 +87,10 @@ from .text_statistics import TextStatistics, measure_text_statistics
 
 
 _KEPT_READINGS = 8
+# Knobs by their names in `encode_reference`.
+_OWN_NAMES = {"vl_hidden_layer": "layers", "reference_image": "image", "reference_mask": "mask"} | {
+    f"vl_{name}": name for name in ("text", "text_position", "max_pixels", "describe")
+}
 
 
 @dataclass
@@ -270,7 +274,7 @@ class ZImageVLPipeline(ZImagePipeline):
     def encode_reference(
         self,
         image: ReferenceImage,
-        text: str = "",
+        text: str | None = None,
         layers: Sequence[int] | None = None,
         *,
         text_position: TextPosition = "after",
@@ -287,7 +291,8 @@ class ZImageVLPipeline(ZImagePipeline):
 
         Args:
             image: One picture of any kind that `reference_image` takes.
-            text: The text beside it; for the same result as `pipe(prompt, reference_image=image)`, the prompt.
+            text: The text beside it, None for none; for the same result as `pipe(prompt, reference_image=image)`, the
+                prompt.
             layers: Those that `vl_hidden_layer` will ask for; all come from one pass. None: the reader's own, (-6,) or
                 with "text_encoder" (-2,).
             text_position: "after" or "before" the picture.
@@ -317,14 +322,15 @@ class ZImageVLPipeline(ZImagePipeline):
         """
         check_choice("vl_reader", vl_reader, KNOBS["vl_reader"].choices)
         check_flag("muted", muted)
-        check_describe("describe", describe, "text" if check_texts("text", text) != [""] else "", vl_reader)
-        refuse_unknown(unknown, "of encode_reference (`layers` are the layers; the blend's are the call's)")
+        (words,) = check_texts("text", "" if text is None else text, 1)
+        check_describe("describe", describe, "text" if words else "", vl_reader)
+        refuse_unknown(unknown, _OWN_NAMES)
         picture = load_reference_image(image, "image")
         reading = build_reading(
             self.find_reader(vl_reader),
             self.tokenizer,
             picture,
-            read_text_beside(self.tokenizer, text, max_sequence_length),
+            read_text_beside(self.tokenizer, words, max_sequence_length),
             (DEFAULT_LAYERS[vl_reader],) if layers is None else layers,
             text_position=text_position,
             max_pixels=max_pixels,
@@ -468,12 +474,6 @@ class ZImageVLPipeline(ZImagePipeline):
 
         They serve the calls whose `vl_exclude_sinks` is that of the file; the other kind is measured when it is
         needed, unless its file is loaded too.
-
-        Args:
-            path: The safetensors file.
-
-        Returns:
-            What the file holds.
 
         Raises:
             FileNotFoundError: There is no such file.

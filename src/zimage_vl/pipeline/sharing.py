@@ -67,7 +67,7 @@ def read_single_file(pipeline_class: type) -> str:
     if file is None:
         raise FileNotFoundError(
             f"The pipeline's code, {SINGLE_FILES[0]}, is missing, so that a saved folder could not load by itself. "
-            "Install the package again (in a checkout: `make bundle`)."
+            "Install the package again (or `make bundle`)."
         )
     source = file.read_text(encoding="utf-8")
     if SINGLE_FILE_DIGEST is not None and SINGLE_FILE_DIGEST not in source:

@@ -18,8 +18,8 @@ class StepCallback:
     """A `callback_on_step_end` that gives the next step the embeddings it needs, then calls the caller's own.
 
     A callback replaces `prompt_embeds` from the next step on, so that those of the first step are chosen before the
-    call. The caller's callback sees the embeddings of the step to come; if it puts others in their place, those count.
-    It also keeps the last latents, by which a NaN is traced to the transformer or the VAE.
+    call. The caller's callback sees the embeddings of the step to come; if it puts others in their place, those count
+    until the window begins or ends. It also keeps the last latents, to trace a NaN to its model.
     """
 
     window: Sequence[bool]
@@ -39,9 +39,8 @@ class StepCallback:
         self.latents = latents = tensors["latents"]
         given = {name: tensors[name] for name in self.user_inputs if name in tensors}
         changed: dict[str, Any] = {}
-        if not all(self.window):
-            following = self.window[min(step + 1, len(self.window) - 1)]
-            side = self.inside if following else self.outside
+        if len({*self.window[step : step + 2]}) == 2:
+            side = self.outside if self.window[step] else self.inside
             # Each as often as the parent has it inside its loop.
             changed = {name: [one for one in x for _ in range(self.repeats)] for name, x in side.items()}
             given |= {name: x for name, x in changed.items() if name in given}

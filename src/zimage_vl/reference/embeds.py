@@ -13,7 +13,7 @@ from typing import Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from ..blend.regions import Region, TokenSelection, check_kind, check_regions, has_values, select_tokens
+from ..blend.regions import KNOWN_WIDTHS, Region, TokenSelection, check_kind, check_regions, has_values, select_tokens
 from .files import FileKind, read_tensor_file, write_tensor_file
 
 
@@ -24,7 +24,6 @@ REFERENCE_FILE = FileKind(
     remedy="encode the reference again and save it with ReferenceEmbeds.save",
 )
 _STATES_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-_VL_WIDTHS = {2048: "Qwen3-VL-2B", 2560: "Qwen3-VL-4B", 4096: "Qwen3-VL-8B", 5120: "Qwen3-VL-32B"}
 _COUNT, _PAIR, _DIGEST = r"[1-9]\d{0,17}", r"\[[1-9]\d{0,17}, [1-9]\d{0,17}\]", "[0-9a-f]{64}"
 # What the fields of the provenance that are not free text look like in a file.
 _JSON_FORMS = {
@@ -177,8 +176,8 @@ class ReferenceEmbeds:
         """Refuse, by a ValueError, states that do not fit embeddings `width` wide, or lack one of the layers."""
         if self.width != width:
             raise ValueError(
-                f"The reference's states are {describe_width(self.width)} wide, the text embeddings "
-                f"{describe_width(width)}. They are from {self.provenance.model_id!r}; Z-Image goes with Qwen3-VL-4B."
+                f"The reference's states, from {self.provenance.model_id!r}, are {self.width} wide, the text "
+                f"embeddings {width}. {KNOWN_WIDTHS}"
             )
         for layer in layers:
             self.get_layer(layer)
@@ -205,7 +204,7 @@ class ReferenceEmbeds:
             raise ValueError(
                 f"The reference was read by another VL encoder: {made!r} (fingerprint {own and own[:12]}), the "
                 f"pipeline's is {model_id!r} (fingerprint {fingerprint and fingerprint[:12]}). Encode it again, or "
-                f"make the pipeline with vl_model_id={made!r} (`--vl-model {made}` on the command line)."
+                f"make the pipeline with `vl_model_id` {made!r}."
             )
         return True
 
@@ -268,11 +267,6 @@ def as_reference_embeds(reference: object, name: str = "reference_embeds") -> Re
     other = cast("ReferenceEmbeds", reference)
     provenance = ReferenceProvenance.from_metadata(other.provenance.to_metadata())
     return ReferenceEmbeds(other.hidden_states, other.regions, provenance, getattr(other, "muted_states", {}))
-
-
-def describe_width(width: int) -> str:
-    """Get a width in words, with the model that has it."""
-    return f"{width} (that of {_VL_WIDTHS[width]})" if width in _VL_WIDTHS else str(width)
 
 
 def _is_hub_id(name: str | None) -> bool:

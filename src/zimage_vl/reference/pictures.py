@@ -188,8 +188,9 @@ def treat_picture(picture: PIL.Image.Image, treatment: Treatment) -> PIL.Image.I
 def group_references(reference: object, batch_size: int, name: str = "reference_image") -> list[list[Any]]:
     """Get the references of each prompt, `batch_size` new lists of at least one, by the nesting that the caller gave.
 
-    One reference alone, or a list of one entry, serves all prompts; a list is one per prompt; a list inside it is
-    several for one prompt. An empty list, one nested too deep, or numbers that do not match, are a ValueError.
+    One reference alone, or a list of one entry, serves all prompts; a list or an array of pictures is one per prompt;
+    a list inside it is several for one prompt. An empty list, one nested too deep, or numbers that do not match, are a
+    ValueError.
 
     Example:
         >>> group_references("a.png", 2)
@@ -215,7 +216,8 @@ def group_references(reference: object, batch_size: int, name: str = "reference_
 
 
 def _as_list(value: object) -> list[Any]:
-    return list(cast("Sequence[Any]", value)) if isinstance(value, (list, tuple)) else [value]
+    several = isinstance(value, (list, tuple)) or getattr(value, "ndim", 0) == 4  # an array or a tensor of pictures
+    return list(cast("Sequence[Any]", value)) if several else [value]
 
 
 # ---- The grid of patches ----

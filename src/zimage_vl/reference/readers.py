@@ -39,8 +39,8 @@ from transformers import (
 from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLVisionModel
 from transformers.utils import cached_file
 
-from ..blend.regions import Region, TextPosition, check_kind
-from .embeds import ReferenceEmbeds, describe_width
+from ..blend.regions import KNOWN_WIDTHS, Region, TextPosition, check_kind
+from .embeds import ReferenceEmbeds
 from .pictures import Treatment
 from .reading import ReaderSource, Reading, VLImageProcessor, build_reading, get_image_processor
 from .turn import picture_turn, read_text_turn
@@ -446,10 +446,7 @@ def check_vl_config(config: PretrainedConfig | None, width: int | None = None) -
 
 def _check_width(own: int, width: int | None) -> None:
     if width is not None and own != width:
-        raise ValueError(
-            f"The VL encoder must be as wide as the text encoder: expected hidden size {describe_width(width)}, got "
-            f"{describe_width(own)}. Load a Qwen3-VL of width {width}."
-        )
+        raise ValueError(f"The VL encoder must be as wide as the text encoder, {width}, got {own}. {KNOWN_WIDTHS}")
 
 
 class VLPlace(NamedTuple):

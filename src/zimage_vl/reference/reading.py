@@ -131,7 +131,7 @@ def build_reading(
         (3, 4)
     """
     numbers, name = resolve_layers(layers, source.num_hidden_layers), source.model_id
-    check_count("max_pixels", max_pixels)
+    max_pixels = check_count("max_pixels", max_pixels)
     check_flag("muted", muted)
     if getattr(image, "mode", None) != "RGB":
         raise TypeError(f'`image` must be a PIL image of mode "RGB", got {image!r:.80}. Use image.convert("RGB").')

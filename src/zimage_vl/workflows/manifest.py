@@ -84,7 +84,7 @@ class Manifest:
     def has_picture(self, entry: Entry) -> bool:
         """Check that the picture of a job that is done is there, with the bytes that its line names."""
         path = self.path.parent / PICTURES / f"{entry.key}.png"
-        return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == entry.sha256
+        return path.is_file() and _digest(path) == entry.sha256
 
     def rows(self, limit: int | None = None) -> Iterator[dict[str, Any]]:
         """Get the rows of these lines, or of the first of them, one after another."""
@@ -95,7 +95,7 @@ class Manifest:
         """Within it, what a value of another kind than a sweep writes brings about is a ValueError that says so."""
         try:
             yield
-        except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError) as error:
+        except (KeyError, TypeError, AttributeError, IndexError, ValueError, ArithmeticError, RecursionError) as error:
             named = f"the line of job {row.get('job')!r:.20}, key {row.get('key')!r:.30},"
             raise ValueError(f"{self.path}: {named} is damaged: delete it, and the next run does the job.") from error
 
@@ -185,33 +185,45 @@ def merge_folders(folders: Sequence[Path], output: Path) -> None:
 
     Raises:
         FileNotFoundError: A folder has no manifest, or lacks a picture that it names.
-        ValueError: A manifest is that of something else.
+        ValueError: A manifest is that of something else, or a picture is not the one that it names.
     """
     for folder in folders:
         if not (folder / MANIFEST).is_file():
             raise FileNotFoundError(errno.ENOENT, "is no folder of a sweep: it has no manifest.jsonl", str(folder))
     prepare_folder(output)
     manifest = Manifest(output)
+    manifest.path.touch()  # pictures without one are of something else, and a merge that was killed goes on
     for folder in folders:
         if folder.resolve() == output.resolve():
             continue
         for row in Manifest(folder).rows():
             if row["file"] is not None:
-                bring_file(folder / row["file"], output / row["file"])
+                bring_file(folder / row["file"], output / row["file"], row.get("sha256"))
             manifest.append(row)
         for thumbnail in (folder / REFERENCES).glob("*.jpg"):
             bring_file(thumbnail, output / REFERENCES / thumbnail.name)
     manifest.tidy()
 
 
-def bring_file(source: Path, target: Path) -> None:
-    """Link or copy a file unless it is there: equal names are equal contents, for they say what decides these."""
+def bring_file(source: Path, target: Path, sha256: str | None = None) -> None:
+    """Link or copy a file unless it is there, whole where its digest is known: equal names are equal contents.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: It has another digest.
+    """
     if not source.is_file():
         raise FileNotFoundError(errno.ENOENT, "is named by the manifest beside it, and no file", str(source))
-    if target.exists():
+    if target.exists() and sha256 in (None, _digest(target)):
         return
+    if sha256 not in (None, _digest(source)):
+        raise ValueError(f"{source} is not the picture that its manifest names: the sweep that painted it mends it.")
     try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without links
+        os.link(source.resolve(), target)  # not a link to it, which would lead nowhere
+    except OSError:  # another disk, one without links, or a damaged file in its place
         with whole_file(target) as file:
             file.write(source.read_bytes())
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

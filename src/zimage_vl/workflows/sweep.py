@@ -138,20 +138,19 @@ def count_operations(width: int, height: int, steps: int, guided: bool = False) 
 
 
 class _File:
-    """A picture, or embeddings; decoded when it is needed, which for a job that is done it is not."""
+    """A picture, decoded when it is needed, which for a job that is done it is not; or embeddings."""
 
     def __init__(self, name: str, path: str) -> None:
-        self._name, self._path = name, path
-        if name.endswith("_embeds") and not Path(path).is_file():
-            ReferenceEmbeds.load(path)  # which says what it is instead
-        self._data = Path(path).read_bytes() if name.endswith("_embeds") else read_image_bytes(path, SOURCES[name])
-        self.digest = hashlib.sha256(self._data).hexdigest()
+        self._label, self._data, self._embeds = f"{SOURCES[name]} {hide_secrets(path)}", b"", None
+        if name.endswith("_embeds"):
+            self._embeds = ReferenceEmbeds.load(path)  # which judges it by its first bytes, however large it is
+        else:
+            self._data = read_image_bytes(path, SOURCES[name])
+        self.digest = hashlib.sha256(self._data or Path(path).read_bytes()).hexdigest()
 
     @cached_property
     def content(self) -> Any:
-        if self._name.endswith("_embeds"):
-            return ReferenceEmbeds.load(self._path)
-        return load_reference_image(self._data, f"{SOURCES[self._name]} {hide_secrets(self._path)}")
+        return self._embeds or load_reference_image(self._data, self._label)
 
 
 @dataclass(frozen=True)
