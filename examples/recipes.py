@@ -21,7 +21,7 @@ MODEL = "toy"
 
 if MODEL == "toy":
     pipe, size, steps = load_toy_pipeline(), SIZE, STEPS
-    prompt, reference = "a red circle on a white background", draw_scene(Scene("square", "blue", "black"))
+    prompt, reference = "a striped circle", draw_scene(Scene("square", "blue", "black"))
 else:
     pipe = ZImageVLPipeline.from_pretrained(MODEL, dtype=torch.bfloat16)
     pipe.enable_model_cpu_offload()

@@ -49,7 +49,7 @@ SAME_DOSE: Row = {"vl_alpha": 0.5, "vl_normalization": "token_rms"}
 # Heading of each group's table, and the title of its plot where it has one: its finding, once there is one.
 TITLES = {
     "controls": "Controls: a reference that shows nothing, and none",
-    "dose": "Open prompts take from the reference what they leave open; prompts that name everything hardly do",
+    "dose": "Of a 64 px reference open prompts take what they leave open; prompts that name everything hardly do",
     "tokens": "Text tokens carry nothing of the picture, image tokens alone copy it, all together blend",
     "recipes": "Words beside the picture do most of the work of the guide's recipes",
     "sinks": "The sink, kept and left out, at two sizes of reference",

@@ -268,9 +268,9 @@ def test_names_that_are_no_text_end_nothing(pictures: Path, capsys: pytest.Captu
     for name in odd:
         draw_scene(Scene("cross", "red", "white"), seed=len(name)).save(name)
     os.mkfifo("refs/pipe.png")
-    done, printed = extract(capsys, *odd, "gone\x1b\udcfe.png", "refs/pipe.png", "refs/a.png")
+    done, printed = extract(capsys, *odd, "gone\x1b\udcfe.png", "refs/pipe.png", 300 * "a", "refs/a.png")
     assert done.code == 3
-    assert [record["status"] for record in printed["references"]] == [*["written"] * 2, *["failed"] * 2, "written"]
+    assert [record["status"] for record in printed["references"]] == [*["written"] * 2, *["failed"] * 3, "written"]
     assert r"Failed: gone\x1b\udcfe.png: 'gone\x1b\udcfe.png' does not exist." in done.err
     assert "'refs/pipe.png' is no regular file" in done.err
     assert "\x1b" not in done.out + done.err

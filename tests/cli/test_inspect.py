@@ -173,8 +173,9 @@ def test_verify_says_of_each_file_whether_it_is_whole(
     done = call(capsys, "inspect", "--verify", *whole)
     assert (done.code, done.out, done.err) == (0, "".join(f"whole   {file}\n" for file in whole), "")
     broken = []
-    write_png(PIL.Image.new("RGB", (8, 8)), tmp_path / "empty.png", {})
-    broken.append(tmp_path / "empty.png")
+    for name, record in (("empty.png", {}), ("pairs.png", [[1, 2]])):
+        write_png(PIL.Image.new("RGB", (8, 8)), tmp_path / name, record)
+        broken.append(tmp_path / name)
     for name, file in ((b"\xff.safetensors", whole[0]), (b"late.safetensors", whole[1])):
         damaged = bytearray(file.read_bytes())
         damaged[-3 if name.startswith(b"l") else 300] ^= 1

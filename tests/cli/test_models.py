@@ -180,7 +180,7 @@ def test_no_network_and_nothing_cached_is_a_sentence(
 def test_a_device_that_is_not_there_is_refused() -> None:
     assert choose_device("cpu") == "cpu"
     assert choose_device(None) in ("cpu", "cuda", "mps")
-    for device in (f"cuda:{torch.cuda.device_count()}", "gpu"):
+    for device in (f"cuda:{torch.cuda.device_count()}", "gpu", "hpu"):
         with pytest.raises(ValueError, match=f"--device '{device}' cannot be used here: .+"):
             choose_device(device)
 

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import time
@@ -255,6 +256,48 @@ def test_inputs_and_files_of_others_are_kept(capsys: Any, folder: Path) -> None:
     assert [path.name for path in Path("in1").iterdir()] == ["sheet.png"]
 
 
+def test_a_merge_that_fails_or_is_stopped_takes_nothing_of_the_users_and_can_be_run_again(
+    capsys: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert sweep(capsys, "--seed", "0,1", "--alpha", "0.3", output="part").code == 0
+    shutil.copytree("part", "broken")
+    next(Path("broken", "pictures").iterdir()).unlink()
+    Path("mine", "notes", "2026").mkdir(parents=True)
+    Path("mine", "photos").symlink_to("/unmounted/photos")
+    before = sorted(Path("mine").rglob("*"))
+    call(capsys, "merge", "part", "broken", "-o", "mine").refused("broken/pictures/", "no file")
+    assert sorted(Path("mine").rglob("*")) == before
+
+    def link_and_stop(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes())
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as stopped:
+        stopped.setattr("os.link", link_and_stop)
+        assert call(capsys, "merge", "part", "-o", "mine").code == 130
+    assert call(capsys, "merge", "part", "-o", "mine").code == 0
+    assert pictures_of("mine") == pictures_of("part")
+    row = json.loads(Path("broken", "manifest.jsonl").read_text().splitlines()[0])
+    Path("broken", "manifest.jsonl").write_text(json.dumps({**row, "references": None}) + "\n")
+    call(capsys, "merge", "broken", "-o", "new").refused("broken/manifest.jsonl", "is damaged")
+
+
+def test_a_share_without_jobs_can_be_run_again(capsys: Any, folder: Path) -> None:
+    for _ in range(2):
+        done = sweep(capsys, "--alpha", "0.3", "--num-shards", "3", "--shard-index", "0")
+        assert (done.code, done.err.splitlines()[-1]) == (0, "nothing to do")
+
+
+def test_a_large_file_of_another_kind_is_judged_by_its_first_bytes(
+    capsys: Any, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open("big.safetensors", "wb") as file:
+        file.truncate(2**33)
+    monkeypatch.setattr("pathlib.Path.read_bytes", lambda _: pytest.fail("all of it was read"))
+    done = call(capsys, "sweep", "-p", "x", "--embeds", "big.safetensors", "--dry-run", "-o", "out")
+    assert (done.code, "holds no reference embeddings" in done.err) == (3, True)
+
+
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="has no named pipes")
 def test_pipes_and_devices_are_refused_and_not_waited_for(capsys: Any, folder: Path) -> None:
     for name in ("plan.yaml", "embeds.safetensors", "taken/manifest.jsonl"):
@@ -291,7 +334,7 @@ def test_folders_of_two_kinds_stay_apart(capsys: Any, folder: Path) -> None:
     for name, text in (("manifest.jsonl", ""), ("index.html", "mine"), ("sheet.png", "mine")):
         Path("mine", name).write_text(text)
     call(capsys, "sweep", "-p", "x", "-o", "mine").refused("is not of a sweep")
-    Path("mine", "manifest.jsonl").write_text('{"source": "x", "file": null}\nmine\n')
+    Path("mine", "manifest.jsonl").write_text('{"source": "a web page", "caption": "mine"}\n')
     call(capsys, "extract", "a.png", "-o", "mine").refused("a line that is none of `zimage-vl extract`")
     Path("links.png").symlink_to(Path("out", "sheet.png"))
     call(capsys, "sweep", "-p", "x", "-r", "links.png", "-o", "out").refused("links.png", "would replace it")

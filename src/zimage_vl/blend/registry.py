@@ -59,7 +59,7 @@ _ALL_KNOBS = (
         "layer of the reader, or a mean of several; None: -6, with the text encoder -2",
     ),
     Knob("vl_text", None, "text; one per prompt", 'words read beside the picture; None: the prompt, "": no words'),
-    Knob("vl_describe", False, "bool", "the VL encoder describes the picture first, in place of vl_text"),
+    Knob("vl_describe", False, "bool", "the VL encoder writes the words beside the picture first"),
     _choose("vl_text_position", get_args(TextPosition), "after", "place of these words, seen from the picture"),
     _choose("vl_token_selection", get_args(TokenSelection), "all", "tokens of the reference that take part"),
     _choose("vl_normalization", get_args(Normalization), "global", "bring the reference to the size of the text"),
