@@ -53,14 +53,15 @@ def finish(figure: Any, title: str, path: Path, handles: list[Any]) -> Path:
     return path
 
 
-def _make_handles() -> list[Any]:
+def _make_handles(lines: bool) -> list[Any]:
     from matplotlib.lines import Line2D
 
-    handles = [Line2D([], [], color=colour, lw=3, label=label) for _, colour, label in SIDES]
+    style: dict[str, Any] = {"lw": 3} if lines else {"ls": "", "marker": "o", "ms": 9}
+    handles = [Line2D([], [], color=colour, label=label, **style) for _, colour, label in SIDES]
     handles.append(Line2D([], [], color=CHANCE, lw=2, ls=":", label="chance, no reference"))
     for _, dashes, filled, label in KINDS:
-        face = INK if filled else "white"
-        handles.append(Line2D([], [], color=INK, lw=2, ls=dashes, marker="o", mfc=face, ms=7, label=label))
+        style = {"ls": dashes if lines else "", "mfc": INK if filled else "white", "mew": 1.8}
+        handles.append(Line2D([], [], color=INK, lw=2, marker="o", ms=7, label=label, **style))
     return handles
 
 
@@ -106,7 +107,7 @@ def _draw_lines(rows: list[Row], measurements: Measurements, path: Path) -> Path
         ticks = xs if max(xs) > 1 else [0, 0.3, 0.5, 0.7, 1]
         axis.set_xticks(ticks, [f"{x:g}".replace("0.", ".") for x in ticks])
     axes[0].set_ylabel("share")
-    return finish(figure, TITLES[rows[0]["group"]], path, _make_handles())
+    return finish(figure, TITLES[rows[0]["group"]], path, _make_handles(lines=True))
 
 
 def _draw_dots(rows: list[Row], measurements: Measurements, path: Path) -> Path:
@@ -125,7 +126,7 @@ def _draw_dots(rows: list[Row], measurements: Measurements, path: Path) -> Path:
         _set_axis(axis, attribute or "all together", get_chance(measurements, attribute), vertical=False)
         axis.set_ylim(-0.6, len(rows) - 0.4)
     axes[0].set_yticks(range(len(rows)), [row["name"] for row in reversed(rows)])
-    return finish(figure, TITLES[rows[0]["group"]], path, _make_handles())
+    return finish(figure, TITLES[rows[0]["group"]], path, _make_handles(lines=False))
 
 
 def _set_axis(axis: Any, title: str, chance: float | None, *, vertical: bool) -> None:
