@@ -59,6 +59,7 @@ def test_ctrl_c_ends_the_imports_too_without_a_traceback() -> None:
     program = (
         "import os, signal, sys\n"
         "from zimage_vl.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # tests in the background ignore it
         "class Finder:\n"
         "    def find_spec(self, *name):\n"
         "        os.kill(os.getpid(), signal.SIGINT)\n"

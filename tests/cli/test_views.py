@@ -42,7 +42,7 @@ def test_sheets_of_a_time_when_there_were_more_go(tmp_path: Path) -> None:
     for name in ("sheet.png", "sheet-2.png", "sheet-music.png"):
         (tmp_path / "out" / name).touch()
     assert write_views(tmp_path / "out")["sheets"] == []
-    assert sorted(path.name for path in (tmp_path / "out").glob("*.*")) == ["index.html", "sheet-music.png"]
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.*")) == ["sheet-music.png"]
 
 
 def test_time_is_measured_where_the_folder_has_pictures_and_by_rule_elsewhere(tmp_path: Path) -> None:

@@ -33,9 +33,8 @@ def write_views(folder: Path) -> dict[str, Any]:
     from zimage_vl.workflows.manifest import MANIFEST, is_sheet
 
     gallery = Gallery.read(folder)
-    if not gallery.shots:  # as of a share without jobs
-        return {"manifest": str(folder / MANIFEST), "sheets": []}
-    write_page(folder, gallery)
+    if gallery.shots:  # a share may have no jobs
+        write_page(folder, gallery)
     sheets: list[Path] = []
     for number, sheet in enumerate(gallery.sheets(), 1):
         sheets.append(folder / ("sheet.png" if number == 1 else f"sheet-{number}.png"))
@@ -46,7 +45,7 @@ def write_views(folder: Path) -> dict[str, Any]:
     return {
         "manifest": str(folder / MANIFEST),
         "sheets": [str(path) for path in sheets],
-        "page": str(folder / "index.html"),
+        **({"page": str(folder / "index.html")} if gallery.shots else {}),
     }
 
 
