@@ -530,7 +530,7 @@ def test_a_reference_of_another_encoder_is_refused_by_name(pipe: ZImageVLPipelin
         same(paint(pipe, reference_embeds=given, **KNOBS), expected)
     # Without an encoder two Hub ids are compared; a folder tells nothing, and that is said once.
     without = tiny_pipeline(with_vl=False, vl_model_id=instruct)
-    refused(without, f"vl_model_id='{thinking}'", reference_embeds=relabel(model_id=thinking), **KNOBS)
+    refused(without, f"`vl_model_id` '{thinking}'", reference_embeds=relabel(model_id=thinking), **KNOBS)
     assert warned == []
     for _ in range(2):
         same(paint(without, reference_embeds=relabel(model_id="/data/qwen3-vl"), **KNOBS), expected)
