@@ -329,6 +329,13 @@ def test_shards_and_processes_read_what_one_reads(pictures: Path, capsys: pytest
     call(capsys, "merge", "all", "-o", "mine").refused("is another file than that of all")
     assert [path.read_text() for path in Path("mine").glob("*.safetensors")] == ["mine"]
     call(capsys, "merge", "part3", "refs", "-o", "new").refused("refs: has no manifest.jsonl")
+    name, data = next(iter(whole.items()))
+    for source, target, code in (("again", "all", 0), ("all", "again", 2), ("all", "all", 2)):
+        Path("all", name).unlink()
+        Path("all", name).write_bytes(data[:-9])  # damaged: brought by none, mended from another
+        assert call(capsys, "merge", source, "-o", target).code == code
+        assert Path("again", name).read_bytes() == data
+        assert (Path("all", name).read_bytes() == data) == (target == "all" and code == 0)
     call(capsys, "extract", "refs", "-o", "x", "--num-shards", 2, "--shard-index", 2).refused("below --num-shards 2")
     assert not Path("new").exists()
     assert not Path("x").exists()

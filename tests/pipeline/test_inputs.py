@@ -262,6 +262,7 @@ def test_embeddings_for_other_pipelines_are_checked_alike(pipe: ZImageVLPipeline
         (TypeError, "no argument `vl_text_position` here: use text_position", {"vl_text_position": "before"}),
         (TypeError, "`text` must be a string", {"text": 7}),
         (ValueError, "max_sequence_length", {"max_sequence_length": 0}),
+        (ValueError, "max_sequence_length", {"max_sequence_length": None}),
     ]
     with record_runs(pipe) as runs:
         for error, match, kwargs in wrong:

@@ -165,6 +165,10 @@ REFUSED: list[tuple[type[Exception], str, dict[str, Any]]] = [
     (ValueError, "lighthouse", {"vl_alpha": {"lighthouse": 0.5}}),
     (ValueError, "Layer -9 is out of range", {"vl_hidden_layer": -9}),
     (ValueError, "generator", {"generator": [seeded(), seeded()]}),
+    (TypeError, "`dtype` must be one such as", {"torch_dtype": torch.int32}),
+    (ValueError, "`device` must be one such as 'cpu'", {"device": "meta"}),
+    (TypeError, "`vl_model_id` must be a Hub id", {"vl_model_id": ["x"]}),
+    (TypeError, "`model` must be a Hub id", {"model": 3}),
 ]
 
 
@@ -177,8 +181,9 @@ def test_what_is_refused_is_refused_before_weights_are_read(
 
     for model in (Qwen3VLForConditionalGeneration, Qwen3Model, ZImageTransformer2DModel):
         monkeypatch.setattr(model, "from_pretrained", never)
+    given = {"model": folder, "prompt": PROMPT, **F32, **settings(reference_image=PICTURE), **arguments}
     with pytest.raises(error, match=reason):
-        generate_low_memory(folder, PROMPT, **F32, **settings(**{"reference_image": PICTURE, **arguments}))
+        generate_low_memory(**given)
 
 
 def test_nan_is_found_and_names_its_stage(pipe: Any, tmp_path: Path) -> None:

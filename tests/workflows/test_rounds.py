@@ -113,6 +113,7 @@ def test_the_callers_arguments_stay() -> None:
         ({"reference_embeds": object()}, ValueError, "got `reference_embeds`"),
         ({"output_type": "latent"}, ValueError, "no picture that could be a reference"),
         ({"num_images_per_prompt": 2}, ValueError, "`num_images_per_prompt` must be 1, got 2"),
+        ({"num_images_per_prompt": np.array([1, 1])}, ValueError, "`num_images_per_prompt` must be 1, got"),
     ],
 )
 def test_bad_arguments_are_refused_before_anything_runs(changes: dict[str, Any], error: Any, message: str) -> None:

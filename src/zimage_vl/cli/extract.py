@@ -174,9 +174,8 @@ class _Run:
             data = read_image_bytes(source.name, "REF")
         record["sha256"] = hashlib.sha256(data).hexdigest()
         path = self.output if self.to_file else self.output / file_name(record["sha256"], self.settings)
-        with suppress(ValueError, OSError):  # a file that is damaged does not count
-            if path in self.planned or (not self.to_file and zimage_vl.ReferenceEmbeds.load(path)):
-                return {"status": "kept", "file": path.name}
+        if path in self.planned or (not self.to_file and _is_whole(path)):
+            return {"status": "kept", "file": path.name}
         with _blamed_on_the_reference():
             image = zimage_vl.load_reference_image(data, f"REF {record['source']}")
         if self.dry_run:
@@ -213,18 +212,35 @@ def merge_extracted(folders: Sequence[Path], output: Path) -> dict[str, Any]:
             raise FileNotFoundError(errno.ENOENT, f"has no {MANIFEST}: it is no folder of `extract`", str(folder))
     for folder in [*folders, output]:
         deque(_own_rows(folder), maxlen=0)  # before anything is written
-    known = {line for line, _ in _own_rows(output)}
+    known = dict(_own_rows(output))
+    ours = {row.get("file") for row in known.values()}
     for folder in folders:
         for line, row in _own_rows(folder):
+            if (file := row.get("file")) is not None:
+                _bring_embeds(folder / file, output / file, file in ours)
             if line not in known:
-                if (file := row.get("file")) is not None:
-                    bring_file(folder / file, output / file)
-                    if not filecmp.cmp(folder / file, output / file, shallow=False):
-                        raise ValueError(f"{output / file} is another file than that of {folder}: name a new folder.")
                 append_line(output / MANIFEST, json.dumps(row, ensure_ascii=False))
-                known.add(line)
+                known[line] = row
     counts = Counter(str(row.get("status")) for _, row in _rows(output))
     return {"output": str(output), "counts": dict(counts), "manifest": str(output / MANIFEST)}
+
+
+def _bring_embeds(source: Path, target: Path, is_ours: bool) -> None:
+    """Bring a file whose own digest is right, in the place of a damaged one of ours too."""
+    if not source.is_file():
+        raise FileNotFoundError(errno.ENOENT, "is named by the manifest beside it, and no file", str(source))
+    zimage_vl.ReferenceEmbeds.load(source)
+    if target.exists() and not filecmp.cmp(source, target, shallow=False):
+        if not is_ours or _is_whole(target):
+            raise ValueError(f"{target} is another file than that of {source.parent}: name a new folder.")
+        target.unlink()
+    bring_file(source, target)
+
+
+def _is_whole(path: Path) -> bool:
+    with suppress(ValueError, OSError):
+        return bool(zimage_vl.ReferenceEmbeds.load(path))
+    return False
 
 
 def _own_rows(folder: Path) -> Iterator[tuple[bytes, dict[str, Any]]]:

@@ -320,10 +320,9 @@ def check_finite_tensors(stage: str, tensors: Sequence[Tensor]) -> None:
     """Refuse NaN and infinity, which would end as a black picture, naming the stage they come from."""
     for tensor in tensors:
         if not bool(torch.isfinite(tensor).all()):
-            advice = "A large guidance_scale can do it."
-            if tensor.dtype == torch.float16:
-                advice = "In float16 a model can overflow: use bfloat16 or float32."
-            raise ValueError(f"NaN or infinity in {stage} ({tensor.dtype}), which would paint black. {advice}")
+            half = tensor.dtype == torch.float16
+            advice = " In float16 a model can overflow: use bfloat16 or float32." if half else ""
+            raise ValueError(f"NaN or infinity in {stage} ({tensor.dtype}), which would paint black.{advice}")
 
 
 def check_painted(images: Any, latents: Tensor | None) -> None:
@@ -351,7 +350,7 @@ def _check_lengths(host: Host, prompts: Sequence[str], length: int) -> None:
 
 def read_text_beside(tokenizer: Any, text: str, length: int) -> TextTurn:
     """Read the turn of a text that is not the prompt, and say what of it is cut off."""
-    turn = read_text_turn(tokenizer, text, length)
+    turn = read_text_turn(tokenizer, text, _check_whole("max_sequence_length", length, _MOST_TEXT))
     _warn_of_cut("The text beside the picture", text, len(turn.uncut_ids), length)
     return turn
 

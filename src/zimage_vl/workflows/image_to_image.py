@@ -15,7 +15,7 @@ import torch
 from diffusers import ZImageImg2ImgPipeline
 from PIL import Image, ImageOps
 
-from ..blend.checks import check_count, check_kind
+from ..blend.checks import check_count, check_kind, to_plain
 from ..blend.registry import KNOBS
 from ..pipeline.inputs import (
     check_one_per_prompt,
@@ -154,7 +154,8 @@ def paint_from_image(
     call |= {"guidance_scale": guidance_scale, "generator": generator, "output_type": output_type}
     count = len(check_texts("prompt", prompt))
     check_painting(vl.get_host(), call, count)
-    check_strength(strength, call["num_inference_steps"])
+    sigmas = call.get("sigmas")
+    strength = check_strength(strength, call["num_inference_steps"] if sigmas is None else len(sigmas))
     starts = _load_starts(init_image, count, width, height, vl.vae_scale_factor * 2)
     each = generator if isinstance(generator, list) else [generator] * (count * num_images_per_prompt)
     warn_about_models(vl, guidance_scale, None)
@@ -187,8 +188,9 @@ def paint_from_image(
     return ZImageVLPipelineOutput(images, ready.reports or None, ready.negative_reports or None)
 
 
-def check_strength(strength: float, steps: int) -> None:
-    """Check that a strength (above 0, up to 1) leaves a step out, or is 1: a ValueError says what would."""
+def check_strength(strength: float, steps: int) -> float:
+    """Check a strength, above 0 and up to 1, and return it; a ValueError if it leaves no step out or none to run."""
+    strength = cast("float", to_plain(strength))
     if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 < strength <= 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise ValueError(
             f"`strength` must be above 0 (which would give the start picture back) and at most 1, got {strength!r}."
@@ -198,6 +200,9 @@ def check_strength(strength: float, steps: int) -> None:
             f"`strength` {strength} of {steps} steps is all of them, so nothing of the start picture would be left. "
             f"Use at least {math.ceil(1 / (1 - strength) - 1e-9)} steps, or a strength of at most {1 - 1 / steps:.3g}."
         )
+    if count_run_steps(steps, strength) == 0:
+        raise ValueError(f"`strength` {strength} of {steps} steps is none of them: use at least {1 / steps:.3g}.")
+    return strength
 
 
 def count_run_steps(steps: int, strength: float) -> int:
@@ -278,6 +283,8 @@ def _split_arguments(kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, 
 def _load_starts(
     init_image: Any, count: int, width: int | None, height: int | None, multiple: int
 ) -> list[Image.Image]:
-    given = cast("list[Any]", init_image if isinstance(init_image, (list, tuple)) else [init_image] * count)
+    several = isinstance(init_image, (list, tuple)) or getattr(init_image, "ndim", 0) == 4  # an array of pictures
+    given: list[Any] = list(init_image) if several else [init_image]
+    given = given * count if len(given) == 1 else given
     check_one_per_prompt("init_image", len(given), count)
     return [load_init_image(image, width, height, multiple) for image in given]

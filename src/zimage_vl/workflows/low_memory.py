@@ -89,11 +89,15 @@ def generate_low_memory(
     """
     call, references = _split_arguments({**kwargs, "prompt": prompt, "reference_image": reference_image})
     dtype = dtype if torch_dtype is None else torch_dtype
-    if not isinstance(dtype, torch.dtype):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise TypeError(f"`dtype` must be one such as torch.bfloat16, got {dtype!r:.80}.")
+    for name, value in {"model": model, "vl_model_id": vl_model_id or ""}.items():
+        if not isinstance(value, (str, os.PathLike)):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(f"`{name}` must be a Hub id or the path of a folder, got {value!r:.80}.")
     try:
         device = torch.device(device)
-    except (RuntimeError, TypeError, ValueError) as error:
+        torch.zeros(1, device=device).tolist()  # which torch's meta device cannot
+    except (RuntimeError, TypeError, ValueError, AssertionError, ImportError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"`device` must be one such as 'cpu' or 'cuda:0', got {device!r:.80}: {reason}.") from error
     source = _Source(model, revision, dtype, device, vl_model_id)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ..blend.checks import check_count, check_kind
+from ..blend.checks import check_count, check_kind, to_plain
 from ..pipeline.inputs import list_generators
 
 
@@ -84,7 +84,7 @@ def _check_iterations(iterations: object, reference_image: Any, kwargs: dict[str
         raise ValueError(f"Refining needs a `reference_image` to begin with, a picture as every later one; got {got}.")
     if kwargs.get("output_type") == "latent":
         raise ValueError('`output_type` "latent" gives no picture that could be a reference: use "pil", "np" or "pt".')
-    if (kwargs.get("num_images_per_prompt") or 1) != 1:
+    if to_plain(kwargs.get("num_images_per_prompt")) not in (None, 1):
         raise ValueError(
             f"`num_images_per_prompt` must be 1, got {kwargs['num_images_per_prompt']}: each prompt has one picture "
             "to feed back. For several, refine once a seed."
