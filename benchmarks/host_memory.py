@@ -59,6 +59,8 @@ def save_models(folder: Path, blocks: int = _BLOCKS) -> dict[str, float]:
         {**toy.transformer.config, "dim": 768, "n_layers": 10, "n_heads": 12, "n_kv_heads": 12, "cap_feat_dim": _WIDTH}
         | {"axes_dims": [16, 24, 24]}
     )
+    for token in (transformer.x_pad_token, transformer.cap_pad_token):  # diffusers fills them with nothing
+        torch.nn.init.normal_(token, std=0.02)
     parts = {**toy.components, "vl_encoder": encoder, "transformer": transformer}
     parts["text_encoder"] = Qwen3Model(Qwen3Config(**text))
     ZImageVLPipeline(**parts, vl_model_id=None).save_pretrained(folder)
