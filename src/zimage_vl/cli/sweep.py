@@ -163,11 +163,14 @@ def merge(
 @contextmanager
 def _gone_if_it_fails(folder: Path) -> Generator[None]:
     """Within it, what fails takes away again what it brought into a folder without a manifest: links and copies."""
-    is_new, before = not (folder / MANIFEST).exists(), {*folder.rglob("*")}
+    if (folder / MANIFEST).exists():
+        yield
+        return
+    before = {*folder.rglob("*")}
     try:
         yield
     except Exception:
-        for path in sorted({*folder.rglob("*")} - before, reverse=True) if is_new else ():
+        for path in sorted({*folder.rglob("*")} - before, reverse=True):
             path.rmdir() if path.is_dir() and not path.is_symlink() else path.unlink()
         raise
 

@@ -144,9 +144,10 @@ class _File:
         self._label, self._data, self._embeds = f"{SOURCES[name]} {hide_secrets(path)}", b"", None
         if name.endswith("_embeds"):
             self._embeds = ReferenceEmbeds.load(path)  # which judges it by its first bytes, however large it is
+            data = Path(path).read_bytes()
         else:
-            self._data = read_image_bytes(path, SOURCES[name])
-        self.digest = hashlib.sha256(self._data or Path(path).read_bytes()).hexdigest()
+            data = self._data = read_image_bytes(path, SOURCES[name])
+        self.digest = hashlib.sha256(data).hexdigest()
 
     @cached_property
     def content(self) -> Any:
